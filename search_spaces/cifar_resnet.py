@@ -148,13 +148,13 @@ class ZeroPadded(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.front, self.behind))
 
 
-def initialize(network: nn.Module) -> None:
+def initialize(network: nn.Module, generator: torch.Generator | None = None) -> None:
     """The start of the TAS paper's code; norms already start at 1 and 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
         elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
+            nn.init.normal_(module.weight, std=0.01, generator=generator)
             nn.init.zeros_(module.bias)
 
 
