@@ -1,7 +1,8 @@
 """The learned distribution over architectures, and the draws from it that a supernet runs at.
 
 TAS (Dong & Yang 2019, eq. 3-5): every choice has a row of logits; Gumbel noise picks a few candidates of a row and the
-same noise weighs them, so that the loss of one forward has a gradient for every logit.
+same noise weighs them, so that the loss of one forward compares these candidates and moves their logits. (The other
+logits of the row stand still but for the cost: the shift by which log_softmax moves all of them cancels.)
 """
 
 from __future__ import annotations
