@@ -1,0 +1,243 @@
+"""From an unmodified network to its search space: one real forward, channel identities, proof by replay."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tas.errors import BadNetwork
+from tas.space import Choice, Factor, Kept, LayerCost, SearchSpace, Term
+from tas.tracing.folding import fold_region, fold_widths
+from tas.tracing.identity import Array, Rows
+from tas.tracing.operators import HANDLERS, unknown
+from tas.tracing.proof import disproved, skips_exactly
+from tas.tracing.recording import Record, Recorder, Site
+from tas.tracing.regions import Region, chain, find_regions
+from tas.tracing.slicing import Cut, cut_of, cut_size, layer_attributes
+from tas.tracing.units import Rules, Size, Units, find_units, terms, times
+
+__all__ = ["Rules", "Traced", "trace"]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A network with its search space, and what is needed to run or build it at any architecture.
+
+    `rows` says, for every parameter and buffer, which units each position of each dimension needs ([positions, k],
+    indices of units; `units` stands for "always kept"). `first` and `sizes` give the units of each width choice;
+    `runs` the modules of each depth choice, in order. `folds` names the parameter dimensions that a choice's channel
+    factors multiply, `branch_folds` those that scale the branch of a skippable module.
+    """
+
+    network: nn.Module
+    space: SearchSpace
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    rows: Mapping[str, tuple[Rows, ...]]
+    units: int
+    first: Mapping[str, int]
+    grouped: Mapping[str, tuple[tuple[int, Rows], tuple[int, Rows]]]
+    runs: Mapping[str, tuple[str, ...]]
+    folds: Mapping[str, tuple[Site, ...]]
+    branch_folds: Mapping[str, tuple[Site, ...]]
+    seconds: float = 0.0
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        return {choice.name: choice.size for choice in self.space.choices if choice.kind == "width"}
+
+    def keep_mask(self, architecture: Mapping[str, int], keep: Mapping[str, Any] | None = None) -> Array:
+        """Which units stay: the first ones of every width choice, or the indices given in `keep` by choice name.
+
+        Raises ValueError where `keep` names no width choice, or other than as many distinct units as the architecture.
+        """
+        mask = np.zeros(self.units + 1, bool)
+        mask[-1] = True
+        chosen = dict(keep or {})
+        for name, size in self.sizes.items():
+            first, count = self.first[name], architecture[name]
+            kept = np.asarray(chosen.pop(name, np.arange(count)), dtype=int)
+            if len(np.unique(kept)) != count or kept.size != count or kept.min() < 0 or kept.max() >= size:
+                raise ValueError(f"keep[{name!r}] lists {count} distinct units of 0..{size - 1}, got {kept.tolist()}")
+            mask[first + kept] = True
+        if chosen:
+            raise ValueError(f"keep names width choices of the space, got {sorted(chosen)}")
+        return mask
+
+    def cuts(self, mask: Array) -> dict[str, Cut]:
+        """What stays of every parameter and buffer that loses something."""
+        cuts = {name: cut_of(rows, mask) for name, rows in self.rows.items()}
+        return {name: cut for name, cut in cuts.items() if cut}
+
+    def attributes(self, network: nn.Module, cuts: Mapping[str, Cut], mask: Array) -> dict[str, dict[str, Any]]:
+        """By module, the attributes that must be set to run at these cuts."""
+        touched = dict.fromkeys(name.rpartition(".")[0] for name in cuts)
+        found = {}
+        for name in touched:
+            module = network.get_submodule(name)
+            shapes = {}
+            for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                cut = cuts.get(f"{name}.{key}" if name else key, {})
+                shapes[key] = tuple(cut_size(n, cut.get(d)) for d, n in enumerate(tensor.shape))
+            groups = None
+            if name in self.grouped:
+                reads, inside = (_count(n, rows, mask) for n, rows in self.grouped[name])
+                groups = reads // inside
+            found[name] = layer_attributes(module, shapes, groups)
+        return found
+
+    def dead(self, architecture: Mapping[str, int]) -> list[str]:
+        """The modules that an architecture leaves out."""
+        return [module for name, run in self.runs.items() for module in run[architecture[name] :]]
+
+
+def _count(n: int, rows: Rows, mask: Array) -> int:
+    return n if rows is None else int(mask[rows].all(1).sum())
+
+
+def trace(network: nn.Module, example_inputs: Any, rules: Rules | None = None) -> Traced:
+    """Find out what can be searched in a network, by one forward of a copy on example inputs.
+
+    `example_inputs`: a tensor, a tuple of positional arguments, or a dict of keyword arguments; the first dimension of
+    the first tensor is the batch (of 2 or more, so that it is not mistaken for a size of 1). The network is not
+    changed. What cannot be followed is kept, with the reason, in `.space.kept`.
+
+    Raises `BadNetwork` where the network refuses the inputs.
+    """
+    args, kwargs = as_call(example_inputs)
+    rules = rules or Rules()
+    original = copy.deepcopy(network)
+    training = network.training
+    recorder = Recorder(copy.deepcopy(network).eval(), HANDLERS, unknown)
+    try:
+        recorder.run(args, kwargs)
+    except Exception as error:
+        raise BadNetwork(
+            f"the network must run on the example inputs {_shapes(args, kwargs)}, got {type(error).__name__}: "
+            f"{_first_line(error)}"
+        ) from error
+    while True:
+        units, kept = find_units(recorder, rules)
+        traced = _assemble(recorder, units, kept, original, args, kwargs, rules)
+        wrong = disproved(recorder, units, traced)
+        if not wrong:
+            break
+        for rows, why in wrong:
+            recorder.identities.freeze(rows, why)
+    original.train(training)
+    return traced
+
+
+def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as positional and keyword arguments."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
+
+
+def _assemble(
+    recorder: Recorder,
+    units: Units,
+    kept: list[Kept],
+    network: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    rules: Rules,
+) -> Traced:
+    runs, branch_folds = _depth(recorder, network, args, kwargs) if rules.depth else ([], {})
+    depths = {_run_name(run): run for run in runs}
+    alive = {
+        region.module: Factor(name, "above", index) for name, run in depths.items() for index, region in enumerate(run)
+    }
+    choices = [*units.choices, *(Choice(name, "depth", tuple(range(len(run) + 1))) for name, run in depths.items())]
+    costs = [*_macs(recorder, units, alive, _batch(args, kwargs)), *_params(recorder, units, alive)]
+    space = SearchSpace(tuple(choices), tuple(costs), tuple(kept), tuple(recorder.inexact))
+    return Traced(
+        network=network,
+        space=space,
+        args=args,
+        kwargs=kwargs,
+        rows={name: tuple(units.rows(part) for part in rows) for name, rows in recorder.tensors.items()},
+        units=units.total,
+        first={choice.name: units.start(number) for number, choice in enumerate(units.choices)},
+        grouped={
+            name: tuple((n, units.rows(rows)) for n, rows in axes)  # type: ignore[misc]
+            for name, axes in recorder.grouped.items()
+        },
+        runs={name: tuple(region.module for region in run) for name, run in depths.items()},
+        folds=fold_widths(recorder, units),
+        branch_folds=branch_folds,
+    )
+
+
+def _depth(
+    recorder: Recorder, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[list[Region]], dict[str, tuple[Site, ...]]]:
+    """Runs of regions that can be skipped: leaving one out equals scaling its branch by 0, shown by running both."""
+    folds = {region.module: fold_region(recorder, region) for region in find_regions(recorder)}
+    regions = [region for region in find_regions(recorder) if folds[region.module]]
+    proved = skips_exactly(network, args, kwargs, folds, [region.module for region in regions])
+    regions = [region for region in regions if region.module in proved]
+    return chain(regions), {region.module: folds[region.module] for region in regions}
+
+
+def _run_name(run: list[Region]) -> str:
+    """The modules of the run, as first..last: "layer1.0..2"."""
+    first, last = run[0].module, run[-1].module
+    parent, _, tail = last.rpartition(".")
+    return f"{first}..{tail if first.rpartition('.')[0] == parent else last}.depth" if len(run) > 1 else f"{first}.depth"
+
+
+def _macs(recorder: Recorder, units: Units, alive: Mapping[str, Factor], batch: int) -> list[LayerCost]:
+    costs = []
+    for record in recorder.records:
+        found: list[Term] = []
+        for product in record.products:
+            size: Size = times(*(units.size(n, rows) for n, rows in product))
+            divide = batch if all(c % batch == 0 for c in size.values()) else 1
+            found += terms(size, _alive(record.module, alive), divide)
+        if found:
+            costs.append(LayerCost(record.module, "macs", tuple(found)))
+    return costs
+
+
+def _params(recorder: Recorder, units: Units, alive: Mapping[str, Factor]) -> list[LayerCost]:
+    costs = []
+    for name, parameter in recorder.network.named_parameters():
+        rows = recorder.tensors.get(name, (None,) * parameter.dim())
+        size = times(*(units.size(n, part) for n, part in zip(parameter.shape, rows, strict=True)))
+        module = name.rpartition(".")[0]
+        costs.append(LayerCost(module, "params", terms(size, _alive(name, alive))))
+    return costs
+
+
+def _alive(name: str, alive: Mapping[str, Factor]) -> tuple[Factor, ...]:
+    return tuple(factor for module, factor in alive.items() if name == module or name.startswith(f"{module}."))
+
+
+def _batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+    return 1 if first is None or not first.dim() else first.shape[0]
+
+
+def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    named = [*(("", a) for a in args), *((f"{k}=", v) for k, v in kwargs.items())]
+    return ", ".join(f"{k}{tuple(a.shape) if isinstance(a, torch.Tensor) else a!r}" for k, a in named)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def with_network(traced: Traced, network: nn.Module) -> Traced:
+    """The same space over other weights of the same shapes."""
+    return replace(traced, network=network)
+
+

@@ -1,0 +1,29 @@
+"""The one table of operator handlers. A handler gives the output its identities (`put`), merges identities that must go
+together (`unify`), and notes what multiplies and what scales. An operator that is not here freezes what reaches it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from tas.tracing import pointwise, products, shapes
+from tas.tracing.recording import Handler, Recorder
+
+HANDLERS: dict[str, Handler] = {**pointwise.HANDLERS, **products.HANDLERS, **shapes.HANDLERS}
+
+
+def unknown(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
+    """No handler: everything that reaches the operator stays as it is."""
+    inputs = [a for a in tree_leaves((args, options)) if isinstance(a, Tensor)]
+    if not inputs:
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.dtype.is_floating_point:
+                shapes.created(t, tensor)
+        return
+    for tensor in inputs:
+        t.freeze(*t.rows(tensor), why=f"tas has no handler for {t.current.operator}")
+    for tensor in tree_leaves(out):
+        if isinstance(tensor, Tensor):
+            t.put(tensor, [None] * tensor.dim())

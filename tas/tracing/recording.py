@@ -1,0 +1,270 @@
+"""One real forward under a dispatch mode: every operator with its tensors, module, source line and identities."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from tas.tracing.identity import Identities, Rows
+
+# How a channel factor m >= 0 on an operator's inputs shows in its output:
+#   pass      zero stays zero on every channel (relu, pooling, cat, views)
+#   add       so it does where every operand carries the factor
+#   multiply  one operand with the factor is enough (squeeze-excite, gates)
+#   norm      normalised away, then scaled by an affine of its own
+#   product   a linear operator with weights; `contracted` names what is summed over (convolution, linear, attention)
+#   other     anything else
+Flow = Literal["pass", "add", "multiply", "norm", "product", "other"]
+Site = tuple[str, int]  # a parameter's name and one of its dimensions
+Axis = tuple[int, Rows]  # size and identities of one dimension
+
+
+@dataclass(frozen=True)
+class Value:
+    """One tensor as an operator read or wrote it: `made_by` is the record that computed it last (-1: given)."""
+
+    shape: tuple[int, ...]
+    rows: tuple[Rows, ...]
+    made_by: int
+    real: bool  # of floating point
+    sites: tuple[Site | None, ...]  # for each dimension, the parameter dimension that it shows, if it shows one
+
+    def axes(self) -> list[Axis]:
+        return list(zip(self.shape, self.rows, strict=True))
+
+
+@dataclass
+class Record:
+    """One operator of the forward."""
+
+    index: int
+    operator: str
+    module: str
+    source: str
+    inputs: tuple[Value, ...]
+    before: int  # bit set of the records that its inputs descend from
+    input_before: tuple[int, ...]
+    outputs: tuple[Value, ...] = ()
+    flow: Flow = "other"
+    products: list[list[Axis]] = field(default_factory=list)  # one multiply-accumulate per point of these axes
+    scales: tuple[Site, ...] = ()  # parameters that scale every output channel: gamma and beta, or rows and bias
+    contracted: tuple[tuple[int, Rows, Site | None], ...] = ()  # which input, what is summed over, what it meets
+
+    def where(self) -> str:
+        return f"{self.operator} in {self.module or 'the network'} ({self.source})"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module with one tensor in and one out: records first..last-1 belong to it."""
+
+    module: str
+    first: int
+    last: int
+    input: Value
+    output: Value
+    input_descends_from: int
+
+
+Handler = Callable[..., None]
+_OWN = f"{Path(__file__).parent}/"
+_TORCH = f"{Path(torch.__file__).parent}/"
+
+
+class Recorder(TorchDispatchMode):
+    """Runs a network once and keeps what it did. Handlers (tas.tracing.operators) call `rows`, `put` and `unify`."""
+
+    def __init__(self, network: nn.Module, handlers: dict[str, Handler], fallback: Handler) -> None:
+        super().__init__()
+        self.network, self.handlers, self.fallback = network, handlers, fallback
+        self.identities = Identities()
+        self.records: list[Record] = []
+        self.calls: list[Call] = []
+        self.tensors: dict[str, tuple[Rows, ...]] = {}  # parameters and buffers
+        self.inexact: dict[str, int] = {}
+        self.grouped: dict[str, tuple[Axis, Axis]] = {}  # grouped convolutions: input channels and channels a group
+        self.touched: set[str] = set()
+        self.current: Record
+        self._rows = WeakIdKeyDictionary()
+        self._maker = WeakIdKeyDictionary()
+        self._descends = WeakIdKeyDictionary()
+        self._origin = (
+            WeakIdKeyDictionary()
+        )  # parameter behind a tensor: its name, and its dimension for each dimension
+        self._written: dict[int, tuple[int, int]] = {}  # storage -> last in-place record and what that descends from
+        self._stack: list[str] = [""]
+        self._names = {id(module): name for name, module in network.named_modules()}
+        for name, tensor in _named_tensors(network):
+            if tensor in self._rows:
+                self.tensors[name] = self._rows[tensor]
+            elif tensor.dtype.is_floating_point:
+                rows = tuple(self.identities.fresh(n) if n > 1 else None for n in tensor.shape)
+                self._rows[tensor] = self.tensors[name] = rows
+                self._origin[tensor] = (name, tuple(range(tensor.dim())))
+
+    # -- what handlers use -----------------------------------------------------------------------------------------
+    def rows(self, tensor: Tensor) -> list[Rows]:
+        known = self._rows.get(tensor)
+        return list(known) if known is not None and len(known) == tensor.dim() else [None] * tensor.dim()
+
+    def put(self, tensor: Tensor, rows: Sequence[Rows]) -> None:
+        for size, part in zip(tensor.shape, rows, strict=True):
+            assert part is None or len(part) == size, (
+                f"{self.current.where()}: {size} positions, {len(part)} identities"
+            )
+        self._rows[tensor] = tuple(self.identities.canonical(part) for part in rows)
+
+    def unify(self, left: Rows, right: Rows) -> None:
+        self.identities.unify(left, right, self.current.where())
+
+    def freeze(self, *parts: Rows, why: str = "") -> None:
+        for part in parts:
+            self.identities.freeze(part, f"{why}{': ' if why else ''}{self.current.where()}")
+
+    def carries(self, rows: Rows) -> bool:
+        return self.identities.canonical(rows) is not None
+
+    def mark_inexact(self, why: str) -> None:
+        self.inexact[why] = self.inexact.get(why, 0) + 1
+
+    def site(self, tensor: Tensor | None, dim: int) -> tuple[Site, ...]:
+        """The parameter dimension behind a dimension of a tensor, if that is a parameter seen through views."""
+        known = None if tensor is None else self._origin.get(tensor)
+        if known is None or known[1][dim] is None:
+            return ()
+        return ((known[0], known[1][dim]),)
+
+    def keep_origin(self, source: Tensor, target: Tensor, dims: Sequence[int | None]) -> None:
+        """`target` is a view of `source`; `dims[i]` is the dimension of source that dimension i of target shows."""
+        known = self._origin.get(source)
+        if known is not None:
+            self._origin[target] = (known[0], tuple(None if d is None else known[1][d] for d in dims))
+
+    # -- the forward -----------------------------------------------------------------------------------------------
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with torch.no_grad(), _hooks(self), plain_attention(), self:
+            output = self.network(*args, **kwargs)
+        for tensor in _tensors(output):
+            for part in self.rows(tensor):
+                self.identities.freeze(part, "it is an output of the network")
+        for name, rows in self.tensors.items():
+            if name not in self.touched:
+                for part in rows:
+                    self.identities.freeze(part, "the forward never reads it")
+        return output
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        operator = func._schema.name.split("::")[-1]
+        inputs = _tensors((args, kwargs))
+        values = tuple(self._value(tensor) for tensor in inputs)
+        before = [self._ancestors(tensor) for tensor in inputs]
+        out = func(*args, **kwargs)
+        union = 0
+        for bits in before:
+            union |= bits
+        index = len(self.records)
+        self.current = Record(index, operator, self._stack[-1], _source_line(), values, union, tuple(before))
+        for tensor in inputs:
+            known = self._origin.get(tensor)
+            if known is not None:
+                self.touched.add(known[0])
+        in_place = operator.endswith("_") and not operator.endswith("__")
+        handler = self.handlers.get(operator) or self.handlers.get(operator.rstrip("_"))
+        pointwise = torch.Tag.pointwise in func.tags
+        (handler or (self.handlers["pointwise"] if pointwise else self.fallback))(self, out, *args, **kwargs)
+        self._note_outputs(out, inputs, union | (1 << index), in_place)
+        self.records.append(self.current)
+        return out
+
+    def _note_outputs(self, out: Any, inputs: list[Tensor], descends: int, in_place: bool) -> None:
+        storages = {_storage(tensor) for tensor in inputs}
+        for tensor in _tensors(out):
+            self._descends[tensor] = descends
+            self._maker[tensor] = self.current.index
+            if in_place:
+                self._written[_storage(tensor)] = (self.current.index, descends)
+            elif _storage(tensor) not in storages:
+                self._written.pop(_storage(tensor), None)  # new memory at an old address
+        self.current.outputs = tuple(self._value(tensor) for tensor in _tensors(out))
+
+    def _value(self, tensor: Tensor) -> Value:
+        made_by = max(self._maker.get(tensor, -1), self._written.get(_storage(tensor), (-1, 0))[0])
+        sites = tuple(next(iter(self.site(tensor, d)), None) for d in range(tensor.dim()))
+        return Value(tuple(tensor.shape), tuple(self.rows(tensor)), made_by, tensor.dtype.is_floating_point, sites)
+
+    def _ancestors(self, tensor: Tensor) -> int:
+        return int(self._descends.get(tensor, 0)) | self._written.get(_storage(tensor), (-1, 0))[1]
+
+
+@contextmanager
+def _hooks(recorder: Recorder) -> Iterator[None]:
+    """Follow the module stack, and note the calls of modules with one tensor in and one out."""
+    opened: list[tuple[int, Value | None, int]] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        recorder._stack.append(recorder._names.get(id(module), recorder._stack[-1]))
+        given = _tensors((args, kwargs))
+        alone = len(given) == 1 and len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        value = recorder._value(given[0]) if alone else None
+        opened.append((len(recorder.records), value, recorder._ancestors(given[0]) if alone else 0))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        name = recorder._stack.pop()
+        first, value, descends = opened.pop()
+        if value is not None and isinstance(output, Tensor):
+            made = recorder._value(output)
+            recorder.calls.append(Call(name, first, len(recorder.records), value, made, descends))
+
+    handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in recorder.network.modules()]
+    handles += [module.register_forward_hook(leave) for module in recorder.network.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Off with the fused transformer path: it is one opaque operator."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from network.named_parameters(remove_duplicate=False)
+    yield from network.named_buffers(remove_duplicate=False)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _source_line() -> str:
+    """The innermost line of Python that is neither torch's nor ours, as file:line."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_TORCH, _OWN)) and not name.startswith("<"):
+            return f"{Path(name).name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "?"

@@ -1,0 +1,68 @@
+"""Cutting a network: kept positions of every parameter and buffer, and the attributes of layers that are sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tas.tracing.identity import Array, Rows
+
+Cut = dict[int, Tensor | int]  # by dimension: kept positions, or how many of the first ones
+UnitRows = Mapping[str, tuple[Rows, ...]]  # tensor name -> units of every dimension
+
+
+def kept_positions(rows: Rows, keep: Array) -> Array | None:
+    """Indices of the kept positions of a dimension, or None for all; `keep` is a mask over units and a final True."""
+    if rows is None:
+        return None
+    mask = keep[rows].all(1)
+    return None if mask.all() else np.flatnonzero(mask)
+
+
+def cut_of(rows: tuple[Rows, ...], keep: Array) -> Cut:
+    """What to keep of one tensor; empty where all of it stays."""
+    cut: Cut = {}
+    for dim, part in enumerate(rows):
+        positions = kept_positions(part, keep)
+        if positions is not None:
+            leading = len(positions) > 0 and int(positions[-1]) == len(positions) - 1
+            cut[dim] = len(positions) if leading else torch.from_numpy(positions)
+    return cut
+
+
+def apply_cut(tensor: Tensor, cut: Cut) -> Tensor:
+    """A view where the kept positions lead, a copy elsewhere."""
+    for dim, kept in cut.items():
+        tensor = tensor.narrow(dim, 0, kept) if isinstance(kept, int) else tensor.index_select(dim, kept.to(tensor.device))
+    return tensor
+
+
+def cut_size(size: int, kept: Tensor | int | None) -> int:
+    return size if kept is None else kept if isinstance(kept, int) else len(kept)
+
+
+def layer_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], groups: int | None) -> dict[str, Any]:
+    """The attributes of a torch layer that must follow the shapes of its parameters; `groups` of a grouped convolution."""
+    weight = shapes.get("weight")
+    if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
+        count = groups if groups is not None else module.groups
+        makes, reads = (weight[1] * count, weight[0]) if module.transposed else (weight[0], weight[1] * count)
+        return {"in_channels": reads, "out_channels": makes, "groups": count}
+    if isinstance(module, nn.Linear) and weight is not None:
+        return {"out_features": weight[0], "in_features": weight[1]}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        known = weight or shapes.get("running_mean")
+        return {} if known is None else {"num_features": known[0]}
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
+        return {"normalized_shape": tuple(weight)}
+    if isinstance(module, nn.GroupNorm) and weight is not None:
+        return {"num_channels": weight[0]}
+    if isinstance(module, nn.Embedding) and weight is not None:
+        return {"num_embeddings": weight[0], "embedding_dim": weight[1]}
+    if isinstance(module, nn.PReLU) and weight is not None:
+        return {"num_parameters": weight[0]}
+    return {}

@@ -1,0 +1,230 @@
+"""From atoms to choices: atoms that appear in the same places are the units of one choice; sizes become formulas."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from tas.space import Choice, Factor, Kept, Term
+from tas.tracing.identity import Array, Rows
+from tas.tracing.recording import Recorder, Site
+
+_PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+Size = dict[tuple[tuple[str, int], ...], int]  # a polynomial: {((choice, power), ...): coefficient}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the user fixes about the widths: `ratios` of the original's size that are candidates (TAS: 0.3, 0.4 ... 1.0,
+    rounded down), multiples of `divisor` only, names (globs over choice names) in `fix` that stay as they are."""
+
+    ratios: tuple[float, ...] = _PAPER_RATIOS
+    divisor: int = 1
+    fix: tuple[str, ...] = ()
+    depth: bool = True
+
+    def candidates(self, size: int) -> tuple[int, ...]:
+        cut = {int(size * ratio + 1e-9) // self.divisor * self.divisor for ratio in self.ratios}
+        return tuple(sorted({n for n in cut if 0 < n < size} | {size}))
+
+
+@dataclass
+class Units:
+    """Every searchable unit of a network has an index; units of one choice are consecutive, in their present order.
+
+    Index `total`, one more than the last unit, stands for what is always kept; it is owned by no choice.
+    """
+
+    recorder: Recorder
+    choices: list[Choice]
+    owner: Array  # [total + 1]: the number of the choice that a unit belongs to, len(choices) for none
+    unit: Array  # [atoms]: the unit that a free atom is
+
+    @property
+    def total(self) -> int:
+        return len(self.owner) - 1
+
+    def start(self, number: int) -> int:
+        """The first unit of a choice."""
+        return int(np.searchsorted(self.owner, number))
+
+    def rows(self, rows: Rows) -> Rows:
+        """Identities as units [n, k]; None where every position is always kept."""
+        known = self.recorder.identities.canonical(rows)
+        if known is None:
+            return None
+        units = self.unit[known]
+        return None if (units == self.total).all() else units
+
+    def choices_of(self, rows: Rows) -> frozenset[str]:
+        """Names of the choices that decide which positions are kept."""
+        units = self.rows(rows)
+        numbers = [] if units is None else np.unique(self.owner[units])
+        return frozenset(self.choices[n].name for n in numbers if n < len(self.choices))
+
+    def size(self, n: int, rows: Rows) -> Size:
+        """The number of kept positions of a dimension as a polynomial in the choices' sizes."""
+        units = self.rows(rows)
+        if units is None:
+            return {(): n}
+        size: Size = defaultdict(int)
+        patterns, counts = np.unique(np.sort(self.owner[units], 1), axis=0, return_counts=True)
+        for pattern, count in zip(patterns, counts, strict=True):
+            choices = [self.choices[number] for number in pattern if number < len(self.choices)]
+            whole = int(np.prod([choice.size for choice in choices], initial=1))
+            powers = Counter(choice.name for choice in choices)
+            size[tuple(sorted(powers.items()))] += int(count) // whole
+        return dict(size)
+
+
+def times(*sizes: Size) -> Size:
+    """The product of polynomials."""
+    total: Size = {(): 1}
+    for size in sizes:
+        product: Size = defaultdict(int)
+        for left, a in total.items():
+            for right, b in size.items():
+                powers: dict[str, int] = defaultdict(int)
+                for name, power in (*left, *right):
+                    powers[name] += power
+                product[tuple(sorted(powers.items()))] += a * b
+        total = product
+    return dict(total)
+
+
+def terms(size: Size, alive: tuple[Factor, ...] = (), divide: int = 1) -> tuple[Term, ...]:
+    """A polynomial as cost terms, counted only while the blocks around the layer are `alive`."""
+    return tuple(
+        Term(coefficient // divide, tuple(Factor(name, "power", power) for name, power in powers) + alive)
+        for powers, coefficient in size.items()
+    )
+
+
+def find_units(recorder: Recorder, rules: Rules) -> tuple[Units, list[Kept]]:
+    """Group atoms into choices. Atoms whose combinations are not whole products are frozen, and all is done again."""
+    while True:
+        units = _group(recorder, rules)
+        entangled = _entangled(recorder, units)
+        if not entangled:
+            return units, _kept(recorder, units)
+        for rows, where in entangled:
+            recorder.identities.freeze(rows, f"its combinations with other sizes are irregular: {where}")
+
+
+def _axes(recorder: Recorder) -> Iterator[tuple[Site | str, Rows]]:
+    """Every dimension whose size costs something, parameters first, each once."""
+    seen: set[bytes] = set()
+    for name, dims in recorder.tensors.items():
+        for dim, rows in enumerate(dims):
+            if rows is not None:
+                yield (name, dim), rows
+    for record in recorder.records:
+        for product in record.products:
+            for _, rows in product:
+                known = recorder.identities.canonical(rows)
+                if known is not None and known.tobytes() not in seen:
+                    seen.add(known.tobytes())
+                    yield record.where(), known
+
+
+def _group(recorder: Recorder, rules: Rules) -> Units:
+    """Atoms with the same signature (how often they appear in which dimension) belong to one choice."""
+    identities = recorder.identities
+    atoms = identities.capacity
+    signature, first = np.zeros(atoms, np.uint64), np.full(atoms, -1)
+    site: dict[int, tuple[Site | str, Array]] = {}
+    scramble = np.random.default_rng(0)
+    order = 0
+    for place, rows in _axes(recorder):
+        known = identities.canonical(rows)
+        if known is None:
+            continue
+        members, at, counts = np.unique(known, return_index=True, return_counts=True)
+        weight = scramble.integers(1, 1 << 63, dtype=np.uint64)
+        live = members > 0
+        members, at, counts = members[live], at[live], counts[live]
+        signature[members] += weight * counts.astype(np.uint64)  # modulo 2^64: a random hash of (dimension, count)
+        new = members[first[members] < 0]
+        first[members] = np.where(first[members] < 0, order + at, first[members])
+        site.update(dict.fromkeys(map(int, new), (place, known)))
+        order += known.size
+    used = np.flatnonzero(first >= 0)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for atom in used[np.argsort(first[used], kind="stable")]:
+        groups[int(signature[atom])].append(int(atom))
+    lone = [members[0] for members in groups.values() if len(members) == 1]
+    identities.freeze(np.array(lone)[:, None] if lone else None, "one unit alone cannot shrink")
+    choices: list[Choice] = []
+    free: list[list[int]] = []
+    for members in groups.values():
+        if len(members) > 1:
+            name = _name(site[members[0]], members, [choice.name for choice in choices])
+            if any(fnmatchcase(name, pattern) for pattern in rules.fix):
+                identities.freeze(np.array(members)[:, None], "a rule fixes it")
+            else:
+                choices.append(Choice(name, "width", rules.candidates(len(members))))
+                free.append(members)
+    owner = np.repeat(np.arange(len(free) + 1), [*map(len, free), 1])
+    unit = np.full(atoms, len(owner) - 1)
+    unit[[atom for members in free for atom in members]] = np.arange(len(owner) - 1)
+    return Units(recorder, choices, owner, unit)
+
+
+def _name(place: tuple[Site | str, Array], members: list[int], taken: list[str]) -> str:
+    """The layer that makes these units; of a grouped layer `.groups` (outer) or `.inside` (inner)."""
+    where, rows = place
+    if isinstance(where, str):
+        name = where.split(" (")[0]
+    else:
+        tensor, dim = where
+        name = tensor.rpartition(".")[0] or tensor
+        name += "" if dim == 0 else f".in{dim}"
+    if rows.shape[1] > 1:
+        column = next(c for c in range(rows.shape[1]) if members[0] in rows[:, c])
+        changes = [int((np.diff(rows[:, c]) != 0).sum()) for c in range(rows.shape[1])]
+        name += ".groups" if changes[column] == min(changes) else ".inside"
+    unique, number = name, 2
+    while unique in taken:
+        unique, number = f"{name}#{number}", number + 1
+    return unique
+
+
+def _entangled(recorder: Recorder, units: Units) -> list[tuple[Array, str]]:
+    """Dimensions in which some combination of units is missing, or appears more often than the others."""
+    bad = []
+    for place, rows in _axes(recorder):
+        known = units.rows(rows)
+        if known is None:
+            continue
+        numbers = units.owner[known]
+        order = np.argsort(numbers, 1, kind="stable")
+        numbers, known = np.take_along_axis(numbers, order, 1), np.take_along_axis(known, order, 1)
+        for pattern in np.unique(numbers, axis=0):
+            mine = known[(numbers == pattern).all(1)]
+            whole = np.prod([units.choices[int(p)].size for p in pattern if p < len(units.choices)], initial=1)
+            _, counts = np.unique(mine, axis=0, return_counts=True)
+            if len(counts) != whole or (counts != counts[0]).any():
+                bad.append((rows, place if isinstance(place, str) else f"{place[0]}, dimension {place[1]}"))
+                break
+    return bad
+
+
+def _kept(recorder: Recorder, units: Units) -> list[Kept]:
+    """Sizes of parameters that stay, each once, at the first parameter that has it."""
+    kept, seen = [], set()
+    for name, dims in recorder.tensors.items():
+        for dim, rows in enumerate(dims):
+            if rows is None:
+                continue
+            known = units.rows(rows)
+            still = np.ones(len(rows), bool) if known is None else (known == units.total).all(1)
+            roots = {int(r) for r in recorder.identities.find(rows[still].ravel())}
+            reason = recorder.identities.reason(rows[still]) if roots else ""
+            if roots - seen and not reason.startswith("a kernel size"):
+                kept.append(Kept(f"{name}[{dim}]", int(still.sum()), reason))
+            seen |= roots
+    return kept
