@@ -1,0 +1,84 @@
+"""The original from its import path, arguments and weights file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tas.errors import BadNetwork
+from tas.importing import imported
+
+
+def build(name: str, kwargs: Mapping[str, Any] | None = None) -> nn.Module:
+    """Call what the import path names with `kwargs`; `BadNetwork` unless that gives a module."""
+    factory = imported(name, BadNetwork)
+    if not callable(factory):
+        raise BadNetwork(f"network.name must name a class or a function, {name!r} is a {type(factory).__name__}")
+    try:
+        network = factory(**(kwargs or {}))
+    except Exception as problem:  # the user's code may fail in any way
+        raise BadNetwork(f"cannot build {name!r} with {dict(kwargs or {})}: {_reason(problem)}") from problem
+    if not isinstance(network, nn.Module):
+        raise BadNetwork(f"network.name must build a torch.nn.Module, {name!r} gives a {type(network).__name__}")
+    return network
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Read a safetensors file or a state dict saved by torch (`weights_only`: nothing is unpickled but tensors).
+
+    `BadNetwork` where the file is missing or unreadable, or its keys or shapes are not the network's.
+    """
+    tensors = _read(Path(path))
+    own = network.state_dict()
+    counters = {key for key in own if key.endswith("num_batches_tracked")}  # older files have none, nobody needs them
+    missing = sorted(own.keys() - tensors.keys() - counters)
+    unexpected = sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        raise BadNetwork(
+            f"{path} must hold the network's own tensors; missing {_some(missing)}, unexpected {_some(unexpected)}"
+        )
+    for key in tensors:
+        if tensors[key].shape != own[key].shape:
+            raise BadNetwork(f"{path}: {key!r} must be {list(own[key].shape)}, is {list(tensors[key].shape)}")
+    network.load_state_dict(tensors, strict=False)
+
+
+def check_runs(network: nn.Module, shape: tuple[int, ...]) -> None:
+    """`BadNetwork` unless the network takes an input of `shape` (batch first)."""
+    training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(shape))
+    except Exception as problem:
+        raise BadNetwork(f"the network refuses an input of shape {list(shape)}: {_reason(problem)}") from problem
+    finally:
+        network.train(training)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise BadNetwork(f"network.weights must name a file, there is none at {path}")
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as problem:
+        raise BadNetwork(f"cannot read weights from {path}: {_reason(problem)}") from problem
+    except Exception as problem:  # pickle.UnpicklingError, without importing pickle
+        raise BadNetwork(f"{path} holds more than tensors; save network.state_dict() instead") from problem
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise BadNetwork(f"{path} must hold a state dict: names and tensors, nothing else")
+    return tensors
+
+
+def _some(names: list[str]) -> str:
+    return "nothing" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+
+
+def _reason(problem: Exception) -> str:
+    lines = str(problem).strip().splitlines() or [type(problem).__name__]
+    return lines[0][:200]

@@ -1,0 +1,80 @@
+"""`report.html`: one self-contained page about a run, from the files of its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tas.errors import BadRecipe
+from tas.exporting import write_text
+from tas.reporting import pictures, tables
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `report.html` into a run folder and return its path; stages that have not run yet are left out.
+
+    `BadRecipe` where the folder holds no run.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    folder = Path(folder)
+    if not (folder / "run.json").is_file():
+        raise BadRecipe(f"a report is made of a run folder; {folder} has no run.json")
+    environment = Environment(loader=PackageLoader("tas.reporting", "."), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("report.html.jinja").render(**_content(folder))
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    run, space = read_json(folder / "run.json"), read_json(folder / "space.json")
+    metrics, architecture = read_json(folder / "metrics.json"), read_json(folder / "architecture.json")
+    candidates, course = read_lines(folder / "candidates.jsonl"), read_lines(folder / "search.jsonl")
+    metric, limit = run["metric"], (space or {}).get("budget", {}).get("macs")
+    drawn = {
+        "Sizes before and after": pictures.sizes(space, architecture) if space and architecture else "",
+        "Course of the search": _course(course, limit),
+        "Candidates": pictures.candidates(candidates, metric, limit) if candidates else "",
+    }
+    return {
+        "title": run["title"],
+        "summary": _summary(metrics, metric),
+        "result": tables.result_rows(metrics, metric) if metrics else None,
+        "feasibility": tables.feasibility_rows(space["feasibility"]) if space else None,
+        "pictures": {name: picture for name, picture in drawn.items() if picture},
+        "scores": tables.score_rows(candidates, metric) if candidates else None,
+        "choices": tables.choice_rows(space) if space else None,
+        "kept": tables.kept_rows(space) if space else None,
+        "timing": [(name, tables.duration(stage["seconds"])) for name, stage in run["stages"].items()],
+        "total": tables.duration(sum(stage["seconds"] for stage in run["stages"].values())),
+        "warnings": run["warnings"],
+        "environment": read_json(folder / "environment.json") or {},
+        "recipe": (folder / "recipe.yaml").read_text() if (folder / "recipe.yaml").is_file() else "",
+    }
+
+
+def _course(rows: list[dict[str, Any]], limit: float | None) -> str:
+    drawable = [row for row in rows if {"step", "expected_macs", "entropy"} <= row.keys()]
+    return pictures.course(drawable, limit) if len(drawable) > 1 else ""
+
+
+def _summary(metrics: dict[str, Any] | None, metric: str) -> str:
+    if not metrics or "student" not in metrics:
+        return "This run is not finished."
+    original, student = metrics["original"], metrics["student"]
+    return (
+        f"The student keeps {student['macs'] / original['macs']:.1%} of the original's multiply-accumulates and "
+        f"{student['params'] / original['params']:.1%} of its parameters; {metric} on the test images goes from "
+        f"{original[metric]:.2f} to {student[metric]:.2f}."
+    )
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file, None where there is no such file."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The values of a file with one JSON value a line, none where there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

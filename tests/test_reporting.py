@@ -1,0 +1,116 @@
+"""Tables and the page say what the run folder says, whichever stages have run, and need nothing from outside."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tas.errors import BadRecipe
+from tas.reporting import tables, write_report
+
+
+def run_folder(folder: Path, choices: int = 12) -> Path:
+    """A finished run as the runner writes it, with invented numbers."""
+    names = [f"layer{index // 4 + 1}.{index % 4}.conv1" for index in range(choices - 1)] + ["layer1.depth"]
+    described = [{"name": n, "kind": "width", "candidates": [4, 8, 12, 16]} for n in names[:-1]]
+    described.append({"name": "layer1.depth", "kind": "depth", "candidates": [1, 2, 3]})
+    space = {
+        "choices": described,
+        "kept": [{"name": "fc", "size": 10, "reason": "an output <of> the network"}],
+        "notes": [],
+        "feasibility": {
+            "smallest": {"macs": 4_000_000, "params": 30_000},
+            "uniform": {"macs": 19_900_000, "params": 131_000},
+            "largest": {"macs": 40_551_040, "params": 269_722},
+        },
+        "budget": {"macs": 20_000_000.0},
+    }
+    metrics = {
+        "original": {"top1": 91.73, "loss": 0.3, "macs": 40_551_040, "params": 269_722},
+        "student": {"top1": 90.9, "spread": 0.12, "n": 3, "macs": 19_999_000, "params": 150_000},
+        "uniform": {"top1": 90.31, "spread": 0.2, "n": 3, "macs": 19_900_000, "params": 131_000},
+    }
+    architecture = {c["name"]: c["candidates"][index % len(c["candidates"])] for index, c in enumerate(described)}
+    scores = [
+        {"recalibrated": 80 - i, "raw": 40 - 2 * i, "loss": 1.0, "images": 2000, "macs": (20 - i / 5) * 1e6}
+        | {"params": 150_000 + 100 * i, "chosen": i == 0, "architecture": architecture}
+        for i in range(8)
+    ]
+    course = [{"step": s, "expected_macs": (30 - s / 10) * 1e6, "entropy": 2 - s / 60} for s in range(0, 100, 5)]
+    run = {
+        "title": "CIFAR-10, ResNet-20, 20 M MACs",
+        "metric": "top1",
+        "stages": {"original": {"seconds": 75.0}, "search": {"seconds": 600.0}, "distill": {"seconds": 4000.0}},
+        "warnings": ["the original classifies 100.0 % of the held-out training images: the ranking is weak"],
+    }
+    values: dict[str, Any] = {"run": run, "space": space, "metrics": metrics, "architecture": architecture}
+    values["environment"] = {"torch": "2.8.0", "device": "cpu", "commit": "0123abc"}
+    for name, value in values.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    (folder / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scores))
+    (folder / "search.jsonl").write_text("".join(json.dumps(row) + "\n" for row in course))
+    (folder / "recipe.yaml").write_text("seed: 0\n")
+    return folder
+
+
+def test_the_page_holds_results_pictures_warnings_and_reasons(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path)).read_text()
+    for expected in ("90.90 ± 0.12", "-0.83", "20.00 M", "49.3%", "1 min 15 s", "1 h 17 min", "the ranking is weak"):
+        assert expected in page, expected
+    assert page.count("<svg") == 3
+    assert "an output &lt;of&gt; the network" in page
+
+
+def test_the_page_is_self_contained_and_takes_its_colours_from_the_page(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path)).read_text()
+    links = set(re.findall(r"(?:src|href)=\"([^\"#]+)\"", page))
+    assert not links
+    assert "#01020" not in page
+    assert "var(--main)" in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    run_folder(tmp_path)
+    assert write_report(tmp_path).read_text() == write_report(tmp_path).read_text()
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
+    run_folder(tmp_path)
+    for name in ("metrics.json", "architecture.json", "candidates.jsonl", "search.jsonl", "space.json"):
+        (tmp_path / name).unlink()
+    page = write_report(tmp_path).read_text()
+    assert "not finished" in page
+    assert "<svg" not in page
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRecipe, match=r"no run\.json"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(999, "999"), (22_440_000, "22.44 M"), (1_814_000_000, "1.81 G"), (1500, "1.50 k")]
+)
+def test_costs_are_short(number: int, text: str) -> None:
+    assert tables.short(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.4, "3 s"), (75, "1 min 15 s"), (119.9, "2 min 0 s"), (7290, "2 h 1 min")]
+)
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert tables.duration(seconds) == text
+
+
+def test_the_console_shows_the_same_rows(tmp_path: Path) -> None:
+    metrics = json.loads((run_folder(tmp_path) / "metrics.json").read_text())
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(tables.console(tables.result_rows(metrics, "top1"), "Result"))
+    assert "student" in captured.get()
+    assert "90.90 ± 0.12" in captured.get()
