@@ -1,0 +1,65 @@
+"""Adaptive batch norm (EagleEye, Li et al. 2020, §3.3): give a network the batch statistics of its own activations.
+
+Weights inherited at other widths come with running statistics of other activations; without new ones, a pruned network
+is judged by numbers that mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether any module of `network` keeps running batch statistics."""
+    return bool(_batch_norms(network))
+
+
+@contextmanager
+def modes_restored(network: nn.Module) -> Iterator[None]:
+    """Give every module its own training flag back: a network may hold some modules in eval mode on purpose."""
+    flags = [(module, module.training) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def recalibrate(network: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None) -> None:
+    """Replace the running statistics of every batch norm by averages over `batches` of inputs, in place.
+
+    mean <- the average over batches of the batch mean; variance <- the average of the *unbiased* batch variance, every
+    batch counted alike (PyTorch's momentum=None). That leaves out how much batch means differ from each other, so it is
+    below the variance of all images together by about 1 part in the batch size: use batches of 64 and more.
+
+    Only batch norms are put into train mode: dropout stays off and nothing else changes. `forward` runs one batch,
+    `network` itself by default; for a supernet at an architecture, `lambda x: supernet(x, architecture)`. Statistics
+    may then be views into larger buffers: they are only ever written by the forward itself, whose first batch
+    (factor 1/1) overwrites what was there, so what an architecture does not use stays as it was.
+    """
+    norms = _batch_norms(network)
+    momenta = [norm.momentum for norm in norms]
+    forward = network if forward is None else forward
+    with modes_restored(network), torch.no_grad():
+        network.eval()
+        try:
+            for norm in norms:
+                norm.train()
+                norm.momentum = None
+                if norm.num_batches_tracked is not None:
+                    norm.num_batches_tracked.zero_()
+            for inputs in batches:
+                forward(inputs)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+
+def _batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]

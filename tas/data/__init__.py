@@ -1,0 +1,24 @@
+"""Data as one value, whatever it comes from: named sets, folders, arrays, Datasets, or the user's own batches.
+
+`sources` finds the data (through `images` and `vision`), `holders` says what keeps the examples, `splits` what one can
+do with them.
+"""
+
+from tas.data.holders import Batches, Examples, InMemory
+from tas.data.sources import as_data, load
+from tas.data.splits import Data, Split, halves
+from tas.data.tensors import examples_in, map_tensors, stratified
+
+__all__ = [
+    "Batches",
+    "Data",
+    "Examples",
+    "InMemory",
+    "Split",
+    "as_data",
+    "examples_in",
+    "halves",
+    "load",
+    "map_tensors",
+    "stratified",
+]

@@ -1,0 +1,139 @@
+"""From arrays and pictures to splits: uint8 tensors [N, C, H, W] in memory when they fit, else decoded on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tas.data.holders import Examples, InMemory
+from tas.data.splits import Split
+from tas.errors import BadData
+
+IN_MEMORY_BYTES = 2 << 30  # larger data sets are decoded on demand; halving a split copies it, so leave room for twice
+_ENOUGH_FOR_STATISTICS = 2048  # pictures decoded for mean and std where they are not all in memory
+
+
+def from_arrays(name: str, images: Any, labels: Any) -> Split:
+    """Images [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels, labels [N] or [N, 1]: whole numbers.
+
+    uint8 pixels are kept so; floating-point ones are taken as normalised already. BadData otherwise.
+    """
+    pixels = torch.as_tensor(images)
+    if pixels.dim() == 3:
+        pixels = pixels.unsqueeze(1)
+    elif pixels.dim() == 4 and pixels.shape[-1] in (1, 3):
+        pixels = pixels.permute(0, 3, 1, 2)
+    if pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
+        raise BadData(f"images of {name!r} must be [N, H, W] or [N, H, W, 1 or 3], got {list(pixels.shape)}")
+    if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+        raise BadData(f"images of {name!r} must be uint8, or floats already normalised, got {pixels.dtype}")
+    targets = torch.as_tensor(np.asarray(labels))
+    if targets.dim() == 2 and targets.shape[1] == 1:
+        targets = targets[:, 0]
+    if targets.dim() != 1 or targets.is_floating_point():
+        found = f"{targets.dtype} {list(targets.shape)}"
+        raise BadData(f"labels of {name!r} must be whole numbers, one an image ([N] or [N, 1]), got {found}")
+    pixels = pixels if pixels.dtype == torch.uint8 else pixels.float()
+    return Split(name, InMemory(pixels.contiguous(), targets.long()))
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures(Dataset[Any]):
+    """A Dataset of (PIL image, label) as (uint8 tensor [C, H, W], label).
+
+    size: side of the square cut from the middle after resizing, in pixels; None leaves pictures as they are.
+    mode: "L" for one channel, "RGB" for three.
+    """
+
+    pictures: Dataset[Any]
+    size: int | None
+    mode: str
+
+    def __len__(self) -> int:
+        return len(self.pictures)  # type: ignore[arg-type]
+
+    @property
+    def targets(self) -> Any:
+        return getattr(self.pictures, "targets", getattr(self.pictures, "labels", None))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        from PIL import ImageOps
+
+        picture, label = self.pictures[index]
+        picture = picture.convert(self.mode)
+        if self.size is not None:
+            picture = ImageOps.fit(picture, (self.size, self.size))
+        pixels = torch.from_numpy(np.array(picture))
+        return pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.permute(2, 0, 1), label
+
+
+def from_pictures(name: str, pictures: Dataset[Any], mode: str, size: int | None = None, workers: int = 0) -> Split:
+    """Decode a Dataset of (PIL image, label): into memory up to `IN_MEMORY_BYTES`, otherwise on demand."""
+    decoded = Pictures(pictures, size, mode)
+    if len(decoded) == 0:
+        raise BadData(f"a split needs at least one picture, {name!r} has none")
+    shape = decoded[0][0].shape
+    if len(decoded) * shape.numel() > IN_MEMORY_BYTES:
+        return Split(name, Examples(decoded, workers))
+    inputs = torch.empty((len(decoded), *shape), dtype=torch.uint8)
+    targets: list[Tensor] = []
+    filled = 0
+    for pixels, labels in Examples(decoded, workers).read(256, None, False, torch.device("cpu")):
+        if pixels.shape[1:] != shape:
+            found = f"{list(shape)} and {list(pixels.shape[1:])}"
+            raise BadData(f"all pictures of {name!r} must have one shape, got {found}; set `size` to resize them")
+        if not isinstance(labels, Tensor):
+            raise BadData(f"every picture of {name!r} needs a number as its label, got {type(labels).__name__}")
+        inputs[filled : filled + len(pixels)] = pixels
+        targets.append(labels)
+        filled += len(pixels)
+    return Split(name, InMemory(inputs, torch.cat(targets)))
+
+
+def mode_of(picture: Any) -> str:
+    """Grey pictures keep one channel, all others become RGB."""
+    return "L" if picture.mode in ("1", "L") else "RGB"
+
+
+def normalised(
+    splits: Mapping[str, Split], mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> dict[str, Split]:
+    """The splits with `mean` and `std` for their uint8 images, by default those of "train"."""
+    train = splits["train"]
+    if not _has_pixels(train) or train.mean is not None:
+        return dict(splits)
+    if (mean is None) != (std is None):
+        raise BadData(f"mean and std are given together or not at all, got {mean=} and {std=}")
+    if mean is None or std is None:
+        mean, std = channel_statistics(train)
+    return {name: replace(split, mean=tuple(mean), std=tuple(std)) for name, split in splits.items()}
+
+
+def _has_pixels(split: Split) -> bool:
+    if isinstance(split.source, InMemory):
+        return split.source.inputs.dtype == torch.uint8 and split.source.inputs.dim() == 4
+    return isinstance(split.source, Examples) and isinstance(split.source.dataset, Pictures)
+
+
+def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images, for pixels in [0, 1]; exact, by histogram."""
+    if isinstance(split.source, Examples):
+        split = split.take(_ENOUGH_FOR_STATISTICS)
+    histogram: Tensor | int = 0
+    for images, _ in replace(split, mean=None, std=None).batches(4096):
+        histogram = histogram + torch.stack(
+            [images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])]
+        )
+    assert isinstance(histogram, Tensor)
+    chances = histogram.double() / histogram.sum(1, keepdim=True)
+    levels = torch.linspace(0, 1, 256, dtype=torch.float64)
+    mean = chances @ levels
+    variance = (chances * (levels - mean[:, None]) ** 2).sum(1)
+    std = variance.sqrt().clamp(min=1 / 255)  # a constant channel stays finite
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,84 @@
+"""What a network is trained for and judged by: a loss to descend, a metric that decides, and which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tas.errors import BadNetwork, BadRecipe
+from tas.importing import imported
+
+
+@dataclass(frozen=True)
+class Objective:
+    """loss(outputs, targets) -> scalar Tensor, the mean over the batch.
+
+    metric(outputs, targets) -> Tensor [batch], one value an example, or a scalar, the mean over the batch. The value of
+    a split is the mean over its examples: exact for metrics that are such means (accuracy, error), not for others
+    (AUC, F1). `name` is how the metric is shown and stored.
+    """
+
+    loss: Callable[[Any, Any], Tensor]
+    metric: Callable[[Any, Any], Tensor]
+    name: str
+    higher_is_better: bool = True
+
+    def better(self, value: float, than: float) -> bool:
+        return value > than if self.higher_is_better else value < than
+
+
+def default_objective() -> Objective:
+    """Cross-entropy and top-1 in percent, for outputs [batch, classes] and int64 targets [batch]."""
+    return Objective(cross_entropy, top1, "top1")
+
+
+def objective(
+    loss: str | None = None,
+    metric: str | None = None,
+    name: str | None = None,
+    direction: Literal["max", "min"] = "max",
+) -> Objective:
+    """An objective from import paths "package.module:function"; what is not given is that of `default_objective`.
+
+    name: of the metric, by default its function's. direction: whether the metric is to be "max" or "min".
+    """
+    if direction not in ("max", "min"):
+        raise BadRecipe(f"objective.direction is 'max' or 'min', got {direction!r}")
+    chosen_loss = cross_entropy if loss is None else _function("loss", loss)
+    chosen_metric = top1 if metric is None else _function("metric", metric)
+    name = name or ("top1" if metric is None else metric.rpartition(":")[2].rpartition(".")[2])
+    return Objective(chosen_loss, chosen_metric, name, direction == "max")
+
+
+def cross_entropy(outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy over the batch, in nats."""
+    return functional.cross_entropy(_logits(outputs), targets, label_smoothing=label_smoothing)
+
+
+def top1(outputs: Any, targets: Any) -> Tensor:
+    """100 for every example whose largest logit is its target, else 0: float [batch], so that means are percentages."""
+    return 100 * (_logits(outputs).argmax(1) == targets).float()
+
+
+def _logits(outputs: Any) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise BadNetwork(
+            f"cross-entropy and top-1 need one tensor [batch, classes], the network returns {type(outputs).__name__}; "
+            "pass an objective whose loss and metric pick what they need"
+        )
+    return outputs
+
+
+def _function(role: str, path: str) -> Callable[[Any, Any], Tensor]:
+    found = imported(path, BadRecipe)
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        return found()  # torch.nn:L1Loss, and the like
+    if not callable(found):
+        raise BadRecipe(
+            f"objective.{role} must name a function of (outputs, targets), {path!r} is a {type(found).__name__}"
+        )
+    return found

@@ -1,0 +1,198 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tas.augment import Augment
+from tas.calibration import modes_restored
+from tas.data import Split, as_data, map_tensors
+from tas.errors import BadRecipe
+from tas.objectives import Objective, cross_entropy
+from tas.training import checkpoint as checkpoints
+from tas.training.checkpoint import Run
+from tas.training.evaluation import call, class_check
+from tas.training.plan import TrainingPlan, learning_rate, optimizer_for
+
+Loss = Callable[[Any, Any, Any], Tensor]  # (inputs, outputs, targets) -> scalar
+_SECONDS_BETWEEN_REPORTS = 0.2  # reading the loss waits for the device, so not at every step
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands, for whoever shows it: epochs and steps count from 1, steps over all epochs."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float  # mean of the epoch so far
+    lr: float
+    seconds_left: float
+
+
+def train(
+    network: nn.Module,
+    data: Any,
+    plan: TrainingPlan,
+    objective: Objective,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+    loss: Loss | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    checkpoint: Path | None = None,
+) -> list[dict[str, float]]:
+    """Train `network` in place; one row {"epoch", "loss", "lr", "seconds"} an epoch, `loss` its mean over the epoch.
+
+    data: `Data` (its training split, with its augmentation), a `Split`, or anything `as_data` takes.
+    loss(inputs, outputs, targets) replaces the objective's, for example by a distillation loss.
+    progress: called at the start and the end of every epoch and a few times a second between.
+    checkpoint: written whole after every epoch; a file that is there already is resumed from, and refused if it belongs
+    to another plan or network. Ctrl-C leaves the one of the last finished epoch.
+    """
+    device = torch.device(device)
+    split, augment = _training_split(data)
+    network.to(device)
+    _set_layout(network, plan.channels_last)
+    run = Run(network, optimizer_for(network, plan), _average(network, plan), generator, [])
+    if checkpoint is not None and checkpoint.exists():
+        checkpoints.resume(run, plan, checkpoint)
+    drop_last = len(split) >= plan.batch  # a last batch of one example would break batch norm
+    clock = _Clock(plan, split.steps(plan.batch, drop_last), progress)
+    step = _step_function(
+        run, plan, objective_loss(objective, plan) if loss is None else loss, class_check(split, objective)
+    )
+    with modes_restored(network):
+        network.train()
+        while len(run.history) < plan.epochs:
+            with _seeded(generator, device):
+                batches = split.batches(plan.batch, generator, augment, drop_last, device)
+                run.history.append(_epoch(step, batches, plan, clock, len(run.history)))
+            if checkpoint is not None:
+                checkpoints.write(run, plan, checkpoint)
+    if run.average is not None:
+        network.load_state_dict(run.average.module.state_dict())
+    _set_layout(network, False)
+    return run.history
+
+
+def objective_loss(objective: Objective, plan: TrainingPlan) -> Loss:
+    """The objective's loss as the loop wants it, label smoothing included."""
+    loss = objective.loss
+    if plan.label_smoothing:
+        if loss is not cross_entropy:
+            raise BadRecipe(
+                f"label_smoothing applies to cross-entropy only, the objective's loss is {loss}; set it to 0"
+            )
+        loss = partial(cross_entropy, label_smoothing=plan.label_smoothing)
+    return lambda inputs, outputs, targets: loss(outputs, targets)
+
+
+def _epoch(
+    step: Callable[[Any, Any, float], Tensor],
+    batches: Iterable[tuple[Any, Any]],
+    plan: TrainingPlan,
+    clock: _Clock,
+    epoch: int,
+) -> dict[str, float]:
+    started, rate = time.monotonic(), 0.0
+    total: Tensor | float = 0.0
+    for index, (inputs, targets) in enumerate(batches):
+        rate = learning_rate(plan, epoch * clock.steps + index, clock.steps)
+        total = total + step(inputs, targets, rate)
+        clock.tell(epoch, index, total, rate)
+    return {"epoch": epoch + 1, "loss": float(total) / clock.steps, "lr": rate, "seconds": time.monotonic() - started}
+
+
+def _step_function(
+    run: Run, plan: TrainingPlan, loss: Loss, check: Callable[[Any], None]
+) -> Callable[[Any, Any, float], Tensor]:
+    """One optimiser step on (inputs, targets) at a learning rate -> the loss, on the device."""
+    forward = torch.compile(run.network) if plan.compile else run.network
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+
+    def step(inputs: Any, targets: Any, rate: float) -> Tensor:
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        inputs = map_tensors(_channels_last, inputs) if plan.channels_last else inputs
+        with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=plan.dtype == "bfloat16"):
+            outputs = map_tensors(_full_precision, call(forward, inputs))
+            check(outputs)
+            value = loss(inputs, outputs, targets)
+        run.optimizer.zero_grad()
+        value.backward()
+        if plan.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, plan.clip)
+        run.optimizer.step()
+        if run.average is not None:
+            run.average.update_parameters(run.network)
+        return value.detach()
+
+    return step
+
+
+@dataclass
+class _Clock:
+    """Tells `progress` how far the training is, a few times a second."""
+
+    plan: TrainingPlan
+    steps: int  # in an epoch
+    progress: Callable[[Progress], None] | None
+    started: float = field(default_factory=time.monotonic)
+    first: int | None = None  # the step, over all epochs, at which this process began
+    last_report: float = float("-inf")
+
+    def tell(self, epoch: int, index: int, total: Tensor | float, rate: float) -> None:
+        now, step, end = time.monotonic(), epoch * self.steps + index, index + 1 == self.steps
+        self.first = step if self.first is None else self.first
+        if self.progress is None or not (end or index == 0 or now - self.last_report > _SECONDS_BETWEEN_REPORTS):
+            return
+        self.last_report = now
+        epochs, all_steps = self.plan.epochs, self.plan.epochs * self.steps
+        left = (now - self.started) / (step + 1 - self.first) * (all_steps - step - 1)
+        self.progress(Progress(epoch + 1, epochs, step + 1, all_steps, float(total) / (index + 1), rate, left))
+
+
+def _training_split(data: Any) -> tuple[Split, Augment | None]:
+    if isinstance(data, Split):
+        return data, None
+    found = as_data(data)
+    return found.train, found.augment
+
+
+def _average(network: nn.Module, plan: TrainingPlan) -> AveragedModel | None:
+    if plan.ema is None:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(plan.ema), use_buffers=True)
+
+
+@contextmanager
+def _seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Torch's global randomness (dropout, a Dataset's transforms) follows from `generator` inside, and is restored."""
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _set_layout(network: nn.Module, channels_last: bool) -> None:
+    network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _full_precision(tensor: Tensor) -> Tensor:
+    """Losses are computed in float32 after a forward in half precision."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
