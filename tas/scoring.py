@@ -10,19 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from tas.calibration import has_batch_norm, recalibrate
-from tas.data import Data, Split, as_data, halves
+from tas.data import Data, Split, as_data, examples_in, halves
 from tas.errors import BadData
 from tas.extraction import extract
 from tas.objectives import Objective, default_objective
 from tas.space import Architecture
 from tas.supernet import Supernet
 from tas.tracing import Traced
+from tas.training import call
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def score(
         raw, loss, count = _evaluated(network, held_out, objective)
         recalibrated = raw
         if has_batch_norm(network):
-            recalibrate(network, calibration)
+            recalibrate(network, calibration, partial(call, network))
             recalibrated, loss, count = _evaluated(network, held_out, objective)
         found.append(Score(Architecture.of(architecture), recalibrated, raw, loss, count))
         if on_score:
@@ -108,7 +110,7 @@ def _evaluated(network: nn.Module, batches: list[tuple[Any, Any]], objective: Ob
     network.eval()
     metric, loss, count = 0.0, 0.0, 0
     for inputs, targets in batches:
-        outputs, size = network(inputs), len(targets)
+        outputs, size = call(network, inputs), examples_in(targets)
         metric += float(objective.metric(outputs, targets).double().mean()) * size
         loss += float(objective.loss(outputs, targets)) * size
         count += size

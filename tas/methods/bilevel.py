@@ -1,0 +1,180 @@
+"""One epoch of the search by gradient (TAS, Dong & Yang 2019, algorithm 1): first-order bilevel alternation.
+
+A weight step on a batch of the *weights* half of the training images, then, at a new draw, an architecture step on a
+batch of the *architecture* half with loss + penalty_weight * penalty. (The paper's code takes the second batch with
+replacement; here the half is shuffled and passed through again and again.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, repeat
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tas import cost
+from tas.data import Data, Split
+from tas.distribution import ArchitectureDistribution, Selection, temperature
+from tas.errors import BadRecipe
+from tas.methods.result import OnRow, Row
+from tas.objectives import Objective
+from tas.space import Budget
+from tas.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to search. In brackets the value of the paper, or of its code where that is all there is.
+
+    epochs: passes over the weights half (600; 120 on ImageNet).
+    batch: images of a step, on each side (256).
+    warm_start: keep the weights the supernet comes with, the original's; False draws new ones (False).
+    weight_lr, momentum, nesterov, weight_decay: SGD for the weights (0.1, 0.9, True, 5e-4), cosine to 0.
+    architecture_lr, architecture_betas, architecture_decay: Adam for the logits (1e-3, (0.5, 0.999), 1e-3); a short
+      search needs a larger rate, because Adam moves a logit by at most about its rate a step.
+    penalty_weight: of the budget's penalty (2).
+    temperature_start, temperature_end, temperature_schedule: (code: 5, 0.1, "cosine"; text: 10, 0.1, "linear").
+    anneal: temperature and weight_lr change every "step" or every "epoch" ("epoch").
+    selection, mixed: which and how many widths of a choice a draw mixes ("multinomial", 2); see
+      `ArchitectureDistribution.draw`.
+    candidates: architectures scored at the end by adaptive batch norm, half of them the most probable feasible ones and
+      half drawn from the distribution under the budget; the best wins. 1 takes the most probable one unseen (1).
+    images, calibration_images: see `tas.score`.
+    rows: steps between two rows of the course.
+    """
+
+    epochs: int = 20
+    batch: int = 128
+    warm_start: bool = True
+    weight_lr: float = 0.02
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    architecture_lr: float = 0.02
+    architecture_betas: tuple[float, float] = (0.5, 0.999)
+    architecture_decay: float = 1e-3
+    penalty_weight: float = 2.0
+    temperature_start: float = 5.0
+    temperature_end: float = 0.1
+    temperature_schedule: Literal["cosine", "linear"] = "cosine"
+    anneal: Literal["step", "epoch"] = "step"
+    selection: Selection = "multinomial"
+    mixed: int = 2
+    candidates: int = 12
+    images: int = 2000
+    calibration_images: int = 2560
+    rows: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "mixed", "candidates", "images", "calibration_images", "rows"):
+            if getattr(self, name) < 1:
+                raise BadRecipe(f"search.{name} is at least 1, got {getattr(self, name)}")
+        for name in ("weight_lr", "architecture_lr", "temperature_start", "temperature_end"):
+            if not getattr(self, name) > 0:
+                raise BadRecipe(f"search.{name} is above 0, got {getattr(self, name)}")
+
+
+@dataclass
+class Run:
+    """A search under way: what it was asked for, and what an epoch changes."""
+
+    budget: Budget
+    settings: Settings
+    objective: Objective
+    data: Data
+    weights_half: Split
+    architecture_half: Split
+    seed: int
+    device: torch.device
+    supernet: Supernet
+    distribution: ArchitectureDistribution
+    weight_optimizer: torch.optim.Optimizer
+    architecture_optimizer: torch.optim.Optimizer
+    on_row: OnRow | None
+    epoch: int = 0
+    course: list[Row] = field(default_factory=list)
+
+
+def train_epoch(run: Run) -> None:
+    """One pass over the weights half. All that is random in it follows from the seed and the number of the epoch."""
+    generator = torch.Generator().manual_seed(run.seed * 1_000_003 + run.epoch)
+    held_out = chain.from_iterable(_batches(run, half, generator) for half in repeat(run.architecture_half))
+    steps = run.weights_half.steps(run.settings.batch, drop_last=_whole(run, run.weights_half))
+    losses: list[Tensor] = []
+    run.supernet.train()
+    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+        torch.manual_seed(generator.initial_seed())  # dropout in the network draws from torch's own generator
+        for step, batch in enumerate(_batches(run, run.weights_half, generator), start=1):
+            tau = _anneal(run, (step - 1) / steps)
+            train_loss = _weight_step(run, *batch, generator, tau)
+            losses.append(torch.stack([train_loss, _architecture_step(run, *next(held_out), generator, tau)]))
+            if step % run.settings.rows == 0 or step == steps:
+                place = {"step": run.epoch * steps + step, "steps": run.settings.epochs * steps, "temperature": tau}
+                run.course.append({**place, **_row(run, torch.stack(losses).mean(0))})
+                losses = []
+                if run.on_row:
+                    run.on_row(run.course[-1])
+    run.epoch += 1
+
+
+def _batches(run: Run, split: Split, generator: torch.Generator) -> Iterator[tuple[Any, Any]]:
+    whole = _whole(run, split)
+    return split.batches(run.settings.batch, generator, run.data.augment, drop_last=whole, device=run.device)
+
+
+def _whole(run: Run, split: Split) -> bool:
+    """Whether a last, smaller batch is left out: it would be noise, unless it is the only one."""
+    return len(split) >= run.settings.batch
+
+
+def _anneal(run: Run, part_of_epoch: float) -> float:
+    """Set the weights' learning rate; returns the temperature."""
+    settings = run.settings
+    fraction = (run.epoch + (part_of_epoch if settings.anneal == "step" else 0)) / settings.epochs
+    for group in run.weight_optimizer.param_groups:
+        group["lr"] = settings.weight_lr * (1 + math.cos(math.pi * fraction)) / 2
+    start, end = settings.temperature_start, settings.temperature_end
+    return temperature(fraction, start, end, settings.temperature_schedule)
+
+
+def _weight_step(run: Run, inputs: Any, targets: Any, generator: torch.Generator, tau: float) -> Tensor:
+    with torch.no_grad():  # the paper's code computes the gradient of the logits here too, and discards it
+        draw = run.distribution.draw(generator, tau, run.settings.selection, run.settings.mixed)
+    run.weight_optimizer.zero_grad()
+    loss = run.objective.loss(run.supernet(inputs, draw), targets)
+    loss.backward()
+    run.weight_optimizer.step()
+    return loss.detach()
+
+
+def _architecture_step(run: Run, inputs: Any, targets: Any, generator: torch.Generator, tau: float) -> Tensor:
+    draw = run.distribution.draw(generator, tau, run.settings.selection, run.settings.mixed)
+    run.architecture_optimizer.zero_grad()
+    with run.supernet.frozen_weights():
+        loss = run.objective.loss(run.supernet(inputs, draw), targets)
+        penalty = cost.penalty(run.supernet.space, run.budget, run.distribution.probabilities())
+        (loss + run.settings.penalty_weight * penalty.to(loss.dtype)).backward()
+    run.architecture_optimizer.step()
+    return loss.detach()
+
+
+@torch.no_grad()
+def _row(run: Run, losses: Tensor) -> Row:
+    space, table = run.supernet.space, run.distribution.probabilities().cpu()
+    train_loss, held_out_loss = losses.tolist()
+    if not (math.isfinite(train_loss) and math.isfinite(held_out_loss)):
+        raise BadRecipe(f"the search needs finite losses, got {train_loss} and {held_out_loss}: lower search.weight_lr")
+    row: Row = {"epoch": run.epoch + 1, "train_loss": train_loss, "val_loss": held_out_loss}
+    for measure in dict.fromkeys(["macs", *(limited for limited, _ in run.budget.limits)]):
+        row[f"{measure}_expected"] = float(cost.expected(space, table, measure))
+        row[f"{measure}_mode"] = float(cost.count(space, table.argmax(-1), measure))
+    row["entropy"] = float(torch.special.entr(table).sum(-1).mean())
+    row["expected"] = {
+        choice.name: float(chances[: len(choice.candidates)] @ torch.tensor(choice.candidates, dtype=chances.dtype))
+        for choice, chances in zip(space.choices, table, strict=True)
+    }
+    return row

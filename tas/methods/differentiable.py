@@ -1,0 +1,165 @@
+"""The search by gradient of TAS (Dong & Yang 2019, arXiv 1905.09717): widths and depths as a distribution whose logits
+are learned together with the weights of one supernet, then the best of a few of its architectures by adaptive batch
+norm (which is not in the paper: it takes the most probable one).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tas import cost
+from tas.data import as_data
+from tas.distribution import ArchitectureDistribution
+from tas.methods.bilevel import Run, Settings, train_epoch
+from tas.methods.checkpoint import Stateful, resume, save
+from tas.methods.result import OnRow, SearchResult
+from tas.objectives import Objective, default_objective
+from tas.sampling import draws, most_probable_feasible, require_feasible, tilt
+from tas.scoring import Score, ranked, score, search_splits
+from tas.space import Architecture, Budget, SearchSpace
+from tas.supernet import Supernet
+from tas.tracing import Traced
+
+__all__ = ["Settings", "search"]
+
+
+def search(
+    source: Traced | Supernet,
+    data: Any,
+    budget: Budget,
+    settings: Settings | None = None,
+    *,
+    objective: Objective | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    on_row: OnRow | None = None,
+) -> SearchResult:
+    """Search the space of `source` for the best architecture within the budget.
+
+    `source` is a traced original, or a network with the interface of `tas.Supernet`, which is then trained itself:
+    forward(inputs, draw), `.space`, `.weight_parameters()`, `.frozen_weights()`. `on_row` is told every row of the
+    course as it comes: step of steps, temperature, losses, expected and most probable cost, mean entropy (nats) and
+    expected value of every choice.
+
+    With `checkpoint`, every epoch is saved there, and a search that finds the file goes on from it, to the same result
+    as without the interruption; BadRecipe where the file belongs to another search.
+    """
+    settings, objective = settings or Settings(), objective or default_objective()
+    data, device = as_data(data), torch.device(device)
+    supernet = Supernet(source) if isinstance(source, Traced) else source
+    require_feasible(supernet.space, budget)
+    if not settings.warm_start:
+        _draw_weights(supernet, seed)
+    supernet.to(device)
+    distribution = ArchitectureDistribution(supernet.space, torch.Generator().manual_seed(seed)).to(device)
+    optimizers = _optimizers(supernet, distribution, settings)
+    halves = search_splits(data, seed)
+    run = Run(budget, settings, objective, data, *halves, seed, device, supernet, distribution, *optimizers, on_row)
+    parts: dict[str, Stateful] = {
+        "supernet": supernet,
+        "distribution": distribution,
+        "weight_optimizer": optimizers[0],
+        "architecture_optimizer": optimizers[1],
+    }
+    if checkpoint is not None and checkpoint.exists():
+        run.course = resume(checkpoint, _identity(run), parts)
+        run.epoch = run.course[-1]["epoch"]
+    while run.epoch < settings.epochs:
+        train_epoch(run)
+        if checkpoint is not None:
+            save(checkpoint, _identity(run), parts, run.course)
+    return _chosen(run)
+
+
+def _optimizers(
+    supernet: Supernet, distribution: ArchitectureDistribution, settings: Settings
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    weights = torch.optim.SGD(
+        supernet.weight_parameters(),
+        lr=settings.weight_lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+    )
+    architecture = torch.optim.Adam(
+        distribution.parameters(),
+        lr=settings.architecture_lr,
+        betas=settings.architecture_betas,
+        weight_decay=settings.architecture_decay,
+    )
+    return weights, architecture
+
+
+def _draw_weights(network: nn.Module, seed: int) -> None:
+    """Fresh weights as in the paper's code: convolutions Kaiming-normal by fan-out, norms 1 and 0, linear N(0, 0.01^2);
+    other modules as they reset themselves."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in network.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def _chosen(run: Run) -> SearchResult:
+    space, settings = run.supernet.space, run.settings
+    table = run.distribution.probabilities().detach().cpu().double()
+    generator = torch.Generator().manual_seed(run.seed)
+    found = candidates(space, table, run.budget, settings.candidates, generator)
+    scores: list[Score] = []
+    if len(found) > 1:
+        scores = score(
+            run.supernet,
+            found,
+            run.data,
+            objective=run.objective,
+            calibration_images=settings.calibration_images,
+            images=settings.images,
+            seed=run.seed,
+            device=run.device,
+        )
+        scores = ranked(scores, run.objective)
+    return SearchResult(
+        architecture=scores[0].architecture if scores else found[0],
+        candidates=tuple(scores),
+        course=tuple(run.course),
+        probabilities={
+            choice.name: tuple(row[: len(choice.candidates)].tolist())
+            for choice, row in zip(space.choices, table, strict=True)
+        },
+        supernet=run.supernet,
+    )
+
+
+def candidates(
+    space: SearchSpace, table: Tensor, budget: Budget, number: int, generator: torch.Generator
+) -> list[Architecture]:
+    """Up to `number` distinct architectures that meet the budget: half of them the most probable ones, the most
+    probable first (the mode, if it fits); the others drawn, because probable ones differ in few choices."""
+    probable = most_probable_feasible(space, table, budget, number)
+    drawn = draws(tilt(space, table, budget), generator, 64 * number)
+    pool = torch.cat([probable[: -(-number // 2)], drawn[cost.feasible(space, drawn, budget)], probable])
+    return list(dict.fromkeys(space.architecture(row) for row in pool.tolist()))[:number]
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """What two runs must share for one to go on where the other stopped."""
+    return {
+        "settings": json.dumps(asdict(run.settings)),
+        "budget": json.dumps(asdict(run.budget)),
+        "space": json.dumps(run.supernet.space.to_dict()["choices"]),
+        "data": run.data.digest,
+        "seed": run.seed,
+    }
