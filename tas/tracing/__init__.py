@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,9 +18,9 @@ from tas.tracing.folding import fold_region, fold_widths
 from tas.tracing.identity import Array, Rows
 from tas.tracing.operators import HANDLERS, unknown
 from tas.tracing.proof import disproved, skips_exactly
-from tas.tracing.recording import Record, Recorder, Site
+from tas.tracing.recording import Recorder, Site
 from tas.tracing.regions import Region, chain, find_regions
-from tas.tracing.slicing import Cut, cut_of, cut_size, layer_attributes
+from tas.tracing.slicing import Cut, cut_of, cut_parameters, cut_size, layer_attributes
 from tas.tracing.units import Rules, Size, Units, find_units, terms, times
 
 __all__ = ["Rules", "Traced", "trace"]
@@ -92,6 +92,16 @@ class Traced:
                 groups = reads // inside
             found[name] = layer_attributes(module, shapes, groups)
         return found
+
+    def cut(self, mask: Array) -> nn.Module:
+        """A copy of the network with cut parameters and buffers, all blocks present, in eval mode."""
+        network = copy.deepcopy(self.network).eval()
+        cuts = self.cuts(mask)
+        for name, attributes in self.attributes(network, cuts, mask).items():
+            for key, value in attributes.items():
+                setattr(network.get_submodule(name), key, value)
+        cut_parameters(network, cuts)
+        return network
 
     def dead(self, architecture: Mapping[str, int]) -> list[str]:
         """The modules that an architecture leaves out."""
@@ -234,10 +244,3 @@ def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
-
-
-def with_network(traced: Traced, network: nn.Module) -> Traced:
-    """The same space over other weights of the same shapes."""
-    return replace(traced, network=network)
-
-

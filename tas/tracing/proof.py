@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 
 from tas.tracing.identity import Array, Rows
 from tas.tracing.recording import Record, Recorder, Site, plain_attention
-from tas.tracing.slicing import apply_cut
 from tas.tracing.units import Units
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _ALIKE = {"_unsafe_view": "view", "_reshape_alias": "view", "reshape": "view", "
 def disproved(recorder: Recorder, units: Units, traced: Traced) -> list[tuple[Rows, str]]:
     """Identities to freeze because a cut network does not run as predicted; empty where all is proved."""
     for mask in _masks(traced):
-        network = cut_network(traced, mask)
+        network = traced.cut(mask)
         replay = _Replay(recorder, units, mask)
         try:
             with torch.no_grad(), plain_attention(), replay:
@@ -79,33 +78,6 @@ def _skips(
             return False
     pairs = zip(*outputs, strict=True)
     return all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))
-
-
-def cut_network(traced: Traced, mask: Array) -> nn.Module:
-    """A copy of the network with cut parameters and buffers, in eval mode, all blocks present."""
-    network = copy.deepcopy(traced.network).eval()
-    cuts = traced.cuts(mask)
-    for name, attributes in traced.attributes(network, cuts, mask).items():
-        for key, value in attributes.items():
-            setattr(network.get_submodule(name), key, value)
-    cut_parameters(network, cuts)
-    return network
-
-
-def cut_parameters(network: nn.Module, cuts: Mapping[str, Any]) -> None:
-    """Replace parameters and buffers by their kept part, in place; what was shared stays shared."""
-    done: dict[int, Tensor] = {}
-    for module_name, module in network.named_modules():
-        for store in (module._parameters, module._buffers):
-            for key, tensor in list(store.items()):
-                cut = cuts.get(f"{module_name}.{key}" if module_name else key)
-                if tensor is None or cut is None:
-                    continue
-                if id(tensor) not in done:
-                    part = apply_cut(tensor.detach(), cut).clone(memory_format=torch.contiguous_format)
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    done[id(tensor)] = nn.Parameter(part, tensor.requires_grad) if is_parameter else part
-                store[key] = done[id(tensor)]  # type: ignore[assignment]
 
 
 def _masks(traced: Traced) -> list[Array]:

@@ -66,3 +66,19 @@ def layer_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], g
     if isinstance(module, nn.PReLU) and weight is not None:
         return {"num_parameters": weight[0]}
     return {}
+
+
+def cut_parameters(network: nn.Module, cuts: Mapping[str, Any]) -> None:
+    """Replace parameters and buffers by their kept part, in place; what was shared stays shared."""
+    done: dict[int, Tensor] = {}
+    for module_name, module in network.named_modules():
+        for store in (module._parameters, module._buffers):
+            for key, tensor in list(store.items()):
+                cut = cuts.get(f"{module_name}.{key}" if module_name else key)
+                if tensor is None or cut is None:
+                    continue
+                if id(tensor) not in done:
+                    part = apply_cut(tensor.detach(), cut).clone(memory_format=torch.contiguous_format)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    done[id(tensor)] = nn.Parameter(part, tensor.requires_grad) if is_parameter else part
+                store[key] = done[id(tensor)]  # type: ignore[assignment]

@@ -1,0 +1,31 @@
+"""The student at an architecture: a plain module of the original's own class, smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from tas.tracing import Traced
+
+if TYPE_CHECKING:
+    from tas.supernet import Supernet
+
+
+def extract(
+    source: Traced | Supernet, architecture: Mapping[str, int], keep: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """A new network at `architecture`, with weights taken over from `source`, in its training mode.
+
+    Of every width the first units are kept, or those whose indices `keep` lists by choice name (as many as the
+    architecture says). Blocks that are left out become `nn.Identity`, so the other names in the state dict stay.
+
+    Raises ValueError where the architecture is not of the space, or `keep` does not fit it.
+    """
+    traced: Traced = source if isinstance(source, Traced) else source.current()
+    traced.space.indices(architecture)
+    student = traced.cut(traced.keep_mask(architecture, keep))
+    for module in traced.dead(architecture):
+        student.set_submodule(module, nn.Identity())
+    return student.train(source.network.training)

@@ -1,0 +1,200 @@
+"""The supernet: the original's own forward, run with sliced and scaled parameters at any draw.
+
+Mixing candidates by zero extension is a factor m_c on channel c, folded into the last affine before the channel is
+summed over (`tas.tracing.folding`), so several candidates cost as much as the widest of them, and a draw needs no
+change of the graph. Depth is mixed alike: the affine that ends a residual branch is scaled by the weight of the depths
+that keep its block, and a block that none keeps is not run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tas.distribution import Draw, Pick, one_hot
+from tas.space import SearchSpace
+from tas.tracing import Traced, as_call
+from tas.tracing.slicing import Cut, apply_cut
+
+_REMEMBERED = 64  # plans of architectures that are kept: a score runs one many times, a search each once
+
+
+class Supernet(nn.Module):
+    """A copy of a traced network that runs at any draw: `supernet(x, draw)`.
+
+    `x`: a tensor, a tuple of positional or a dict of keyword arguments. `draw`: a `Pick` for every choice (then the
+    gradient of the loss reaches the weights of the picks), or an architecture. In train mode, running statistics of the
+    channels in use are updated. The original is not touched.
+    """
+
+    def __init__(self, traced: Traced) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(traced.network)
+        self._traced = traced
+        self._plans: dict[tuple[int, ...], tuple[dict[str, Cut], dict[str, dict[str, Any]]]] = {}
+        self._is_choice: dict[tuple[str, int, str], bool] = {}
+        self._note_tensors()
+
+    def _note_tensors(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        self._aliases: dict[str, list[str]] = {}  # every name of a tensor by its first: shared ones have several
+        first: dict[int, str] = {}
+        for named in (self.network.named_parameters, self.network.named_buffers):
+            for name, tensor in named(remove_duplicate=False):
+                self._tensors.setdefault(first.setdefault(id(tensor), name), tensor)
+                self._aliases.setdefault(first[id(tensor)], []).append(name)
+        self._buffer_names = frozenset(dict(self.network.named_buffers()))
+
+    @property
+    def space(self) -> SearchSpace:
+        return self._traced.space
+
+    def current(self) -> Traced:
+        """The trace with the supernet's present weights."""
+        return replace(self._traced, network=self.network)
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        return list(self.network.parameters())
+
+    @contextmanager
+    def frozen_weights(self) -> Iterator[None]:
+        """Without gradients of the weights, for the architecture step: only the picks' weights need one."""
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+    def forward(self, x: Any, draw: Draw | Mapping[str, int]) -> Any:
+        picks = self._picks(draw)
+        widest = {name: pick.values[-1] for name, pick in picks.items()}
+        dead = self._traced.dead(widest)
+        cuts, attributes = self._plan(widest)
+        tensors = {name: apply_cut(self._tensors[name], cut) for name, cut in cuts.items()}
+        copied = {name: tensors[name] for name in cuts if name in self._buffer_names and _gathers(cuts[name])}
+        self._scale_widths(tensors, picks, widest)
+        self._scale_branches(tensors, picks)
+        args, kwargs = as_call(x)
+        with self._as_drawn(attributes, dead):
+            output = functional_call(self.network, self._living(tensors, dead), args, kwargs)
+        if self.network.training:
+            self._write_back(copied, cuts)
+        return output
+
+    def _picks(self, draw: Draw | Mapping[str, int]) -> Draw:
+        if all(isinstance(value, Pick) for value in draw.values()):
+            return draw  # type: ignore[return-value]
+        self.space.indices(draw)  # type: ignore[arg-type]
+        return one_hot(draw)  # type: ignore[arg-type]
+
+    def _living(self, tensors: Mapping[str, Tensor], dead: list[str]) -> dict[str, Tensor]:
+        """The tensors under a name outside the blocks that are left out."""
+        gone = tuple(f"{module}." for module in dead)
+        if not gone:
+            return dict(tensors)
+        alive = {name: next((n for n in self._aliases[name] if not n.startswith(gone)), None) for name in tensors}
+        return {alias: tensors[name] for name, alias in alive.items() if alias is not None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        applied = super()._apply(fn, recurse)
+        self._note_tensors()  # .to(device) may replace tensors
+        return applied
+
+    def _plan(self, widest: Mapping[str, int]) -> tuple[dict[str, Cut], dict[str, dict[str, Any]]]:
+        """What is kept of every tensor, and which attributes follow, when each width has this many units."""
+        key = tuple(widest[name] for name in self._traced.sizes)
+        if key not in self._plans:
+            mask = self._traced.keep_mask(widest)
+            cuts = {name: cut for name, cut in self._traced.cuts(mask).items() if name in self._tensors}
+            if len(self._plans) >= _REMEMBERED:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = cuts, self._traced.attributes(self.network, cuts, mask)
+        return self._plans[key]
+
+    def _scale_widths(self, tensors: dict[str, Tensor], picks: Draw, widest: Mapping[str, int]) -> None:
+        for choice, sites in self._traced.folds.items():
+            pick = picks[choice]
+            if pick.weights is None or len(pick.values) == 1:
+                continue
+            factor = channel_factor(pick)
+            for name, dim in sites:
+                tensor = tensors.get(name, self._tensors[name])
+                spread = self._spread(factor, name, dim, choice, widest)
+                tensors[name] = tensor * spread.reshape([-1 if d == dim else 1 for d in range(tensor.dim())])
+
+    def _spread(self, factor: Tensor, name: str, dim: int, choice: str, widest: Mapping[str, int]) -> Tensor:
+        """The factor of every kept position along a dimension: that of its unit of `choice`, 1 where it has none."""
+        key = (name, dim, choice)
+        rows = self._traced.rows[name][dim]
+        assert rows is not None
+        if key not in self._is_choice:
+            first, size = self._traced.first[choice], self._traced.sizes[choice]
+            self._is_choice[key] = np.array_equal(rows, np.arange(first, first + size)[:, None])
+        if self._is_choice[key]:  # the dimension is the choice itself
+            return factor
+        kept = rows[self._traced.keep_mask(widest)[rows].all(1)] - self._traced.first[choice]
+        mine = (kept >= 0) & (kept < len(factor))
+        unit = np.where(mine, kept, len(factor)).min(1)
+        padded = torch.cat([factor, factor.new_ones(1)])
+        return padded[torch.from_numpy(unit).to(factor.device)]
+
+    def _scale_branches(self, tensors: dict[str, Tensor], picks: Draw) -> None:
+        for choice, modules in self._traced.runs.items():
+            pick = picks[choice]
+            if pick.weights is None:
+                continue
+            for index, module in enumerate(modules[: pick.values[-1]]):
+                if index < pick.values[0]:
+                    continue  # every candidate keeps it
+                alive = pick.weights[next(k for k, value in enumerate(pick.values) if value > index) :].sum()
+                for name, _ in self._traced.branch_folds[module]:
+                    tensors[name] = tensors.get(name, self._tensors[name]) * alive
+
+    @contextmanager
+    def _as_drawn(self, attributes: Mapping[str, dict[str, Any]], dead: list[str]) -> Iterator[None]:
+        """With the layers' attributes as the cuts need them, and without the dead blocks."""
+        modules = {name: self.network.get_submodule(name) for name in (*attributes, *dead)}
+        before = [(modules[name], {key: getattr(modules[name], key) for key in a}) for name, a in attributes.items()]
+        try:
+            for name, wanted in attributes.items():
+                for key, value in wanted.items():
+                    setattr(modules[name], key, value)
+            for name in dead:
+                self.network.set_submodule(name, nn.Identity())
+            yield
+        finally:
+            for name in dead:
+                self.network.set_submodule(name, modules[name])
+            for module, values in before:
+                for key, value in values.items():
+                    setattr(module, key, value)
+
+    def _write_back(self, copied: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> None:
+        """Running statistics of channels that do not lead their buffer were updated in a copy."""
+        with torch.no_grad():
+            for name, part in copied.items():
+                ((dim, positions),) = cuts[name].items()
+                self._tensors[name].index_copy_(dim, positions.to(part.device), part)  # type: ignore[union-attr]
+
+
+def channel_factor(pick: Pick) -> Tensor:
+    """m_c for every channel c of the widest candidate: the summed weight of the candidates that are wider than c."""
+    assert pick.weights is not None
+    tails = pick.weights.flip(0).cumsum(0).flip(0)
+    steps = np.diff([0, *pick.values])
+    return tails[torch.from_numpy(np.repeat(np.arange(len(steps)), steps)).to(tails.device)]
+
+
+def _gathers(cut: Cut) -> bool:
+    return any(isinstance(kept, Tensor) for kept in cut.values())
