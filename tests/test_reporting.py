@@ -39,7 +39,7 @@ def run_folder(folder: Path, choices: int = 12) -> Path:
         | {"params": 150_000 + 100 * i, "chosen": i == 0, "architecture": architecture}
         for i in range(8)
     ]
-    course = [{"step": s, "expected_macs": (30 - s / 10) * 1e6, "entropy": 2 - s / 60} for s in range(0, 100, 5)]
+    course = [{"step": s, "macs_expected": (30 - s / 10) * 1e6, "entropy": 2 - s / 60} for s in range(0, 100, 5)]
     run = {
         "title": "CIFAR-10, ResNet-20, 20 M MACs",
         "metric": "top1",

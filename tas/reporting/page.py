@@ -34,7 +34,7 @@ def _content(folder: Path) -> dict[str, Any]:
     metric, limit = run["metric"], (space or {}).get("budget", {}).get("macs")
     drawn = {
         "Sizes before and after": pictures.sizes(space, architecture) if space and architecture else "",
-        "Course of the search": _course(course, limit),
+        "Course of the search": _course(course, (space or {}).get("budget", {})),
         "Candidates": pictures.candidates(candidates, metric, limit) if candidates else "",
     }
     return {
@@ -54,9 +54,11 @@ def _content(folder: Path) -> dict[str, Any]:
     }
 
 
-def _course(rows: list[dict[str, Any]], limit: float | None) -> str:
-    drawable = [row for row in rows if {"step", "expected_macs", "entropy"} <= row.keys()]
-    return pictures.course(drawable, limit) if len(drawable) > 1 else ""
+def _course(rows: list[dict[str, Any]], limits: dict[str, float]) -> str:
+    """Empty where the method has no course that can be drawn."""
+    measure = next(iter(limits), "macs")
+    drawable = [row for row in rows if {"step", f"{measure}_expected", "entropy"} <= row.keys()]
+    return pictures.course(drawable, measure, limits.get(measure)) if len(drawable) > 1 else ""
 
 
 def _summary(metrics: dict[str, Any] | None, metric: str) -> str:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 # marker colour -> CSS variable of the page
 _INK, _FAINT, _MAIN, _OTHER = "#010203", "#010204", "#010205", "#010206"
 _VARIABLES = {_INK: "--ink", _FAINT: "--faint", _MAIN: "--main", _OTHER: "--other"}
+_UNITS = {"macs": "MACs"}  # measures that are not written as they are named
 _WIDTH = 4.6  # inches: about as wide as a phone, so that letters stay readable there
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: selectable, in the page's font
     "font.size": 10,
     "axes.edgecolor": _FAINT,
@@ -51,18 +52,19 @@ def sizes(space: Mapping[str, Any], architecture: Mapping[str, int]) -> str:
         return _svg(figure)
 
 
-def course(rows: Sequence[Mapping[str, Any]], limit: float | None) -> str:
-    """Expected MACs, with the budget, and entropy over the steps of a search."""
+def course(rows: Sequence[Mapping[str, Any]], measure: str, limit: float | None) -> str:
+    """Expected cost, with the budget, and mean entropy of the choices over the steps of a search."""
     with _style():
         figure, axes = _figure("course", 3.0)
-        steps = [row["step"] for row in rows]
-        axes.plot(steps, [row["expected_macs"] / 1e6 for row in rows], color=_MAIN, label="expected MACs")
+        steps, unit = [row["step"] for row in rows], _UNITS.get(measure, measure)
+        costs = [row[f"{measure}_expected"] / 1e6 for row in rows]
+        axes.plot(steps, costs, color=_MAIN, label=f"expected {unit}")
         if limit is not None:
             axes.axhline(limit / 1e6, color=_MAIN, linestyle=":", label="budget")
-        axes.set(xlabel="step", ylabel="million MACs", ylim=(0, None))
+        axes.set(xlabel="step", ylabel=f"million {unit}", ylim=(0, None))
         other = axes.twinx()
         other.plot(steps, [row["entropy"] for row in rows], color=_OTHER, label="entropy")
-        other.set(ylabel="entropy of the choices, nats", ylim=(0, None))
+        other.set(ylabel="mean entropy of a choice, nats", ylim=(0, None))
         other.spines["right"].set_visible(True)
         figure.legend(loc="outside upper left", ncols=3, fontsize=8)
         return _svg(figure)

@@ -1,0 +1,34 @@
+"""A run as one YAML file: strict (an unknown key names the nearest right one), frozen, read alone."""
+
+from tas.recipe.reading import difference, dump, parse, read
+from tas.recipe.sections import (
+    DataSource,
+    Differentiable,
+    Distillation,
+    Initialize,
+    Limits,
+    Machine,
+    Network,
+    ObjectiveNames,
+    Recipe,
+    Report,
+    amount,
+)
+
+__all__ = [
+    "DataSource",
+    "Differentiable",
+    "Distillation",
+    "Initialize",
+    "Limits",
+    "Machine",
+    "Network",
+    "ObjectiveNames",
+    "Recipe",
+    "Report",
+    "amount",
+    "difference",
+    "dump",
+    "parse",
+    "read",
+]

@@ -1,0 +1,114 @@
+"""A recipe from its YAML file and `--set` overrides, and back; whatever is wrong is said in one line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from tas.errors import BadRecipe
+from tas.recipe.sections import SEARCHES, Recipe, Section
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, with `a.b=c` overrides. `BadRecipe` in one line where anything is wrong."""
+    try:
+        text = Path(path).read_text()
+    except OSError as problem:
+        raise BadRecipe(f"cannot read the recipe {path}: {problem.strerror}") from problem
+    try:
+        values = yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as problem:
+        where = getattr(problem, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise BadRecipe(f"{path}{line} is not YAML: {getattr(problem, 'problem', problem)}") from problem
+    return parse(values, overrides)
+
+
+def parse(values: Any, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe from plain mappings, with overrides. `BadRecipe` where anything is wrong."""
+    if not isinstance(values, Mapping):
+        raise BadRecipe(f"a recipe must be a mapping of sections, got {type(values).__name__}")
+    values = json.loads(json.dumps(values, default=str))  # dates and the like become text, which no key takes
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Recipe.model_validate_json(json.dumps(values))
+    except ValidationError as problem:
+        raise BadRecipe(_message(problem)) from problem
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe with all defaults filled in, as YAML that `read` takes."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> str:
+    """The first key in which two dumped recipes differ, with both values; "" where they agree."""
+    for key in dict.fromkeys([*one, *other]):
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            if deeper := difference(left, right, f"{prefix}{key}."):
+                return deeper
+        elif left != right:
+            return f"{prefix}{key} was {left!r}, is {right!r}"
+    return ""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text; people mean the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    path, sign, text = override.partition("=")
+    keys = path.split(".")
+    if not sign or not all(keys):
+        raise BadRecipe(f"--set takes section.key=value, got {override!r}")
+    for key in keys[:-1]:
+        if values.get(key) is None:
+            values[key] = {}
+        values = values[key]
+        if not isinstance(values, dict):
+            raise BadRecipe(f"--set {override!r}: {key!r} is not a section")
+    try:
+        values[keys[-1]] = yaml.load(text, _Loader)
+    except yaml.YAMLError as problem:
+        raise BadRecipe(f"--set {override!r}: the value is not YAML") from problem
+
+
+def _message(problem: ValidationError) -> str:
+    """The first error of a validation, in one line."""
+    error = problem.errors(include_url=False)[0]
+    location = [str(part) for part in error["loc"] if part not in ("int", "float")]
+    key = ".".join(part for part in location if part not in SEARCHES)
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        return f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}")
+    if error["type"] in ("missing", "missing_argument"):
+        return f"the recipe needs {key!r}"
+    if error["type"] == "union_tag_invalid":
+        return f"search.method should be one of {', '.join(SEARCHES)}, got {error['ctx']['tag']!r}"
+    reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{key} {reason}, got {error['input']!r}"
+
+
+def _keys(location: Sequence[str]) -> list[str]:
+    """The keys of the section at a location."""
+    kind: Any = Recipe
+    for name in location:
+        annotation = SEARCHES.get(name) or (kind.model_fields[name].annotation if name in kind.model_fields else None)
+        kind = next((part for part in (annotation, *get_args(annotation)) if isinstance(part, type)), Section)
+    return [field.name for field in fields(kind)] if is_dataclass(kind) else list(kind.model_fields)

@@ -1,0 +1,165 @@
+"""The sections of a recipe: frozen, strict, and, as far as possible, the very values that the called functions take.
+
+So their meaning is documented there, once. `tas init` writes a commented recipe.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+
+from tas.errors import BadRecipe
+from tas.methods import adaptive_bn, differentiable
+from tas.tracing import Rules
+from tas.training import TrainingPlan
+
+_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "%": 0.01}
+
+
+def amount(value: Any) -> Any:
+    """ "22.44M" -> 22440000, "50%" -> 0.5; numbers stay, other text is left for the type check to refuse."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9_.]+)\s*([kMG%]?)\s*", value)
+    if match is None:
+        raise ValueError("must be a number such as 0.5, 50%, 22.44M, 350k or 22440000")
+    number = float(match[1]) * _UNITS[match[2]]
+    return number if match[2] == "%" or number <= 1 else round(number)
+
+
+Amount = Annotated[int | float, BeforeValidator(amount)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Network(Section):
+    """The original. shape: of an input, with its batch dimension; by default the data's. supernet: import path of a
+    search network with rules of its own, called with the original; without one, any network is traced."""
+
+    name: str
+    kwargs: dict[str, Any] = {}
+    weights: str | None = None
+    shape: tuple[int, ...] | None = None
+    supernet: str | None = None
+
+
+class DataSource(Section):
+    """The arguments of `tas.data.load`."""
+
+    name: str
+    root: str | None = None
+    download: bool = False
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    padding: int = 0
+    flip: bool = False
+    cutout: int = 0
+    classes: int | None = None
+    test_fraction: float = 0.2
+    workers: int = 0
+    kwargs: dict[str, Any] = {}
+
+
+class ObjectiveNames(Section):
+    """Loss and metric by import path; without them cross-entropy and top-1 in percent."""
+
+    loss: str | None = None
+    metric: str | None = None
+    name: str | None = None
+    direction: Literal["max", "min"] = "max"
+
+
+class Limits(Section):
+    """Upper limits, each a ratio of the original ("50%", 0.5) or absolute ("22.44M"); `slack` as in `tas.Budget`."""
+
+    macs: Amount | None = None
+    params: Amount | None = None
+    slack: float = Field(default=0.05, ge=0, lt=1)
+
+
+@dataclass(frozen=True)
+class Differentiable(differentiable.Settings):
+    """The search by gradient (TAS)."""
+
+    method: Literal["differentiable"] = "differentiable"
+
+
+@dataclass(frozen=True)
+class AdaptiveBN(adaptive_bn.Settings):
+    """Random architectures, scored by adaptive batch norm (EagleEye)."""
+
+    method: Literal["adaptive_bn"] = "adaptive_bn"
+
+
+SEARCHES = {"differentiable": Differentiable, "adaptive_bn": AdaptiveBN}
+
+
+def _method(values: Any) -> str:
+    found = values.get("method", "differentiable") if isinstance(values, Mapping) else getattr(values, "method", "")
+    return str(found or "differentiable")
+
+
+Search = Annotated[
+    Annotated[Differentiable, Tag("differentiable")] | Annotated[AdaptiveBN, Tag("adaptive_bn")],
+    Discriminator(_method),
+]
+
+
+class Initialize(Section):
+    """How a student gets its weights: the original's most important channels ("inherit"), or fresh ones ("scratch")."""
+
+    weights: Literal["inherit", "scratch"] = "inherit"
+    importance: Literal["l1", "l1_first", "l2", "bn_scale", "random"] = "l1"
+
+
+@dataclass(frozen=True)
+class Distillation(TrainingPlan):
+    """A training plan, and loss = (1 - alpha) CE + alpha T^2 KL (TAS: alpha 0.9, T 4)."""
+
+    alpha: float = 0.9
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1 or self.temperature <= 0:
+            found = f"{self.alpha} and {self.temperature}"
+            raise BadRecipe(f"distill.alpha lies in [0, 1] and distill.temperature above 0, got {found}")
+
+
+class Report(Section):
+    """What the student is compared with, at the same budget and trained the same way, and how often all are trained."""
+
+    baselines: tuple[Literal["uniform", "random"], ...] = ("uniform",)
+    repeats: int = Field(default=1, ge=1)
+
+
+class Machine(Section):
+    """Where and how to run; the one section that may change when a run is taken up again. threads 0: torch decides."""
+
+    device: str = "auto"
+    threads: int = Field(default=0, ge=0)
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    title: str | None = None
+    network: Network
+    data: DataSource
+    objective: ObjectiveNames = ObjectiveNames()
+    budget: Limits
+    space: Rules = Rules()
+    original: TrainingPlan | None = None
+    search: Search = Differentiable()
+    initialize: Initialize = Initialize()
+    distill: Distillation = Distillation()
+    report: Report = Report()
+    machine: Machine = Machine()
+    seed: int = Field(default=0, ge=0)
