@@ -1,1 +1,1 @@
-"""Networks that need rules of their own, and those rules. `tas` never imports this package: recipes name its members."""
+"""Networks that need rules of their own, and those rules. Recipes name them by import path; `tas` never does."""

@@ -24,6 +24,7 @@ With these ResNet-20/32/56/110/164 count 40.81, 69.12, 125.75, 253.15 and 247.65
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,7 @@ class CifarResNet(nn.Module):
     def __init__(self, stem: int, stages: Stages, shortcut: str, num_classes: int, in_channels: int) -> None:
         super().__init__()
         _check(stem, stages, shortcut)
+        self.shortcut_kind = shortcut
         ends = [stem, *(stage[-1][-1] for stage in stages)]
         self.conv1 = _conv(in_channels, stem, 3)
         self.bn1 = nn.BatchNorm2d(stem)
@@ -92,8 +94,8 @@ class CifarResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
-    def stages(self) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
-        return self.layer1, self.layer2, self.layer3
+    def stages(self) -> list[Sequence[Block]]:
+        return [cast(Sequence[Block], stage) for stage in (self.layer1, self.layer2, self.layer3)]
 
 
 class BasicBlock(nn.Module):
@@ -137,6 +139,9 @@ class Bottleneck(nn.Module):
         return self.conv1, self.conv2, self.conv3
 
 
+Block = BasicBlock | Bottleneck
+
+
 class ZeroPadded(nn.Module):
     """Shortcut A: every `stride`-th pixel, and zero channels in front and behind."""
 
@@ -173,7 +178,7 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 def _stage(inputs: int, blocks: Sequence[Sequence[int]], stride: int, shortcut: str) -> nn.Sequential:
     stage = nn.Sequential()
     for outputs in blocks:
-        block = BasicBlock if len(outputs) == 2 else Bottleneck
+        block: type[Block] = BasicBlock if len(outputs) == 2 else Bottleneck
         stage.append(block(inputs, outputs, stride, shortcut))
         inputs, stride = outputs[-1], 1
     return stage

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from search_spaces.cifar_resnet import BasicBlock, CifarResNet, from_widths, widths
+from tas.errors import BadNetwork
 from tas.space import Choice, Factor, LayerCost, SearchSpace, Term
 
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -84,6 +85,11 @@ class _Description:
 
     @classmethod
     def of(cls, network: CifarResNet, image: int) -> _Description:
+        if network.shortcut_kind != "tas":
+            raise BadNetwork(
+                f"the paper's space is that of networks with the paper's shortcuts, got {network.shortcut_kind!r}; "
+                'build the network with shortcut="tas"'
+            )
         basic = isinstance(network.layer1[0], BasicBlock)
         return cls(*widths(network), basic, network.conv1.in_channels, network.linear.out_features, image)
 
@@ -142,7 +148,8 @@ class _Description:
         return before != self.stages[s][b][-1]
 
     def _projection(self, layer: str, side: int, alive: Factors, before: str, after: str) -> Iterator[LayerCost]:
-        """1[a != b] x (a b weights [+ 2 b norm]), by 1[a != b] f(a, b) = f(a, b) - sum over v of f(v, v) 1[a = b = v]."""
+        """Between a != b channels: a b weights, and in basic blocks 2 b for a norm. Each choice may stand in a term
+        once, and 1[a != b] f(a, b) = f(a, b) - sum over v of f(v, v) 1[a = v] 1[b = v]."""
         space = {choice.name: choice.candidates for choice in self._choices()}
         common = sorted(set(space[before]) & set(space[after]))
 

@@ -59,12 +59,17 @@ def interpolate(x: Tensor, channels: int) -> Tensor:
     """Channel interpolation of [N, C, H, W] to [N, channels, H, W]."""
     if x.shape[1] == channels:
         return x
-    return mix_channels(x, interpolation(x.shape[1], channels).to(x))
+    return mix_channels(x, interpolation(x.shape[1], channels).to(x), x.new_zeros(channels))
 
 
-def mix_channels(x: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
-    """matrix [D, C] applied to the channels of every pixel of [N, C, H, W], plus shift [D]: -> [N, D, H, W]."""
-    return F.conv2d(x, matrix[:, :, None, None], shift)
+def mix_channels(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+    """matrix [D, C] applied to the channels of every pixel of [N, C, H, W], plus shift [D]: -> [N, D, H, W].
+
+    A product of small matrices, not a 1x1 convolution, which takes twice as long on a CPU (16 to 64 channels, forward
+    and backward, one thread).
+    """
+    pixels = torch.baddbmm(shift[:, None], matrix.expand(len(x), *matrix.shape), x.flatten(2))
+    return pixels.unflatten(2, x.shape[2:])
 
 
 @lru_cache(maxsize=4096)
@@ -81,7 +86,7 @@ def interpolation(inputs: int, outputs: int) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def interpolations(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The interpolation of each of `values` channel counts to the largest, c: [len(values), c, c], zero columns behind."""
+    """The interpolations of `values` channel counts to the largest, c, zero columns behind: [len(values), c, c]."""
     widest = max(values)
     padded = [F.pad(interpolation(value, widest), (0, widest - value)) for value in values]
     return torch.stack(padded).to(device, dtype)

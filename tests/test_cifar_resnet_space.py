@@ -13,6 +13,7 @@ from search_spaces.cifar_resnet_space import (
 )
 from tas import cost
 from tas.distribution import ArchitectureDistribution
+from tas.errors import BadNetwork
 from tas.space import SearchSpace
 
 NETWORKS = {
@@ -134,3 +135,8 @@ def test_the_published_estimate_counts_the_projection_that_the_full_network_has(
     network = resnet164(shortcut="tas")
     estimate = published_estimate(network)
     assert cost.macs(estimate, estimate.largest()) == counted_macs(network)
+
+
+def test_networks_with_other_shortcuts_are_refused() -> None:
+    with pytest.raises(BadNetwork, match="got 'A'; build the network with shortcut=\"tas\""):
+        search_space(resnet20())

@@ -22,7 +22,7 @@ from rich.table import Table
 import tas.cost
 from search_spaces.cifar_resnet import resnet56
 from search_spaces.cifar_resnet_supernet import CifarSupernet
-from tas.distribution import ArchitectureDistribution, Pick
+from tas.distribution import ArchitectureDistribution
 
 Step = Callable[[], None]
 
