@@ -32,7 +32,8 @@ class Settings:
 
     epochs: passes over the weights half (600; 120 on ImageNet).
     batch: images of a step, on each side (256).
-    warm_start: keep the weights the supernet comes with, the original's; False draws new ones (False).
+    warm_start: the supernet starts from the original's weights, False from new ones (False); a supernet that is
+      passed ready-made keeps what it has.
     weight_lr, momentum, nesterov, weight_decay: SGD for the weights (0.1, 0.9, True, 5e-4), cosine to 0.
     architecture_lr, architecture_betas, architecture_decay: Adam for the logits (1e-3, (0.5, 0.999), 1e-3); a short
       search needs a larger rate, because Adam moves a logit by at most about its rate a step.

@@ -53,11 +53,8 @@ def search(
     """
     settings, objective = settings or Settings(), objective or default_objective()
     data, device = as_data(data), torch.device(device)
-    supernet = Supernet(source) if isinstance(source, Traced) else source
+    supernet = _supernet(source, settings, seed).to(device)
     require_feasible(supernet.space, budget)
-    if not settings.warm_start:
-        _draw_weights(supernet, seed)
-    supernet.to(device)
     distribution = ArchitectureDistribution(supernet.space, torch.Generator().manual_seed(seed)).to(device)
     optimizers = _optimizers(supernet, distribution, settings)
     halves = search_splits(data, seed)
@@ -95,6 +92,15 @@ def _optimizers(
         weight_decay=settings.architecture_decay,
     )
     return weights, architecture
+
+
+def _supernet(source: Traced | Supernet, settings: Settings, seed: int) -> Supernet:
+    if not isinstance(source, Traced):
+        return source
+    supernet = Supernet(source)
+    if not settings.warm_start:
+        _draw_weights(supernet, seed)
+    return supernet
 
 
 def _draw_weights(network: nn.Module, seed: int) -> None:

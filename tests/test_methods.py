@@ -1,0 +1,110 @@
+import pytest
+import torch
+from toys import data, network
+
+import tas
+from tas import cost
+from tas.errors import BadRecipe, Infeasible
+from tas.methods import METHODS, adaptive_bn
+from tas.methods.baselines import random, uniform
+from tas.space import Budget, Choice, Factor, LayerCost, SearchSpace, Term
+
+DATA = data()
+
+
+def chain(widths: int = 4, size: int = 40) -> SearchSpace:
+    """A chain of layers of one size, and a depth over the last ones' work."""
+    names = [f"w{index}" for index in range(widths)]
+    choices = [Choice(name, "width", tuple(range(4, size + 1, 4))) for name in names]
+    layers = [
+        LayerCost(a + b, "macs", (Term(10, (Factor(a, "power", 1), Factor(b, "power", 1))),))
+        for a, b in zip(names, names[1:], strict=False)
+    ]
+    for block in range(3):
+        term = Term(100, (Factor(names[0], "power", 1), Factor("d", "above", block)))
+        layers.append(LayerCost(f"block{block}", "macs", (term,)))
+    return SearchSpace((*choices, Choice("d", "depth", (0, 1, 2, 3))), tuple(layers))
+
+
+def test_uniform_widths_have_one_ratio_where_that_meets_the_budget_exactly():
+    space = chain()
+    budget = Budget((("macs", float(cost.macs(space, space.uniform(0.5)))),))
+    assert uniform(space, budget) == space.uniform(0.5)
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.2, 0.35, 0.5, 0.77, 1.0])
+def test_uniform_widths_end_where_no_width_can_be_raised_and_stay_even(ratio):
+    space = chain()
+    limit = ratio * cost.macs(space, space.largest())
+    found = uniform(space, Budget((("macs", limit),)))
+    assert cost.macs(space, found) <= limit
+    for choice in space.choices:
+        if choice.kind == "width" and found[choice.name] < choice.size:
+            assert cost.macs(space, {**found, choice.name: found[choice.name] + 4}) > limit
+    widths = [found[choice.name] for choice in space.choices if choice.kind == "width"]
+    assert max(widths) - min(widths) <= 8
+    assert found["d"] == 3
+
+
+def test_depth_shrinks_only_where_the_smallest_widths_do_not_fit():
+    space = chain()
+    smallest_full_depth = cost.macs(space, {**space.smallest(), "d": 3})
+    assert uniform(space, Budget((("macs", float(smallest_full_depth)),)))["d"] == 3
+    assert uniform(space, Budget((("macs", smallest_full_depth - 1.0),)))["d"] == 2
+    with pytest.raises(Infeasible):
+        uniform(space, Budget((("macs", 479.0),)))
+
+
+def test_random_widths_lie_in_the_band_and_follow_their_seed():
+    space = chain()
+    budget = cost.budget(space, macs=0.5)
+    found = random(space, budget, torch.Generator().manual_seed(1), 20)
+    assert found == random(space, budget, torch.Generator().manual_seed(1), 20)
+    assert len(set(found)) > 15
+    original = cost.macs(space, space.largest())
+    assert all(0.45 <= cost.macs(space, one) / original <= 0.5 for one in found)
+
+
+def test_adaptive_bn_keeps_the_best_of_distinct_candidates():
+    source, rows = tas.trace(network(), torch.zeros(2, 1, 8, 8)), []
+    budget = cost.budget(source.space, macs=0.5)
+    found = adaptive_bn.search(
+        source, DATA, budget, adaptive_bn.Settings(candidates=12, images=100), on_row=rows.append
+    )
+    assert len({scored.architecture for scored in found.candidates}) == len(found.candidates) > 5
+    assert found.architecture == found.candidates[0].architecture
+    assert found.candidates[0].recalibrated == max(scored.recalibrated for scored in found.candidates)
+    assert [row["step"] for row in rows] == list(range(1, len(found.candidates) + 1))
+    assert sorted(row["loss"] for row in rows) == sorted(scored.loss for scored in found.candidates)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ratio", [0.15, 0.6])
+def test_every_method_meets_the_budget_and_repeats_itself(method, ratio):
+    source = tas.trace(network(), torch.zeros(2, 1, 8, 8))
+    budget = cost.budget(source.space, macs=ratio, params=0.7)
+    options = {"differentiable": {"epochs": 1, "batch": 64, "candidates": 3}, "adaptive_bn": {"candidates": 3}}
+    first, second = (tas.search(source, DATA, budget, method, seed=2, **options.get(method, {})) for _ in range(2))
+    assert first == second
+    assert source.space.contains(first.architecture)
+    limits = dict(budget.limits)
+    assert cost.macs(source.space, first.architecture) <= limits["macs"] + 0.5
+    assert cost.params(source.space, first.architecture) <= limits["params"] + 0.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_accepts_an_infeasible_budget(method):
+    source = tas.trace(network(), torch.zeros(2, 1, 8, 8))
+    with pytest.raises(Infeasible, match="smallest reachable cost"):
+        tas.search(source, DATA, Budget((("macs", 1.0),)), method)
+
+
+def test_unknown_methods_and_options_are_refused_with_the_nearest_name():
+    source = tas.trace(network(), torch.zeros(2, 1, 8, 8))
+    budget = cost.budget(source.space, macs=0.5)
+    with pytest.raises(BadRecipe, match="method is one of"):
+        tas.search(source, DATA, budget, "evolution")
+    with pytest.raises(BadRecipe, match=r"'epoch'; did you mean 'epochs'"):
+        tas.search(source, DATA, budget, epoch=3)
+    with pytest.raises(BadRecipe, match="unknown search option 'candidates'"):
+        tas.search(source, DATA, budget, "uniform", candidates=3)

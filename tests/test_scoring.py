@@ -1,0 +1,105 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from toys import data, network
+
+import tas
+from tas.calibration import recalibrate
+from tas.errors import BadData
+from tas.objectives import Objective, cross_entropy, default_objective, top1
+from tas.scoring import Score, ranked, score, search_splits
+
+DATA = data()
+
+
+def traced() -> tas.Traced:
+    return tas.trace(network(), torch.zeros(2, 1, 8, 8))
+
+
+def architectures(space: tas.SearchSpace, count: int = 5) -> list[tas.Architecture]:
+    found = tas.sample_many(space, torch.Generator().manual_seed(3), count)
+    return [space.architecture(row) for row in found.tolist()]
+
+
+def test_a_score_does_not_depend_on_the_other_candidates_or_their_order():
+    source = traced()
+    found = architectures(source.space)
+    forward = score(source, found, DATA, images=100, batch=32)
+    backward = score(source, found[::-1], DATA, images=100, batch=32)
+    alone = score(source, found[2:3], DATA, images=100, batch=32)
+    assert forward == backward[::-1]
+    assert alone == forward[2:3]
+    assert len({scored.loss for scored in forward}) > 1
+
+
+def test_scoring_leaves_the_original_and_the_supernet_bit_identical():
+    source = traced()
+    supernet = tas.Supernet(source)
+    for owner, weights in ((source, source.network), (supernet, supernet)):
+        before = {name: value.clone() for name, value in weights.state_dict().items()}
+        score(owner, architectures(source.space, 2), DATA)
+        assert all(torch.equal(value, before[name]) for name, value in weights.state_dict().items())
+
+
+def test_a_score_is_what_extracting_recalibrating_and_evaluating_by_hand_gives():
+    source = traced()
+    architecture = architectures(source.space, 1)[0]
+    (found,) = score(source, [architecture], DATA, calibration_images=96, batch=32, images=10_000, seed=4)
+    weights, held_out = search_splits(DATA, 4)
+    images, targets = next(held_out.batches(len(held_out)))
+    student = tas.extract(source, architecture).eval()
+    with torch.no_grad():
+        raw = (student(images).argmax(1) == targets).double().mean().item()
+        calibration = list(weights.take(96).batches(32, torch.Generator().manual_seed(0)))
+        recalibrate(student, [inputs for inputs, _ in calibration])
+        outputs = student(images)
+    assert found.raw == pytest.approx(100 * raw)
+    assert found.recalibrated == pytest.approx(100 * (outputs.argmax(1) == targets).double().mean().item())
+    assert found.loss == pytest.approx(nn.functional.cross_entropy(outputs, targets).item(), rel=1e-5)
+    assert found.images == len(held_out)
+    assert found.architecture == architecture
+
+
+def test_the_largest_architecture_scores_raw_like_the_original():
+    source = traced()
+    (found,) = score(source, [source.space.largest()], DATA)
+    images, targets = next(search_splits(DATA)[1].batches(1000))
+    with torch.no_grad():
+        assert found.raw == pytest.approx(float(top1(source.network(images), targets).mean()))
+
+
+def test_images_states_how_many_were_used():
+    source = traced()
+    assert score(source, [source.space.smallest()], DATA, images=50)[0].images == 50
+    assert score(source, [source.space.smallest()], DATA, images=9999)[0].images == 128
+
+
+def test_calibration_and_scores_never_share_an_image():
+    weights, held_out = search_splits(DATA)
+    assert len(weights) + len(held_out) == len(DATA.train)
+    inputs = torch.cat([weights.source.inputs, held_out.source.inputs]).flatten(1)
+    assert len(inputs.unique(dim=0)) == len(DATA.train)
+
+
+def test_a_network_without_batch_norm_is_not_recalibrated():
+    plain = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4)).eval()
+    source = tas.trace(plain, torch.zeros(2, 1, 8, 8))
+    for found in score(source, architectures(source.space, 3), DATA):
+        assert found.recalibrated == found.raw
+        assert math.isfinite(found.loss)
+
+
+def scored(metric: float, loss: float = 1.0, width: int = 1) -> Score:
+    return Score(tas.Architecture.of({"w": width}), metric, 0.0, loss, 10)
+
+
+def test_ranking_takes_the_metric_then_the_loss_and_never_what_is_not_a_number():
+    lost, low, tied, best = scored(math.nan, 0.0), scored(3.0), scored(5.0, 2.0), scored(5.0, 1.5)
+    assert ranked([lost, low, tied, best]) == [best, tied, low, lost]
+    error = Objective(cross_entropy, top1, "error", higher_is_better=False)
+    assert ranked([lost, tied, low, best], error) == [low, best, tied, lost]
+    assert ranked([scored(5.0, math.nan), tied], default_objective())[0] == tied
+    with pytest.raises(BadData, match="all are NaN"):
+        ranked([lost, lost])
