@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from search_spaces.cifar_resnet import BasicBlock, CifarResNet, from_widths, widths
+from search_spaces.cifar_resnet import CifarResNet, from_widths, widths
 from tas.errors import BadNetwork
 from tas.space import Choice, Factor, LayerCost, SearchSpace, Term
 
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 Factors = tuple[Factor, ...]
+Inputs = list[tuple[Factors, Choice]]  # the widths that a layer may read, each under its condition: one of them holds
 
 
 def width_candidates(channels: int) -> tuple[int, ...]:
@@ -34,8 +35,11 @@ def depth_candidates(blocks: int) -> tuple[int, ...]:
 
 
 def search_space(network: CifarResNet, image: int = 32) -> SearchSpace:
-    """The paper's space around `network` for square images of `image` pixels; counts "macs" and "params"."""
-    return _Description.of(network, image).space(published=False)
+    """The paper's space around `network` for square images of `image` pixels; counts "macs" and "params".
+
+    Raises `BadNetwork` for networks with other shortcuts than the paper's.
+    """
+    return _space(network, image, published=False)
 
 
 def published_estimate(network: CifarResNet, image: int = 32) -> SearchSpace:
@@ -43,130 +47,127 @@ def published_estimate(network: CifarResNet, image: int = 32) -> SearchSpace:
 
     E is a product of expectations: width before x width after x chance that the block is kept. That is the exact
     expectation of what it counts, for these are distinct choices; but it leaves out the projections of the final
-    network, and the first block of a stage reads the *nominal* last block of the stage before, however many blocks are
-    kept. (The paper's count F of the most probable architecture has the projections, but the same nominal last block:
-    a bug, which makes it up to 8 % lower than the network that is then built. `search_space` has neither gap.)
+    network, and the first block of a stage (and the head) reads the *nominal* last block before it, however many blocks
+    are kept. The paper's count F of the most probable architecture has the projections, but the same nominal last
+    block: a bug that makes it up to 8 % lower than the network which is then built. `search_space` has neither gap.
     """
-    return _Description.of(network, image).space(published=True)
+    return _space(network, image, published=True)
 
 
 def student(network: CifarResNet, architecture: Mapping[str, int]) -> CifarResNet:
     """The final network at an architecture of `search_space(network)`, freshly initialized."""
-    _, stages = widths(network)
-    chosen = [
-        [[architecture[name] for name in _convolutions(s, b, len(block))] for b, block in enumerate(stage)]
-        for s, stage in enumerate(stages)
+    stages = [
+        [[architecture[conv.name] for conv in block.convs] for block in stage[: architecture[depth.name]]]
+        for depth, stage in _stages(network, image=32)
     ]
-    kept = [stage[: architecture[_depth(s)]] for s, stage in enumerate(chosen)]
-    head, stem = network.linear, network.conv1
-    return from_widths(architecture["conv1"], kept, head.out_features, in_channels=stem.in_channels)
-
-
-def _depth(stage: int) -> str:
-    return f"layer{stage + 1}.depth"
-
-
-def _convolutions(stage: int, block: int, count: int) -> list[str]:
-    return [f"layer{stage + 1}.{block}.conv{index + 1}" for index in range(count)]
-
-
-def _width(choice: str) -> Factor:
-    return Factor(choice, "power", 1)
+    inputs, classes = network.conv1.in_channels, network.linear.out_features
+    return from_widths(architecture["conv1"], stages, classes, in_channels=inputs)
 
 
 @dataclass(frozen=True)
-class _Description:
-    stem: int
-    stages: list[list[list[int]]]
-    basic: bool
-    in_channels: int
-    num_classes: int
-    image: int
+class _Block:
+    name: str
+    convs: tuple[Choice, ...]
+    alive: Factors  # 1 where the block is kept
+    side: int  # pixels of its output
+    halves: bool  # whether its input has twice as many
 
-    @classmethod
-    def of(cls, network: CifarResNet, image: int) -> _Description:
-        if network.shortcut_kind != "tas":
-            raise BadNetwork(
-                f"the paper's space is that of networks with the paper's shortcuts, got {network.shortcut_kind!r}; "
-                'build the network with shortcut="tas"'
-            )
-        basic = isinstance(network.layer1[0], BasicBlock)
-        return cls(*widths(network), basic, network.conv1.in_channels, network.linear.out_features, image)
 
-    def space(self, published: bool) -> SearchSpace:
-        return SearchSpace(tuple(self._choices()), tuple(self._costs(published)))
+def _stages(network: CifarResNet, image: int) -> list[tuple[Choice, list[_Block]]]:
+    """Depth and blocks of every stage."""
+    stages = []
+    for s, stage in enumerate(widths(network)[1]):
+        depth = Choice(f"layer{s + 1}.depth", "depth", depth_candidates(len(stage)))
+        blocks = []
+        for b, block in enumerate(stage):
+            name = f"layer{s + 1}.{b}"
+            convs = tuple(Choice(f"{name}.conv{i}", "width", width_candidates(c)) for i, c in enumerate(block, start=1))
+            alive = (Factor(depth.name, "above", b),) if b >= depth.candidates[0] else ()
+            blocks.append(_Block(name, convs, alive, image >> s, halves=s > 0 and b == 0))
+        stages.append((depth, blocks))
+    return stages
 
-    def _choices(self) -> Iterator[Choice]:
-        yield Choice("conv1", "width", width_candidates(self.stem))
-        for s, stage in enumerate(self.stages):
-            yield Choice(_depth(s), "depth", depth_candidates(len(stage)))
-            for b, block in enumerate(stage):
-                for name, channels in zip(_convolutions(s, b, len(block)), block, strict=True):
-                    yield Choice(name, "width", width_candidates(channels))
 
-    def _costs(self, published: bool) -> Iterator[LayerCost]:
-        yield from _convolution("conv1", 3, self.image, [()], self.in_channels, _width("conv1"))
-        yield LayerCost("bn1", "params", (Term(2, (_width("conv1"),)),))
-        inputs: list[Factors] = [(_width("conv1"),)]  # what may feed the next layer: exactly one of these is not 0
-        for s, stage in enumerate(self.stages):
-            for b in range(len(stage)):
-                yield from self._block(s, b, inputs, published)
-                inputs = [(_width(self._last(s, b)),)]
-            if not published:
-                kept = depth_candidates(len(stage))
-                inputs = [(Factor(_depth(s), "equal", depth), _width(self._last(s, depth - 1))) for depth in kept]
-        head = tuple(Term(self.num_classes, factors) for factors in inputs)
-        yield LayerCost("linear", "macs", head)
-        yield LayerCost("linear", "params", (*head, Term(self.num_classes)))
+def _space(network: CifarResNet, image: int, published: bool) -> SearchSpace:
+    if network.shortcut_kind != "tas":
+        raise BadNetwork(
+            f"the paper's space is that of networks with the paper's shortcuts, got {network.shortcut_kind!r}; "
+            'build the network with shortcut="tas"'
+        )
+    stem = Choice("conv1", "width", width_candidates(network.conv1.out_channels))
+    choices, costs = [stem], list(_stem(stem, network.conv1.in_channels, image))
+    inputs: Inputs = [((), stem)]
+    for depth, blocks in _stages(network, image):
+        choices += [depth, *(conv for block in blocks for conv in block.convs)]
+        for block in blocks:
+            costs += _block(block, inputs, published)
+            inputs = [((), block.convs[-1])]
+        if not published:
+            inputs = [((Factor(depth.name, "equal", d),), blocks[d - 1].convs[-1]) for d in depth.candidates]
+    return SearchSpace(tuple(choices), (*costs, *_head(inputs, network.linear.out_features)))
 
-    def _last(self, s: int, b: int) -> str:
-        return _convolutions(s, b, len(self.stages[s][b]))[-1]
 
-    def _block(self, s: int, b: int, inputs: list[Factors], published: bool) -> Iterator[LayerCost]:
-        always = b < depth_candidates(len(self.stages[s]))[0]
-        alive: Factors = () if always else (Factor(_depth(s), "above", b),)
-        halves = s > 0 and b == 0
-        side = self.image >> s
-        names = _convolutions(s, b, len(self.stages[s][b]))
-        sources = [alive + source for source in inputs]
-        for index, name in enumerate(names):
-            kernel = 3 if self.basic or index == 1 else 1
-            # Only the convolutions before a bottleneck's 3x3 see the larger image.
-            pixels = 2 * side if halves and not self.basic and index == 0 else side
-            yield from _convolution(name, kernel, pixels, sources, 1, _width(name))
-            yield LayerCost(name.replace("conv", "bn"), "params", (Term(2, (*alive, _width(name))),))
-            sources = [(*alive, _width(name))]
-        shortcut = f"layer{s + 1}.{b}.shortcut"
-        if halves or (published and self._widens(s, b)):
-            sources = [alive + source for source in inputs]
-            yield from _convolution(shortcut, 1, side, sources, 1, _width(names[-1]))
-        elif not published:
-            yield from self._projection(shortcut, side, alive, inputs[0][0].choice, names[-1])
+def _stem(stem: Choice, in_channels: int, image: int) -> Iterator[LayerCost]:
+    weights = 9 * in_channels
+    yield LayerCost("conv1", "macs", (Term(weights * image * image, (_width(stem),)),))
+    yield LayerCost("conv1", "params", (Term(weights, (_width(stem),)),))
+    yield _norm((), stem)
 
-    def _widens(self, s: int, b: int) -> bool:
-        before = self.stages[s][b - 1][-1] if b else self.stem
-        return before != self.stages[s][b][-1]
 
-    def _projection(self, layer: str, side: int, alive: Factors, before: str, after: str) -> Iterator[LayerCost]:
-        """Between a != b channels: a b weights, and in basic blocks 2 b for a norm. Each choice may stand in a term
-        once, and 1[a != b] f(a, b) = f(a, b) - sum over v of f(v, v) 1[a = v] 1[b = v]."""
-        space = {choice.name: choice.candidates for choice in self._choices()}
-        common = sorted(set(space[before]) & set(space[after]))
+def _block(block: _Block, inputs: Inputs, published: bool) -> Iterator[LayerCost]:
+    basic, last = len(block.convs) == 2, block.convs[-1]
+    sources = inputs
+    for index, conv in enumerate(block.convs):
+        kernel = 3 if basic or index == 1 else 1
+        # A bottleneck halves the image in its 3x3 convolution, so the 1x1 before it sees the larger one.
+        side = 2 * block.side if block.halves and not basic and index == 0 else block.side
+        yield from _convolution(conv.name, kernel, side, block.alive, sources, conv)
+        yield _norm(block.alive, conv)
+        sources = [((), conv)]
+    before, shortcut = inputs[0][1], f"{block.name}.shortcut"
+    if block.halves or (published and before.size != last.size):
+        yield from _convolution(shortcut, 1, block.side, block.alive, inputs, last)
+    elif not published:
+        yield from _projection(shortcut, block.side, block.alive, before, last, norm=basic)
 
-        def unequal(coefficient: int, factors: Factors, power: int) -> list[Term]:
-            both = [(Factor(before, "equal", v), Factor(after, "equal", v)) for v in common]
-            equal = [Term(-coefficient * v**power, alive + pair) for v, pair in zip(common, both, strict=True)]
-            return [Term(coefficient, alive + factors), *equal]
 
-        pair = (_width(before), _width(after))
-        norm = unequal(2, (_width(after),), 1) if self.basic else []
-        yield LayerCost(layer, "macs", tuple(unequal(side * side, pair, 2)))
-        yield LayerCost(layer, "params", (*unequal(1, pair, 2), *norm))
+def _head(inputs: Inputs, classes: int) -> Iterator[LayerCost]:
+    products = tuple(Term(classes, (*condition, _width(source))) for condition, source in inputs)
+    yield LayerCost("linear", "macs", products)
+    yield LayerCost("linear", "params", (*products, Term(classes)))
 
 
 def _convolution(
-    layer: str, kernel: int, side: int, inputs: list[Factors], in_channels: int, outputs: Factor
+    layer: str, kernel: int, side: int, alive: Factors, inputs: Inputs, outputs: Choice
 ) -> Iterator[LayerCost]:
-    weights = tuple(Term(kernel * kernel * in_channels, (*factors, outputs)) for factors in inputs)
-    yield LayerCost(layer, "params", weights)
-    yield LayerCost(layer, "macs", tuple(Term(side * side * w.coefficient, w.factors) for w in weights))
+    products = [(*alive, *condition, _width(source), _width(outputs)) for condition, source in inputs]
+    for measure, pixels in (("macs", side * side), ("params", 1)):
+        yield LayerCost(layer, measure, tuple(Term(kernel * kernel * pixels, factors) for factors in products))
+
+
+def _projection(
+    layer: str, side: int, alive: Factors, before: Choice, after: Choice, norm: bool
+) -> Iterator[LayerCost]:
+    """The convolution that joins a and b channels unless a = b: a b weights, and 2 b where a norm follows.
+
+    A choice may stand in a term once, so 1[a != b] f(a, b) = f(a, b) - sum over v of f(v, v) 1[a = v] 1[b = v].
+    """
+    common = sorted(set(before.candidates) & set(after.candidates))
+
+    def unless_equal(coefficient: int, factors: Factors) -> tuple[Term, ...]:
+        """1[a != b] x coefficient x product of the factors, which are a and b, or b."""
+        same = [(v, (Factor(before.name, "equal", v), Factor(after.name, "equal", v))) for v in common]
+        taken = [Term(-coefficient * v ** len(factors), alive + equal) for v, equal in same]
+        return (Term(coefficient, alive + factors), *taken)
+
+    weights, affine = (_width(before), _width(after)), (_width(after),)
+    yield LayerCost(layer, "macs", unless_equal(side * side, weights))
+    yield LayerCost(layer, "params", unless_equal(1, weights) + (unless_equal(2, affine) if norm else ()))
+
+
+def _norm(alive: Factors, conv: Choice) -> LayerCost:
+    return LayerCost(conv.name.replace("conv", "bn"), "params", (Term(2, (*alive, _width(conv))),))
+
+
+def _width(choice: Choice) -> Factor:
+    return Factor(choice.name, "power", 1)

@@ -154,7 +154,7 @@ class ElasticConv(nn.Module):
         return mix_channels(y, (moves * scale[:, None]).sum(0), (moves * shift[:, None]).sum((0, 2)))
 
     def _normalize(self, y: Tensor, rows: Tensor) -> Tensor:
-        """y normalized by the batch's statistics, which enter the running ones of `rows` (also behind a row's width)."""
+        """y normalized by the batch's statistics, which enter the running ones of `rows`, also behind their widths."""
         width = y.shape[1]
         mean, variance = y.new_zeros(width), y.new_ones(width)
         y = F.batch_norm(y, mean, variance, training=True, momentum=1.0, eps=self.eps)  # 1: they become the batch's
