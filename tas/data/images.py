@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tas.data.holders import Examples, InMemory
+from tas.data.holders import Batches, Examples, InMemory
 from tas.data.splits import Split
 from tas.errors import BadData
 
@@ -36,9 +36,9 @@ def from_arrays(name: str, images: Any, labels: Any) -> Split:
     targets = torch.as_tensor(np.asarray(labels))
     if targets.dim() == 2 and targets.shape[1] == 1:
         targets = targets[:, 0]
-    if targets.dim() != 1 or targets.is_floating_point():
-        found = f"{targets.dtype} {list(targets.shape)}"
-        raise BadData(f"labels of {name!r} must be whole numbers, one an image ([N] or [N, 1]), got {found}")
+    if targets.dim() != 1 or targets.is_floating_point() or (len(targets) and targets.min() < 0):
+        found = f"{targets.dtype} {list(targets.shape)}" + (f" from {targets.min()}" if len(targets) else "")
+        raise BadData(f"labels of {name!r} must be whole numbers from 0, one an image ([N] or [N, 1]), got {found}")
     pixels = pixels if pixels.dtype == torch.uint8 else pixels.float()
     return Split(name, InMemory(pixels.contiguous(), targets.long()))
 
@@ -116,9 +116,11 @@ def normalised(
 
 
 def _has_pixels(split: Split) -> bool:
-    if isinstance(split.source, InMemory):
-        return split.source.inputs.dtype == torch.uint8 and split.source.inputs.dim() == 4
-    return isinstance(split.source, Examples) and isinstance(split.source.dataset, Pictures)
+    """Whether the inputs are uint8 images; of a Dataset the first example tells, a user's batches are left alone."""
+    if isinstance(split.source, Batches):
+        return False
+    first = split.source.inputs[0] if isinstance(split.source, InMemory) else split.source.dataset[0][0]
+    return isinstance(first, Tensor) and first.dtype == torch.uint8 and first.dim() == 3
 
 
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -71,6 +71,7 @@ def load(
     else:
         splits = torchvision_set(name, path, download, dict(kwargs or {}), size, workers)
     if set(splits) == {"train"} and not isinstance(splits["train"].source, Batches):
+        classes = _classes(splits["train"]) if classes is None else classes  # a rare class may end in one part only
         splits = _held_out(splits["train"], test_fraction)
     return _assembled(name, splits, mean, std, classes, None if augment == Augment() else augment)
 
@@ -91,11 +92,13 @@ def _assembled(
 ) -> Data:
     if "train" not in splits:
         raise BadData(f"data needs a split 'train', {name!r} has {sorted(splits)}")
-    labels = splits["train"].targets
-    if classes is None and labels is not None:
-        classes = int(labels.max()) + 1
+    classes = _classes(splits["train"]) if classes is None else classes
     parts = normalised(splits, mean, std)
     return Data(name, parts["train"], parts.get("val"), parts.get("test"), classes, augment)
+
+
+def _classes(split: Split) -> int | None:
+    return None if split.targets is None else int(split.targets.max()) + 1
 
 
 def _splits_of(data: Any, size: int | None = None, workers: int = 0) -> dict[str, Split]:

@@ -57,5 +57,5 @@ def digest(parts: Iterable[Any]) -> str:
             state.update(repr(part).encode())
         for tensor in tensors_in(part):
             state.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-            state.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            state.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
     return state.hexdigest()

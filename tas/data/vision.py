@@ -24,7 +24,8 @@ def torchvision_set(
 
     factory = getattr(datasets, name, None)
     if name not in datasets.__all__ or factory is None:
-        near = get_close_matches(name, datasets.__all__, n=3)
+        known = {known.lower(): known for known in datasets.__all__}
+        near = [known[match] for match in get_close_matches(name.lower(), known, n=3)]
         raise BadData(
             f"data is 'mnist5k', 'npz', 'folder', package.module:name or a class of torchvision.datasets, got {name!r}"
             + (f"; did you mean {' or '.join(near)}?" if near else "")
