@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from tas.exporting import load as load
     from tas.exporting import save as save
     from tas.extraction import extract as extract
+    from tas.importance import reorder as reorder
     from tas.methods import SearchResult as SearchResult
     from tas.methods import search as search
-    from tas.reordering import reorder as reorder
     from tas.runner import run as run
     from tas.sampling import sample as sample
     from tas.sampling import sample_many as sample_many
@@ -45,7 +45,7 @@ _HOMES = {
     "load": "exporting",
     "macs": "cost",
     "params": "cost",
-    "reorder": "reordering",
+    "reorder": "importance",
     "run": "runner",
     "sample": "sampling",
     "sample_many": "sampling",

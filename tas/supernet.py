@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,19 @@ from torch.func import functional_call
 from tas.distribution import Draw, Pick, one_hot
 from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
+from tas.tracing.identity import Array, Rows
 from tas.tracing.slicing import Cut, apply_cut
 
 _REMEMBERED = 64  # plans of architectures that are kept: a score runs one many times, a search each once
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How to run at certain widths: kept units, kept part of every tensor, attributes of layers by module."""
+
+    mask: Array
+    cuts: dict[str, Cut]
+    attributes: dict[str, dict[str, Any]]
 
 
 class Supernet(nn.Module):
@@ -39,8 +49,7 @@ class Supernet(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(traced.network)
         self._traced = traced
-        self._plans: dict[tuple[int, ...], tuple[dict[str, Cut], dict[str, dict[str, Any]]]] = {}
-        self._is_choice: dict[tuple[str, int, str], bool] = {}
+        self._plans: dict[tuple[int, ...], _Plan] = {}
         self._note_tensors()
 
     def _note_tensors(self) -> None:
@@ -80,13 +89,14 @@ class Supernet(nn.Module):
         picks = self._picks(draw)
         widest = {name: pick.values[-1] for name, pick in picks.items()}
         dead = self._traced.dead(widest)
-        cuts, attributes = self._plan(widest)
+        plan = self._plan(widest)
+        cuts = plan.cuts
         tensors = {name: apply_cut(self._tensors[name], cut) for name, cut in cuts.items()}
         copied = {name: tensors[name] for name in cuts if name in self._buffer_names and _gathers(cuts[name])}
-        self._scale_widths(tensors, picks, widest)
+        self._scale_widths(tensors, picks, plan.mask)
         self._scale_branches(tensors, picks)
         args, kwargs = as_call(x)
-        with self._as_drawn(attributes, dead):
+        with self._as_drawn(plan.attributes, dead):
             output = functional_call(self.network, self._living(tensors, dead), args, kwargs)
         if self.network.training:
             self._write_back(copied, cuts)
@@ -111,43 +121,41 @@ class Supernet(nn.Module):
         self._note_tensors()  # .to(device) may replace tensors
         return applied
 
-    def _plan(self, widest: Mapping[str, int]) -> tuple[dict[str, Cut], dict[str, dict[str, Any]]]:
-        """What is kept of every tensor, and which attributes follow, when each width has this many units."""
+    def _plan(self, widest: Mapping[str, int]) -> _Plan:
+        """How to run when each width has this many units."""
         key = tuple(widest[name] for name in self._traced.sizes)
         if key not in self._plans:
             mask = self._traced.keep_mask(widest)
             cuts = {name: cut for name, cut in self._traced.cuts(mask).items() if name in self._tensors}
             if len(self._plans) >= _REMEMBERED:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = cuts, self._traced.attributes(self.network, cuts, mask)
+            self._plans[key] = _Plan(mask, cuts, self._traced.attributes(self.network, cuts, mask))
         return self._plans[key]
 
-    def _scale_widths(self, tensors: dict[str, Tensor], picks: Draw, widest: Mapping[str, int]) -> None:
+    def _scale_widths(self, tensors: dict[str, Tensor], picks: Draw, mask: Array) -> None:
         for choice, sites in self._traced.folds.items():
             pick = picks[choice]
             if pick.weights is None or len(pick.values) == 1:
                 continue
             factor = channel_factor(pick)
+            known: dict[int, Tensor] = {}
             for name, dim in sites:
+                rows = self._traced.rows[name][dim]
+                if id(rows) not in known:
+                    known[id(rows)] = self._spread(factor, rows, choice, mask)
                 tensor = tensors.get(name, self._tensors[name])
-                spread = self._spread(factor, name, dim, choice, widest)
-                tensors[name] = tensor * spread.reshape([-1 if d == dim else 1 for d in range(tensor.dim())])
+                shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
+                tensors[name] = tensor * known[id(rows)].reshape(shape)
 
-    def _spread(self, factor: Tensor, name: str, dim: int, choice: str, widest: Mapping[str, int]) -> Tensor:
-        """The factor of every kept position along a dimension: that of its unit of `choice`, 1 where it has none."""
-        key = (name, dim, choice)
-        rows = self._traced.rows[name][dim]
+    def _spread(self, factor: Tensor, rows: Rows, choice: str, mask: Array) -> Tensor:
+        """The factor of every kept position of a dimension: that of its unit of `choice`, 1 where it has none."""
         assert rows is not None
-        if key not in self._is_choice:
-            first, size = self._traced.first[choice], self._traced.sizes[choice]
-            self._is_choice[key] = np.array_equal(rows, np.arange(first, first + size)[:, None])
-        if self._is_choice[key]:  # the dimension is the choice itself
-            return factor
-        kept = rows[self._traced.keep_mask(widest)[rows].all(1)] - self._traced.first[choice]
+        kept = rows[mask[rows].all(1)] - self._traced.first[choice]
+        if kept.shape[1] == 1 and len(kept) == len(factor) and (kept[:, 0] == np.arange(len(kept))).all():
+            return factor  # the dimension is the choice itself
         mine = (kept >= 0) & (kept < len(factor))
-        unit = np.where(mine, kept, len(factor)).min(1)
-        padded = torch.cat([factor, factor.new_ones(1)])
-        return padded[torch.from_numpy(unit).to(factor.device)]
+        unit = torch.from_numpy(np.where(mine, kept, len(factor))).to(factor.device)
+        return torch.cat([factor, factor.new_ones(1)])[unit].prod(1)
 
     def _scale_branches(self, tensors: dict[str, Tensor], picks: Draw) -> None:
         for choice, modules in self._traced.runs.items():

@@ -20,7 +20,7 @@ from tas.tracing.operators import HANDLERS, unknown
 from tas.tracing.proof import disproved, skips_exactly
 from tas.tracing.recording import Recorder, Site
 from tas.tracing.regions import Region, chain, find_regions
-from tas.tracing.slicing import Cut, cut_of, cut_parameters, cut_size, layer_attributes
+from tas.tracing.slicing import Cut, cut_parameters, cut_size, cuts_of, layer_attributes
 from tas.tracing.units import Rules, Size, Units, find_units, terms, times
 
 __all__ = ["Rules", "Traced", "trace"]
@@ -31,7 +31,7 @@ class Traced:
     """A network with its search space, and what is needed to run or build it at any architecture.
 
     `rows` says, for every parameter and buffer, which units each position of each dimension needs ([positions, k],
-    indices of units; `units` stands for "always kept"). `first` and `sizes` give the units of each width choice;
+    indices of units; `units` stands for "always kept"; dimensions with the same units share their array). `first` and `sizes` give the units of each width choice;
     `runs` the modules of each depth choice, in order. `folds` names the parameter dimensions that a choice's channel
     factors multiply, `branch_folds` those that scale the branch of a skippable module.
     """
@@ -63,7 +63,10 @@ class Traced:
         chosen = dict(keep or {})
         for name, size in self.sizes.items():
             first, count = self.first[name], architecture[name]
-            kept = np.asarray(chosen.pop(name, np.arange(count)), dtype=int)
+            if name not in chosen:
+                mask[first : first + count] = True
+                continue
+            kept = np.asarray(chosen.pop(name), dtype=int)
             if len(np.unique(kept)) != count or kept.size != count or kept.min() < 0 or kept.max() >= size:
                 raise ValueError(f"keep[{name!r}] lists {count} distinct units of 0..{size - 1}, got {kept.tolist()}")
             mask[first + kept] = True
@@ -73,8 +76,7 @@ class Traced:
 
     def cuts(self, mask: Array) -> dict[str, Cut]:
         """What stays of every parameter and buffer that loses something."""
-        cuts = {name: cut_of(rows, mask) for name, rows in self.rows.items()}
-        return {name: cut for name, cut in cuts.items() if cut}
+        return cuts_of(self.rows, mask)
 
     def attributes(self, network: nn.Module, cuts: Mapping[str, Cut], mask: Array) -> dict[str, dict[str, Any]]:
         """By module, the attributes that must be set to run at these cuts."""
@@ -174,7 +176,7 @@ def _assemble(
         space=space,
         args=args,
         kwargs=kwargs,
-        rows={name: tuple(units.rows(part) for part in rows) for name, rows in recorder.tensors.items()},
+        rows=_shared({name: [units.rows(part) for part in rows] for name, rows in recorder.tensors.items()}),
         units=units.total,
         first={choice.name: units.start(number) for number, choice in enumerate(units.choices)},
         grouped={
@@ -185,6 +187,16 @@ def _assemble(
         folds=fold_widths(recorder, units),
         branch_folds=branch_folds,
     )
+
+
+def _shared(tensors: Mapping[str, list[Rows]]) -> dict[str, tuple[Rows, ...]]:
+    """Equal arrays become one, so that what follows from one is worked out once."""
+    known: dict[tuple[tuple[int, ...], bytes], Array] = {}
+
+    def one(rows: Rows) -> Rows:
+        return None if rows is None else known.setdefault((rows.shape, rows.tobytes()), rows)
+
+    return {name: tuple(one(rows) for rows in dims) for name, dims in tensors.items()}
 
 
 def _depth(

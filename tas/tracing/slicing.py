@@ -23,15 +23,24 @@ def kept_positions(rows: Rows, keep: Array) -> Array | None:
     return None if mask.all() else np.flatnonzero(mask)
 
 
-def cut_of(rows: tuple[Rows, ...], keep: Array) -> Cut:
-    """What to keep of one tensor; empty where all of it stays."""
-    cut: Cut = {}
-    for dim, part in enumerate(rows):
-        positions = kept_positions(part, keep)
-        if positions is not None:
-            leading = len(positions) > 0 and int(positions[-1]) == len(positions) - 1
-            cut[dim] = len(positions) if leading else torch.from_numpy(positions)
-    return cut
+def cuts_of(tensors: UnitRows, keep: Array) -> dict[str, Cut]:
+    """What to keep of every tensor that loses something. Dimensions with the same units share their array (see
+    `Traced.rows`), so each is worked out once."""
+    known: dict[int, Tensor | int | None] = {}
+
+    def kept(rows: Rows) -> Tensor | int | None:
+        if id(rows) not in known:
+            positions = kept_positions(rows, keep)
+            leads = positions is not None and len(positions) > 0 and int(positions[-1]) == len(positions) - 1
+            known[id(rows)] = None if positions is None else len(positions) if leads else torch.from_numpy(positions)
+        return known[id(rows)]
+
+    cuts: dict[str, Cut] = {}
+    for name, dims in tensors.items():
+        for dim, rows in enumerate(dims):
+            if rows is not None and (part := kept(rows)) is not None:
+                cuts.setdefault(name, {})[dim] = part
+    return cuts
 
 
 def apply_cut(tensor: Tensor, cut: Cut) -> Tensor:
