@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,43 +10,58 @@ import torch
 from torch import Tensor, nn
 
 from tas import cost
+from tas.calibration import modes_restored
 from tas.data import Data, load
-from tas.errors import BadData, BadRecipe, Untraceable
+from tas.errors import BadNetwork, BadRecipe, Untraceable
+from tas.importing import imported
 from tas.methods.baselines import uniform
 from tas.objectives import Objective, objective
 from tas.originals import build, check_runs, load_weights
 from tas.recipe import DataSource, Limits, Machine, Network, ObjectiveNames, Recipe
 from tas.space import Architecture, Budget, SearchSpace
-from tas.tracing import Traced, trace
+from tas.tracing import trace
+from tas.training.evaluation import class_check
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """`traced` is of the original as the recipe gives it: with its weights, or untrained."""
+    """`original` as the recipe gives it: with its weights, or untrained. `source` is what is searched: its trace, or
+    the search network with rules of its own that `network.supernet` names."""
 
     recipe: Recipe
     device: torch.device
     data: Data
     objective: Objective
-    traced: Traced
+    original: nn.Module
+    source: Any
     budget: Budget
 
     @property
     def space(self) -> SearchSpace:
-        return self.traced.space
+        return self.source.space
 
 
 def prepare(recipe: Recipe) -> Prepared:
-    """Everything that can be wrong with a recipe is found here, in the order: names, data, network, space, budget."""
+    """Everything that can be wrong with a recipe is found here, in the order: names, network, data, space, budget."""
     if recipe.network.weights is None and recipe.original is None:
         raise BadRecipe("the recipe needs network.weights, or a section `original` that says how to train the original")
+    if recipe.network.supernet is not None and recipe.initialize.weights == "inherit":
+        raise BadRecipe("students of network.supernet start from fresh weights: set initialize.weights to scratch")
     device = device_of(recipe.machine)
     judge = objective_of(recipe.objective)
     network = original_of(recipe.network, recipe.seed)
     data = data_of(recipe.data)
-    traced = trace(network, example_inputs(recipe.network, network, data), recipe.space)
-    require_choices(traced.space)
-    return Prepared(recipe, device, data, judge, traced, budget_of(traced.space, recipe.budget))
+    source = source_of(recipe, network, example_inputs(recipe.network, network, data, judge))
+    require_choices(source.space)
+    return Prepared(recipe, device, data, judge, network, source, budget_of(source.space, recipe.budget))
+
+
+def source_of(recipe: Recipe, network: nn.Module, inputs: Any) -> Any:
+    if recipe.network.supernet is None:
+        return trace(network, inputs, recipe.space)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return imported(recipe.network.supernet, BadNetwork)(network)
 
 
 def device_of(machine: Machine) -> torch.device:
@@ -81,8 +96,10 @@ def original_of(section: Network, seed: int = 0) -> nn.Module:
     return network
 
 
-def example_inputs(section: Network, network: nn.Module, data: Data | None = None) -> Any:
-    """Two inputs, from the data where there are any, that the network has been seen to take."""
+def example_inputs(
+    section: Network, network: nn.Module, data: Data | None = None, judge: Objective | None = None
+) -> Any:
+    """Two inputs, from the data where no shape is given, that the network has been seen to take."""
     if section.shape is not None:
         check_runs(network, section.shape)
         return torch.randn((2, *section.shape[1:]), generator=torch.Generator().manual_seed(0))
@@ -91,22 +108,14 @@ def example_inputs(section: Network, network: nn.Module, data: Data | None = Non
     inputs, _ = next(data.train.take(2).batches(2))
     if isinstance(inputs, Tensor):
         check_runs(network, tuple(inputs.shape))
-        _require_outputs(network, inputs, data)
+        if judge is not None:
+            _check_outputs(network, inputs, class_check(data.train, judge))
     return inputs
 
 
-def _require_outputs(network: nn.Module, inputs: Tensor, data: Data) -> None:
-    """One logit a class, where the network gives one tensor [batch, logits] and targets are class labels."""
-    training = network.training
-    with torch.no_grad():
-        outputs = network.eval()(inputs)
-    network.train(training)
-    if data.classes is not None and isinstance(outputs, Tensor) and outputs.dim() == 2:
-        found = outputs.shape[1]
-        if found < data.classes:
-            raise BadData(
-                f"{data.name!r} has {data.classes} classes, the network has {found} outputs: one a class is needed"
-            )
+def _check_outputs(network: nn.Module, inputs: Tensor, check: Callable[[Any], None]) -> None:
+    with modes_restored(network), torch.no_grad():
+        check(network.eval()(inputs))
 
 
 def require_choices(space: SearchSpace) -> None:

@@ -1,0 +1,110 @@
+"""The last stage of a run: the student, and what it is compared with at the same budget, trained the same way."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tas.distillation import distill
+from tas.exporting import load, save
+from tas.initialization import student_at
+from tas.methods.baselines import random, uniform
+from tas.originals import build
+from tas.preparation import costs, source_of
+from tas.recipe import Recipe
+from tas.space import Architecture
+from tas.stages import Run, judged_on, numbers, show
+from tas.training import TrainingPlan
+
+
+def baselines(current: Run) -> dict[str, list[Architecture]]:
+    """For every baseline of the recipe one architecture a repeat."""
+    prepared, repeats = current.prepared, current.recipe.report.repeats
+    generator = torch.Generator().manual_seed(current.recipe.seed)
+    found = {
+        "uniform": lambda: [uniform(prepared.space, prepared.budget)] * repeats,
+        "random": lambda: random(prepared.space, prepared.budget, generator, repeats),
+    }
+    return {name: found[name]() for name in current.recipe.report.baselines}
+
+
+def distilled(
+    current: Run, name: str, architectures: list[Architecture], source: Any, original: nn.Module
+) -> dict[str, Any]:
+    """The row of one rival: mean over the repeats, with their spread. The first one is saved.
+
+    Rivals of one repeat differ in their architecture alone: same start of the weights, same batches in the same order.
+    """
+    rows = []
+    for repeat, architecture in enumerate(architectures):
+        stage = f"distill {name}" if len(architectures) == 1 else f"distill {name} {repeat + 1}"
+
+        def work(repeat: int = repeat, architecture: Architecture = architecture, stage: str = stage) -> dict[str, Any]:
+            student = _distill(current, stage, architecture, source, original, current.recipe.seed + 1 + repeat)
+            facts = {**current.judged(student), **costs(current.prepared.space, architecture)}
+            if repeat == 0:
+                place = current.folder.path / ("student" if name == "student" else f"baselines/{name}")
+                _save_checked(current, student, place, architecture, facts)
+            return facts
+
+        rows.append(numbers(current.staged(stage, work), current))
+    values = [row[current.prepared.objective.name] for row in rows]
+    mean = {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
+    mean |= {key: round(mean[key]) for key in ("macs", "params")}
+    return mean if len(rows) == 1 else {**mean, "spread": statistics.stdev(values), "n": len(rows)}
+
+
+def _distill(
+    current: Run, stage: str, architecture: Architecture, source: Any, original: nn.Module, seed: int
+) -> nn.Module:
+    prepared, recipe = current.prepared, current.recipe
+    options = asdict(recipe.distill)
+    alpha, heat = options.pop("alpha"), options.pop("temperature")
+    student = student_at(source, architecture, recipe.initialize.weights, seed)
+    checkpoint = current.folder.checkpoint(stage)
+    with current.display.bar(stage) as bar:
+        distill(
+            student,
+            original,
+            prepared.data,
+            TrainingPlan(**options),
+            prepared.objective,
+            generator=torch.Generator().manual_seed(seed),
+            alpha=alpha,
+            temperature=heat,
+            device=prepared.device,
+            progress=lambda at: show(current, stage, at, bar),
+            checkpoint=checkpoint,
+        )
+    checkpoint.unlink(missing_ok=True)
+    return student
+
+
+def rebuild(recipe: Recipe, architecture: Mapping[str, int]) -> nn.Module:
+    """What `tas.load` cuts a student from: the original, or, where it has rules of its own, the network they build."""
+    original = build(recipe.network.name, recipe.network.kwargs)
+    if recipe.network.supernet is None:
+        return original
+    return source_of(recipe, original, None).student(architecture)
+
+
+def _save_checked(
+    current: Run, student: nn.Module, place: Path, architecture: Architecture, facts: Mapping[str, Any]
+) -> None:
+    """Save, read again, and compare: a student that cannot be read back the same must not be reported as done."""
+    section = current.recipe.network.model_dump(mode="json")
+    save(student, place, network=section, architecture=dict(architecture), metrics=dict(facts))
+    again = load(lambda: rebuild(current.recipe, architecture), place).to(current.prepared.device)
+    inputs, _ = next(judged_on(current.prepared.data).batches(4, device=current.prepared.device))
+    student.eval()
+    with torch.no_grad():
+        same = tree_map(torch.equal, student(inputs), again(inputs))
+    if not all(tree_leaves(same)):
+        raise RuntimeError(f"the student saved in {place} computes something else when it is loaded again")

@@ -1,0 +1,72 @@
+"""What a run shows while it runs: bars with the time left (on a terminal, on stderr), and events for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tas.training import Progress as TrainingProgress
+
+
+class Events:
+    """Scalars and width histograms in TensorBoard's format; nothing is written before the first value."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._opened: Any = None
+
+    @property
+    def _writer(self) -> Any:
+        if self._opened is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._opened = SummaryWriter(str(self._folder))
+        return self._opened
+
+    def training(self, stage: str, progress: TrainingProgress) -> None:
+        self._writer.add_scalar(f"{stage}/loss", progress.loss, progress.step)
+        self._writer.add_scalar(f"{stage}/lr", progress.lr, progress.step)
+
+    def search(self, row: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+        """A row of the course: its numbers, and how much of each choice's size is expected to be kept."""
+        for name, value in row.items():
+            if isinstance(value, int | float) and name not in ("step", "steps", "epoch"):
+                self._writer.add_scalar(f"search/{name}", value, row["step"])
+        if expected := row.get("expected"):
+            import torch
+
+            parts = {name: value / sizes[name] for name, value in expected.items()}
+            self._writer.add_histogram("search/part kept", torch.tensor(list(parts.values())), row["step"])
+            for name, part in parts.items():
+                self._writer.add_scalar(f"part kept/{name}", part, row["step"])
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+
+
+class Display:
+    """Lines on stderr, and on a terminal bars with the time left."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def bar(self, stage: str) -> Iterator[Callable[[int, int, str], None]]:
+        """Call the value with step, steps and a note."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        note = TextColumn("{task.fields[note]}", style="dim")
+        left = TimeRemainingColumn(elapsed_when_finished=False)
+        with Progress(
+            *columns, left, note, console=self.console, transient=True, disable=not self.console.is_terminal
+        ) as shown:
+            task = shown.add_task(stage, total=None, note="")
+            yield lambda step, steps, text: shown.update(task, completed=step, total=steps, note=text)

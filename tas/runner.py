@@ -1,0 +1,69 @@
+"""A whole run: original, space, search, distillation of the student and of what it is compared with, report.
+
+Every stage leaves its result in the run folder and is skipped when the same folder is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from tas.comparison import baselines, distilled
+from tas.errors import BadRecipe
+from tas.exporting import write_json
+from tas.folder import RunFolder, check_owner
+from tas.preparation import costs, describe, prepare
+from tas.recipe import Recipe, read
+from tas.reporting import write_report
+from tas.reporting.progress import Display, Events
+from tas.stages import Run, judged_on, original, searched, weighted
+
+Stage = Literal["original", "search", "distill"]
+
+
+def run(
+    recipe: Recipe | str | Path,
+    folder: str | Path,
+    *,
+    until: Stage = "distill",
+    architecture: Mapping[str, int] | None = None,
+    display: Display | None = None,
+) -> dict[str, Any]:
+    """Run a recipe in a folder, or go on with the run that is there; the result table as in `metrics.json`.
+
+    until: the last stage. architecture: takes the place of the search. Raises a `TasError` before anything is written
+    where the recipe, or the folder for it, is wrong. Ctrl-C loses at most the epoch that was running.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
+    check_owner(folder, recipe)
+    prepared = prepare(recipe)
+    judged_on(prepared.data)
+    if architecture is not None and not prepared.space.contains(architecture):
+        raise BadRecipe("the architecture must give every choice of the space one of its candidates; see `tas space`")
+    title = recipe.title or f"{recipe.network.name.rpartition(':')[2]} on {recipe.data.name}"
+    record = RunFolder(folder, recipe, title, prepared.objective.name, prepared.device)
+    write_json(record.path / "space.json", describe(prepared.space, prepared.budget))
+    current = Run(prepared, record, display or Display(), Events(record.path / "events"))
+    try:
+        return _stages(current, until, architecture)
+    finally:
+        current.events.close()
+        write_report(record.path)
+
+
+def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict[str, Any]:
+    network, facts = original(current)
+    metrics = {"original": {**facts, **costs(current.prepared.space, current.prepared.space.largest())}}
+    write_json(current.folder.path / "metrics.json", metrics)
+    if until == "original":
+        return metrics
+    source = weighted(current, network)
+    found = searched(current, source, network, given)
+    if until == "search":
+        return metrics
+    rivals = {"student": [found] * current.recipe.report.repeats, **baselines(current)}
+    for name, architectures in rivals.items():
+        metrics[name] = distilled(current, name, architectures, source, network)
+        write_json(current.folder.path / "metrics.json", metrics)
+    return metrics

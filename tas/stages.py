@@ -1,0 +1,187 @@
+"""The first stages of a run: the original, trained where it came without weights, and the search."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tas.data import Data, Split
+from tas.errors import BadData, BadRecipe
+from tas.exporting import load, save, write_json, write_text
+from tas.folder import RunFolder
+from tas.importance import reorder
+from tas.methods import search
+from tas.originals import build
+from tas.preparation import Prepared, costs
+from tas.recipe import Recipe
+from tas.reporting.progress import Display, Events
+from tas.scoring import Score, search_splits
+from tas.space import Architecture
+from tas.tracing import Traced
+from tas.training import Progress, TrainingPlan, evaluate, train
+
+_MEMORISED = 99.95  # percent of the held-out training images: no candidate can then be told from another by its errors
+
+
+@dataclass(frozen=True)
+class Run:
+    prepared: Prepared
+    folder: RunFolder
+    display: Display
+    events: Events
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.prepared.recipe
+
+    def judged(self, network: nn.Module) -> dict[str, float]:
+        """Metric and loss of a finished network on the test images."""
+        prepared = self.prepared
+        found = evaluate(network, judged_on(prepared.data), prepared.objective, device=prepared.device)
+        return {name: round(value, 4) for name, value in found.items()}
+
+    def staged(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if name not in self.folder.state["stages"]:
+            self.display.say(f"{name} …")
+        return self.folder.stage(name, work)
+
+
+def judged_on(data: Data) -> Split:
+    """The test images, used for finished networks only; the validation images where there are no others."""
+    found = data.test or data.val
+    if found is None:
+        raise BadData(f"{data.name!r} needs a test or a val split to judge the finished networks on")
+    return found
+
+
+def original(current: Run) -> tuple[nn.Module, dict[str, float]]:
+    """The original with its weights, trained here if it came without, and what it reaches."""
+    network, folder = current.prepared.original, current.folder
+    plan = current.recipe.original if current.recipe.network.weights is None else None
+
+    def work() -> dict[str, float]:
+        if plan is not None:
+            _train_original(current, network, plan)
+            save(network, folder.path / "original", network=current.recipe.network.model_dump(mode="json"))
+        return current.judged(network)
+
+    facts = current.staged("original", work)
+    if plan is not None:
+        section = current.recipe.network
+        network = load(lambda: build(section.name, section.kwargs), folder.path / "original")
+        network.to(current.prepared.device)
+    return network, numbers(facts, current)
+
+
+def _train_original(current: Run, network: nn.Module, plan: TrainingPlan) -> None:
+    prepared, checkpoint = current.prepared, current.folder.checkpoint("original")
+    generator = torch.Generator().manual_seed(current.recipe.seed)
+    with current.display.bar("original") as bar:
+        train(
+            network,
+            prepared.data,
+            plan,
+            prepared.objective,
+            generator,
+            prepared.device,
+            progress=lambda at: show(current, "original", at, bar),
+            checkpoint=checkpoint,
+        )
+    checkpoint.unlink(missing_ok=True)
+
+
+def show(current: Run, stage: str, at: Progress, bar: Callable[[int, int, str], None]) -> None:
+    bar(at.step, at.steps, f"loss {at.loss:.3f}")
+    current.events.training(stage, at)
+
+
+def weighted(current: Run, original: nn.Module) -> Any:
+    """What is searched, with the trained original's weights, most important channels first."""
+    source = current.prepared.source
+    if not isinstance(source, Traced):
+        return source
+    generator = torch.Generator().manual_seed(current.recipe.seed)
+    with_weights = replace(source, network=original.cpu())
+    return reorder(with_weights, current.recipe.initialize.importance, generator=generator)
+
+
+def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, int] | None) -> Architecture:
+    path = current.folder.path / "architecture.json"
+
+    def work() -> dict[str, Any]:
+        chosen = _search(current, source, network) if given is None else Architecture.of(given)
+        write_json(path, dict(chosen))
+        return costs(current.prepared.space, chosen)
+
+    current.staged("search", work)
+    found = Architecture.from_json(path.read_text())
+    if given is not None and found != Architecture.of(given):
+        raise BadRecipe(f"{current.folder.path} holds the student of another architecture; choose another --out")
+    return found
+
+
+def _search(current: Run, source: Any, network: nn.Module) -> Architecture:
+    prepared, folder = current.prepared, current.folder
+    _warn_if_memorised(current, network)
+    options = asdict(current.recipe.search)
+    method = options.pop("method")
+    sizes = {choice.name: choice.size for choice in prepared.space.choices}
+    checkpoint = folder.checkpoint("search")
+    with current.display.bar("search") as bar, (folder.path / "search.jsonl").open("a") as lines:
+
+        def on_row(row: dict[str, Any]) -> None:
+            lines.write(json.dumps(row) + "\n")
+            lines.flush()
+            bar(row["step"], row["steps"], "")
+            current.events.search(row, sizes)
+
+        result = search(
+            source,
+            prepared.data,
+            prepared.budget,
+            method,
+            objective=prepared.objective,
+            seed=current.recipe.seed,
+            device=prepared.device,
+            checkpoint=checkpoint,
+            on_row=on_row,
+            **options,
+        )
+    _write_lines(folder.path / "search.jsonl", result.course)  # without the rows of an interrupted epoch
+    rows = [_candidate(prepared, score, result.architecture) for score in result.candidates]
+    _write_lines(folder.path / "candidates.jsonl", rows)
+    checkpoint.unlink(missing_ok=True)
+    return result.architecture
+
+
+def _warn_if_memorised(current: Run, network: nn.Module) -> None:
+    prepared = current.prepared
+    if prepared.objective.name != "top1":
+        return
+    held_out = search_splits(prepared.data, current.recipe.seed)[1].take(2000)
+    reached = evaluate(network, held_out, prepared.objective, device=prepared.device)["top1"]
+    if reached >= _MEMORISED:
+        current.folder.warn(
+            f"The original classifies {reached:.1f} % of the held-out training images: it has seen them, so scores "
+            "rank less sharply. Augment the data, or train the original on half of the images."
+        )
+
+
+def _candidate(prepared: Prepared, score: Score, chosen: Architecture) -> dict[str, Any]:
+    row = {**asdict(score), "architecture": dict(score.architecture)}
+    return {**row, **costs(prepared.space, score.architecture), "chosen": score.architecture == chosen}
+
+
+def numbers(facts: Mapping[str, Any], current: Run) -> dict[str, Any]:
+    keys = (current.prepared.objective.name, "loss", "macs", "params")
+    return {key: facts[key] for key in keys if key in facts}
+
+
+def _write_lines(path: Path, rows: Any) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
