@@ -8,6 +8,8 @@ from torch import nn
 from toys import data, network
 
 import tas
+from search_spaces.cifar_resnet import resnet20
+from search_spaces.cifar_resnet_supernet import CifarSupernet
 from tas import cost
 from tas.data import Data, InMemory, Split
 from tas.distribution import ArchitectureDistribution
@@ -242,6 +244,17 @@ def test_candidates_are_distinct_feasible_and_led_by_the_most_probable():
     assert found[0] == space.architecture(table.argmax(-1).tolist())
     tight = candidates(space, table, cost.budget(space, macs=0.2), 10, torch.Generator().manual_seed(0))
     assert all(cost.macs(space, one) <= 0.2 * cost.macs(space, space.largest()) for one in [*tight])
+
+
+def test_the_papers_own_network_is_searched_by_the_same_loop():
+    supernet = CifarSupernet(resnet20(shortcut="tas"))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 255, (32, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    noise = Data("noise", Split("train", InMemory(images, torch.arange(32) % 10), (0.5,) * 3, (0.2,) * 3), classes=10)
+    budget = cost.budget(supernet.space, macs=0.55)
+    found = search(supernet, noise, budget, Settings(epochs=1, batch=8, candidates=1, anneal="epoch"))
+    assert found.supernet is supernet
+    assert cost.macs(supernet.space, found.architecture) <= budget.limits[0][1]
 
 
 def test_an_impossible_budget_is_refused_before_training():
