@@ -2,7 +2,7 @@
 
 Three stages, of 16, 32 and 64 channels (bottlenecks: four times as many between the blocks); blocks that end in a
 ReLU; the first block of stages 2 and 3 halves the image. Three ways to carry a block's input past it where the shape
-changes (He et al. 2016, section 3.3; Dong & Yang 2019):
+changes (`A` and `B`: He et al. 2016; `tas`: Dong & Yang 2019):
 
 - `A`: every second pixel, zeros for the channels that are missing, half of them in front; no parameters.
 - `B`: 1x1 convolution and batch norm.

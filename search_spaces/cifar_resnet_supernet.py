@@ -1,7 +1,7 @@
 """The search network of the TAS paper for CIFAR residual networks, with the paper's rules for mixing candidates.
 
 In place of `tas.Supernet`, which mixes by zero extension, this one computes what the paper's network computes (Dong &
-Yang 2019, section 3.1):
+Yang 2019):
 
 - every candidate width of a convolution has its own batch norm, affine and statistics, shortcuts included;
 - the picked candidates meet at the largest picked width by channel interpolation;

@@ -5,7 +5,7 @@ input has. Two ways to bring C channels to more, C':
 
 - *zero extension* (`extend`, `extension_mask`): the missing channels are zero. Mixing several widths is then one factor
   a channel.
-- *channel interpolation* (`interpolate`, `interpolation`), CWI in Dong & Yang 2019, eq. 5: adaptive mean pooling over
+- *channel interpolation* (`interpolate`, `interpolation`), CWI in Dong & Yang 2019: adaptive mean pooling over
   the channel axis. For C <= C' an output channel is one input channel or the mean of two neighbours.
 """
 
