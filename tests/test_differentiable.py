@@ -15,6 +15,7 @@ from tas.data import Data, InMemory, Split
 from tas.distribution import ArchitectureDistribution
 from tas.errors import BadRecipe, Infeasible
 from tas.methods import bilevel, differentiable
+from tas.methods.baselines import uniform
 from tas.methods.differentiable import Settings, candidates, search
 from tas.objectives import Objective, default_objective
 from tas.space import Budget, Choice, Factor, LayerCost, SearchSpace, Term
@@ -255,6 +256,15 @@ def test_the_papers_own_network_is_searched_by_the_same_loop():
     found = search(supernet, noise, budget, Settings(epochs=1, batch=8, candidates=1, anneal="epoch"))
     assert found.supernet is supernet
     assert cost.macs(supernet.space, found.architecture) <= budget.limits[0][1]
+
+
+def test_the_uniform_baseline_can_be_one_more_candidate():
+    source = traced()
+    budget = cost.budget(source.space, macs=0.5)
+    settings = Settings(epochs=1, batch=64, candidates=1, with_uniform=True)
+    found = search(source, DATA, budget, settings)
+    assert uniform(source.space, budget) in [scored.architecture for scored in found.candidates]
+    assert len(found.candidates) <= 2
 
 
 def test_an_impossible_budget_is_refused_before_training():

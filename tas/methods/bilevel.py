@@ -44,6 +44,8 @@ class Settings:
       `ArchitectureDistribution.draw`.
     candidates: architectures scored at the end by adaptive batch norm, half of them the most probable feasible ones and
       half drawn from the distribution under the budget; the best wins. 1 takes the most probable one unseen (1).
+    with_uniform: score the baseline `methods.baselines.uniform` as one more candidate, so that the result is never worse
+      by score; not for comparisons with that baseline (False).
     images, calibration_images: see `tas.score`.
     rows: steps between two rows of the course.
     """
@@ -66,6 +68,7 @@ class Settings:
     selection: Selection = "multinomial"
     mixed: int = 2
     candidates: int = 12
+    with_uniform: bool = False
     images: int = 2000
     calibration_images: int = 2560
     rows: int = 20

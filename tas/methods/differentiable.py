@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tas import cost
 from tas.data import as_data
 from tas.distribution import ArchitectureDistribution
+from tas.methods.baselines import uniform
 from tas.methods.bilevel import Run, Settings, train_epoch
 from tas.methods.checkpoint import Stateful, resume, save
 from tas.methods.result import OnRow, SearchResult
@@ -124,6 +125,8 @@ def _chosen(run: Run) -> SearchResult:
     table = run.distribution.probabilities().detach().cpu().double()
     generator = torch.Generator().manual_seed(run.seed)
     found = candidates(space, table, run.budget, settings.candidates, generator)
+    if settings.with_uniform:
+        found = list(dict.fromkeys([*found, uniform(space, run.budget)]))
     scores: list[Score] = []
     if len(found) > 1:
         scores = score(
