@@ -44,7 +44,7 @@ class Settings:
       `ArchitectureDistribution.draw`.
     candidates: architectures scored at the end by adaptive batch norm, half of them the most probable feasible ones and
       half drawn from the distribution under the budget; the best wins. 1 takes the most probable one unseen (1).
-    with_uniform: score the baseline `methods.baselines.uniform` as one more candidate, so that the result is never worse
+    with_uniform: score the baseline `methods.baselines.uniform` as one more candidate: the result is then never worse
       by score; not for comparisons with that baseline (False).
     images, calibration_images: see `tas.score`.
     rows: steps between two rows of the course.
