@@ -24,7 +24,6 @@ With these ResNet-20/32/56/110/164 count 40.81, 69.12, 125.75, 253.15 and 247.65
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -94,8 +93,11 @@ class CifarResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
-    def stages(self) -> list[Sequence[Block]]:
-        return [cast(Sequence[Block], stage) for stage in (self.layer1, self.layer2, self.layer3)]
+    def stages(self) -> list[list[Block]]:
+        """The blocks of each stage, without what stands in a student for dropped ones."""
+        return [
+            [block for block in stage if isinstance(block, Block)] for stage in (self.layer1, self.layer2, self.layer3)
+        ]
 
 
 class BasicBlock(nn.Module):

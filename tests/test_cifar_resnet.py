@@ -95,7 +95,10 @@ def test_bottlenecks_run_with_every_shortcut() -> None:
 
 
 def test_widths_are_what_from_widths_was_given() -> None:
-    assert widths(from_widths(11, PUBLISHED_RESNET20)) == (11, PUBLISHED_RESNET20)
+    network = from_widths(11, PUBLISHED_RESNET20)
+    assert widths(network) == (11, PUBLISHED_RESNET20)
+    network.layer2[2] = nn.Identity()  # what a student has for a dropped block
+    assert widths(network)[1][1] == PUBLISHED_RESNET20[1][:2]
 
 
 def test_weights_start_as_in_the_paper() -> None:
