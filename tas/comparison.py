@@ -13,15 +13,17 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tas.distillation import distill
+from tas.errors import BadNetwork
 from tas.exporting import load, save
+from tas.importing import imported
 from tas.initialization import student_at
 from tas.methods.baselines import random, uniform
 from tas.originals import build
-from tas.preparation import costs, source_of
-from tas.recipe import Recipe
+from tas.preparation import costs
+from tas.recipe import Network
 from tas.space import Architecture
 from tas.stages import Run, judged_on, numbers, show
-from tas.training import TrainingPlan
+from tas.training import TrainingPlan, call
 
 
 def baselines(current: Run) -> dict[str, list[Architecture]]:
@@ -87,24 +89,25 @@ def _distill(
     return student
 
 
-def rebuild(recipe: Recipe, architecture: Mapping[str, int]) -> nn.Module:
+def rebuild(section: Network, architecture: Mapping[str, int] | None) -> nn.Module:
     """What `tas.load` cuts a student from: the original, or, where it has rules of its own, the network they build."""
-    original = build(recipe.network.name, recipe.network.kwargs)
-    if recipe.network.supernet is None:
+    original = build(section.name, section.kwargs)
+    if section.supernet is None or architecture is None:
         return original
-    return source_of(recipe, original, None).student(architecture)
+    return imported(section.supernet, BadNetwork)(original).student(architecture)
 
 
 def _save_checked(
     current: Run, student: nn.Module, place: Path, architecture: Architecture, facts: Mapping[str, Any]
 ) -> None:
     """Save, read again, and compare: a student that cannot be read back the same must not be reported as done."""
-    section = current.recipe.network.model_dump(mode="json")
-    save(student, place, network=section, architecture=dict(architecture), metrics=dict(facts))
-    again = load(lambda: rebuild(current.recipe, architecture), place).to(current.prepared.device)
+    section = current.recipe.network
+    known = {"architecture": dict(architecture), "metrics": dict(facts), "network": section.model_dump(mode="json")}
+    save(student, place, **known)
+    again = load(lambda: rebuild(section, architecture), place).to(current.prepared.device)
     inputs, _ = next(judged_on(current.prepared.data).batches(4, device=current.prepared.device))
     student.eval()
     with torch.no_grad():
-        same = tree_map(torch.equal, student(inputs), again(inputs))
+        same = tree_map(torch.equal, call(student, inputs), call(again, inputs))
     if not all(tree_leaves(same)):
         raise RuntimeError(f"the student saved in {place} computes something else when it is loaded again")

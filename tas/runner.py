@@ -58,7 +58,7 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
     write_json(current.folder.path / "metrics.json", metrics)
     if until == "original":
         return metrics
-    source = weighted(current, network)
+    source = weighted(current.prepared, network)
     found = searched(current, source, network, given)
     if until == "search":
         return metrics

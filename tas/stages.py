@@ -101,14 +101,13 @@ def show(current: Run, stage: str, at: Progress, bar: Callable[[int, int, str], 
     current.events.training(stage, at)
 
 
-def weighted(current: Run, original: nn.Module) -> Any:
+def weighted(prepared: Prepared, original: nn.Module) -> Any:
     """What is searched, with the trained original's weights, most important channels first."""
-    source = current.prepared.source
-    if not isinstance(source, Traced):
-        return source
-    generator = torch.Generator().manual_seed(current.recipe.seed)
-    with_weights = replace(source, network=original.cpu())
-    return reorder(with_weights, current.recipe.initialize.importance, generator=generator)
+    if not isinstance(prepared.source, Traced):
+        return prepared.source
+    with_weights = replace(prepared.source, network=original.cpu())
+    generator = torch.Generator().manual_seed(prepared.recipe.seed)
+    return reorder(with_weights, prepared.recipe.initialize.importance, generator=generator)
 
 
 def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, int] | None) -> Architecture:
@@ -154,7 +153,7 @@ def _search(current: Run, source: Any, network: nn.Module) -> Architecture:
             **options,
         )
     _write_lines(folder.path / "search.jsonl", result.course)  # without the rows of an interrupted epoch
-    rows = [_candidate(prepared, score, result.architecture) for score in result.candidates]
+    rows = [candidate_row(prepared, score, result.architecture) for score in result.candidates]
     _write_lines(folder.path / "candidates.jsonl", rows)
     checkpoint.unlink(missing_ok=True)
     return result.architecture
@@ -173,7 +172,7 @@ def _warn_if_memorised(current: Run, network: nn.Module) -> None:
         )
 
 
-def _candidate(prepared: Prepared, score: Score, chosen: Architecture) -> dict[str, Any]:
+def candidate_row(prepared: Prepared, score: Score, chosen: Architecture) -> dict[str, Any]:
     row = {**asdict(score), "architecture": dict(score.architecture)}
     return {**row, **costs(prepared.space, score.architecture), "chosen": score.architecture == chosen}
 

@@ -1,6 +1,6 @@
 """A run as one YAML file: strict (an unknown key names the nearest right one), frozen, read alone."""
 
-from tas.recipe.reading import difference, dump, parse, read
+from tas.recipe.reading import difference, dump, parse, read, template
 from tas.recipe.sections import (
     DataSource,
     Differentiable,
@@ -31,4 +31,5 @@ __all__ = [
     "dump",
     "parse",
     "read",
+    "template",
 ]

@@ -50,6 +50,12 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
+def template(network: str, shape: Sequence[int]) -> str:
+    """A commented recipe for the network of that import path, to be completed by hand."""
+    text = (Path(__file__).parent / "template.yaml").read_text()
+    return text.replace("NETWORK", network).replace("SHAPE", str(list(shape))).replace("SIZE", str(shape[-1]))
+
+
 def difference(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> str:
     """The first key in which two dumped recipes differ, with both values; "" where they agree."""
     for key in dict.fromkeys([*one, *other]):

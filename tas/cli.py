@@ -1,0 +1,264 @@
+"""The command `tas`: tables for people, one JSON object on stdout with --json; everything else goes to stderr.
+
+Exit codes: 0 done, 1 the run failed or was interrupted, 2 the input is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tas.errors import BadRecipe, TasError
+
+if TYPE_CHECKING:
+    from tas.recipe import Recipe
+
+app = typer.Typer(
+    name="tas",
+    help="Cut a trained network to a budget: search widths and depths by gradient, distill, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file; `tas init` writes one.")]
+Target = Annotated[str, typer.Argument(metavar="NETWORK", help="An import path package.module:attribute, or a recipe.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The run folder; by default runs/NAME-OF-THE-RECIPE.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe.")]
+Shape = Annotated[str | None, typer.Option("--shape", help="Shape of an input, batch first, such as 1,3,224,224.")]
+
+
+def main() -> None:
+    """Run the command line; errors that the user can mend take one or two lines and exit 2."""
+    try:
+        app()
+    except TasError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def init(
+    network: Annotated[str, typer.Argument(help="Import path of the network, package.module:attribute.")],
+    shape: Annotated[str, typer.Option(help="Shape of an input, batch first, such as 1,3,224,224.")],
+    out: Annotated[Path, typer.Option("--out", help="The recipe to write.")] = Path("recipe.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Write a commented recipe for a network, after trying the network on an input."""
+    from tas.exporting import write_text
+    from tas.originals import build, check_runs
+    from tas.recipe import template
+
+    if out.exists():
+        raise BadRecipe(f"{out} is there already; choose another --out")
+    size = _shape(shape)
+    check_runs(build(network), size)
+    write_text(out, template(network, size))
+    _print(as_json, {"recipe": str(out)}, f"Wrote {out}. Name your data in it, then: tas run {out} --plan")
+
+
+@app.command()
+def space(
+    network: Target,
+    shape: Shape = None,
+    overrides: Set = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON into this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What can be searched in a network, what is kept and why, and how small it can become; trains nothing."""
+    from tas import preparation
+    from tas.exporting import write_json
+
+    recipe = _recipe(network, overrides, shape=shape)
+    data = preparation.data_of(recipe.data) if _is_file(network) and not recipe.network.shape else None
+    original = preparation.original_of(recipe.network, recipe.seed)
+    inputs = preparation.example_inputs(recipe.network, original, data)
+    found = preparation.source_of(recipe, original, inputs).space
+    limited = recipe.budget.macs or recipe.budget.params
+    described = preparation.describe(found, preparation.budget_of(found, recipe.budget) if limited else None)
+    if out:
+        write_json(out, described)
+    _print(as_json, described, *_space_tables(described))
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    out: Out = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what is feasible and what it will cost.")] = False,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe from the original to the report, or go on where it was interrupted."""
+    if plan:
+        _plan(recipe, overrides, as_json)
+        return
+    _finish(recipe, out, overrides, as_json)
+
+
+@app.command()
+def search(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json: Json = False) -> None:
+    """Run a recipe as far as the chosen architecture."""
+    _finish(recipe, out, overrides, as_json, until="search")
+
+
+@app.command()
+def distill(
+    recipe: RecipePath,
+    architecture: Annotated[
+        Path | None, typer.Option(help="JSON file with an architecture; by default the run's own search finds one.")
+    ] = None,
+    out: Out = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Train the student of an architecture, and its baselines, by distillation."""
+    given = None if architecture is None else _architectures(architecture)[0]
+    _finish(recipe, out, overrides, as_json, architecture=given)
+
+
+@app.command()
+def score(
+    recipe: RecipePath,
+    architectures: Annotated[Path, typer.Option(help="JSON: one architecture, a list of them, or one a line.")],
+    out: Annotated[Path | None, typer.Option("--out", help="A run folder: its original is used.")] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Score architectures quickly: hold-out metric with recalibrated batch norm, no training."""
+    from tas.judging import quick_scores
+    from tas.reporting import tables
+
+    metric, rows = quick_scores(_recipe(str(recipe), overrides), _architectures(architectures), out)
+    _print(as_json, {"metric": metric, "scores": rows}, tables.score_rows(rows, metric))
+
+
+@app.command()
+def evaluate(
+    network: Annotated[str, typer.Argument(help="An import path, a recipe, or a folder such as RUN/student.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    weights: Annotated[Path | None, typer.Option(help="Weights of the network: safetensors or a state dict.")] = None,
+    data: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    overrides: Set = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON into this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Metric and loss of a network, of a recipe's original, or of a student folder on a named split."""
+    from tas.exporting import write_json
+    from tas.judging import evaluate_target
+
+    given = {"network.weights": weights, "data.name": data, "data.root": root}
+    extra = [f"{key}={json.dumps(str(value))}" for key, value in given.items() if value is not None]
+    found = evaluate_target(network, split, lambda name: _recipe(name, [*(overrides or ()), *extra]))
+    if out:
+        write_json(out, found)
+    _print(as_json, found, (list(found), [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in found.values()]]))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    as_json: Json = False,
+) -> None:
+    """Write report.html of a run folder again."""
+    from tas.reporting import write_report
+
+    page = write_report(folder)
+    _print(as_json, {"report": str(page)}, str(page))
+
+
+def _finish(path: Path, out: Path | None, overrides: list[str] | None, as_json: bool, **options: Any) -> None:
+    """Run, then show the result and where it lies."""
+    from tas.reporting import tables
+    from tas.reporting.page import read_json
+    from tas.runner import run
+
+    folder = out or Path("runs") / path.stem
+    metrics = run(_recipe(str(path), overrides), folder, **options)
+    metric = read_json(folder / "run.json")["metric"]
+    written = [folder / name for name in ("student", "metrics.json", "report.html") if (folder / name).exists()]
+    paths = "\n".join(str(place) for place in written)
+    _print(as_json, {**metrics, "folder": str(folder)}, tables.result_rows(metrics, metric), paths)
+
+
+def _plan(path: Path, overrides: list[str] | None, as_json: bool) -> None:
+    from tas.planning import estimate
+    from tas.preparation import prepare
+    from tas.reporting import tables
+
+    found = estimate(prepare(_recipe(str(path), overrides)))
+    times = [[stage, tables.duration(seconds)] for stage, seconds in found["seconds"].items()]
+    memory = f"About {found['megabytes']:,.0f} MB for a training step of the original, besides the data."
+    _print(as_json, found, tables.feasibility_rows(found["feasibility"]), (["stage", "about"], times), memory)
+
+
+def _recipe(name: str, overrides: list[str] | None, shape: str | None = None) -> Recipe:
+    """The recipe of that path; a bare import path becomes one without data and budget."""
+    from tas.recipe import parse, read
+
+    changes = [*(overrides or ()), *([f"network.shape={list(_shape(shape))}"] if shape else [])]
+    if _is_file(name):
+        return read(name, changes)
+    return parse({"network": {"name": name}, "data": {"name": "none"}, "budget": {}}, changes)
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix in (".yaml", ".yml")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise BadRecipe(f"--shape takes sizes from 1, batch first, such as 1,3,224,224; got {text!r}")
+    return sizes
+
+
+def _architectures(path: Path) -> list[dict[str, int]]:
+    """From a JSON file: one architecture, a list of them, or one a line; lines of candidates.jsonl too."""
+    try:
+        text = path.read_text()
+        try:
+            values = json.loads(text)
+        except ValueError:
+            values = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as problem:
+        raise BadRecipe(f"cannot read architectures from {path}: {problem}") from problem
+    listed = values if isinstance(values, list) else [values]
+    found = [value.get("architecture", value) if isinstance(value, dict) else value for value in listed]
+    for value in found:
+        if not isinstance(value, dict) or not all(type(size) is int for size in value.values()):
+            raise BadRecipe(f"an architecture in {path} must map names of choices to whole numbers, got {value!r:.80}")
+    if not found:
+        raise BadRecipe(f"{path} holds no architecture")
+    return found
+
+
+def _space_tables(described: Mapping[str, Any]) -> list[Any]:
+    from tas.reporting import tables
+
+    shown = [tables.choice_rows(described), tables.feasibility_rows(described["feasibility"])]
+    return [*shown[:1], *([tables.kept_rows(described)] if described["kept"] else []), *shown[1:], *described["notes"]]
+
+
+def _print(as_json: bool, value: Mapping[str, Any], *shown: Any) -> None:
+    """The object for machines, or tables and lines for people."""
+    if as_json:
+        print(json.dumps(value))
+        return
+    from rich.console import Console
+
+    from tas.reporting.tables import console
+
+    out = Console()
+    for part in shown:
+        out.print(part if isinstance(part, str) else console(part), highlight=False, soft_wrap=isinstance(part, str))

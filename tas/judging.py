@@ -1,0 +1,81 @@
+"""Networks judged outside a run: quick scores of given architectures, the metric of any network or student folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tas.comparison import rebuild
+from tas.errors import BadRecipe
+from tas.exporting import facts, load
+from tas.originals import build
+from tas.preparation import Prepared, data_of, device_of, objective_of, original_of, prepare
+from tas.recipe import Network, Recipe
+from tas.scoring import ranked, score
+from tas.stages import candidate_row, weighted
+from tas.training import evaluate
+
+
+def quick_scores(
+    recipe: Recipe, architectures: Sequence[Mapping[str, int]], run: Path | None = None
+) -> tuple[str, list[dict[str, Any]]]:
+    """The metric's name and a row an architecture, best first. `run`: the folder of a run that trained the original."""
+    if recipe.network.supernet is not None:
+        raise BadRecipe("quick scores need inherited weights; students of network.supernet start from fresh ones")
+    prepared = prepare(recipe)
+    for architecture in architectures:
+        try:
+            prepared.space.indices(architecture)
+        except ValueError as problem:
+            raise BadRecipe(str(problem)) from problem
+    source = weighted(prepared, _trained(prepared, run))
+    search = recipe.search
+    found = score(
+        source,
+        architectures,
+        prepared.data,
+        objective=prepared.objective,
+        calibration_images=search.calibration_images,
+        images=search.images,
+        seed=recipe.seed,
+        device=prepared.device,
+    )
+    best = ranked(found, prepared.objective)
+    return prepared.objective.name, [candidate_row(prepared, each, best[0].architecture) for each in best]
+
+
+def _trained(prepared: Prepared, run: Path | None) -> nn.Module:
+    section = prepared.recipe.network
+    if section.weights is not None:
+        return prepared.original
+    if run is None or not (run / "original").is_dir():
+        raise BadRecipe("scores need a trained original: give network.weights, or the --out of a run that trained it")
+    return load(lambda: build(section.name, section.kwargs), run / "original")
+
+
+def evaluate_target(target: str, split: str, recipe_of: Callable[[str], Recipe]) -> dict[str, Any]:
+    """Metric, loss, number of images and of parameters on a split.
+
+    target: an import path, a recipe, or a folder that `tas.save` wrote; inside a run folder, the run's recipe says what
+    data it is judged on. `recipe_of` reads a recipe's path or completes an import path.
+    """
+    folder = Path(target)
+    if folder.is_dir():
+        known = facts(folder)
+        section = Network.model_validate_json(json.dumps(known["network"]))
+        near = [path / "recipe.yaml" for path in (folder.parent, folder.parent.parent)]
+        recipe = recipe_of(next((str(path) for path in near if path.is_file()), section.name))
+        network = load(lambda: rebuild(section, known.get("architecture")), folder)
+    else:
+        recipe = recipe_of(target)
+        if recipe.network.weights is None:
+            raise BadRecipe(f"{target} names no weights: give --weights, or a folder such as RUN/original")
+        network = original_of(recipe.network)
+    judge, data = objective_of(recipe.objective), data_of(recipe.data).split(split)
+    found = evaluate(network, data, judge, device=device_of(recipe.machine))
+    counted = {"images": len(data), "params": sum(parameter.numel() for parameter in network.parameters())}
+    return {"network": target, "split": split, **{k: round(v, 4) for k, v in found.items()}, **counted}

@@ -1,0 +1,125 @@
+"""What a run will cost, from a few timed steps on copies, before anything is trained."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tas.distribution import ArchitectureDistribution
+from tas.initialization import student_at
+from tas.methods.baselines import uniform
+from tas.objectives import Objective
+from tas.preparation import Prepared, describe
+from tas.recipe import Differentiable
+from tas.scoring import search_splits
+from tas.supernet import Supernet
+from tas.tracing import Traced
+from tas.training import call
+
+_TIMED = 3  # steps that are timed after one that is not; the median counts
+
+
+def estimate(prepared: Prepared) -> dict[str, Any]:
+    """The space with its feasibility, seconds by stage, and megabytes of a training step of the original.
+
+    Seconds are measured seconds an image x images x epochs: starting up, evaluation and the slowing of a machine that
+    gets hot are not in them. Uniform widths at the budget stand for the student and the candidates.
+    """
+    recipe, train = prepared.recipe, len(prepared.data.train)
+    timer = _Timer.of(prepared)
+    original = copy.deepcopy(prepared.original).to(prepared.device)
+    even = uniform(prepared.space, prepared.budget)
+    student = student_at(prepared.source, even, recipe.initialize.weights).to(prepared.device)
+    stages = {}
+    if recipe.original is not None and recipe.network.weights is None:
+        stages["original"] = timer.training(original) * recipe.original.epochs * train
+    scored = recipe.search.calibration_images + 2 * recipe.search.images
+    stages["search"] = timer.forward(student) * recipe.search.candidates * min(scored, 2 * train)
+    if isinstance(recipe.search, Differentiable):
+        images = recipe.search.epochs * len(search_splits(prepared.data)[0])
+        stages["search"] += timer.searching(prepared) * images
+    step = timer.training(student) + (timer.forward(original) if recipe.distill.alpha else 0.0)
+    rivals = (1 + len(recipe.report.baselines)) * recipe.report.repeats
+    stages["distill"] = step * recipe.distill.epochs * train * rivals
+    return {
+        **describe(prepared.space, prepared.budget),
+        "seconds": {**stages, "together": sum(stages.values())},
+        "megabytes": timer.megabytes(original),
+    }
+
+
+@dataclass(frozen=True)
+class _Timer:
+    """Seconds an image of this and that step on one batch."""
+
+    inputs: Any
+    targets: Any
+    images: int
+    objective: Objective
+    device: torch.device
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> _Timer:
+        size = min(prepared.recipe.distill.batch, len(prepared.data.train))
+        inputs, targets = next(prepared.data.train.take(size).batches(size, device=prepared.device))
+        return cls(inputs, targets, size, prepared.objective, prepared.device)
+
+    def training(self, network: nn.Module) -> float:
+        network.train()
+        return self._seconds(lambda: self._loss(call(network, self.inputs)).backward())
+
+    def forward(self, network: nn.Module) -> float:
+        network.eval()
+        with torch.no_grad():
+            return self._seconds(lambda: call(network, self.inputs))
+
+    def searching(self, prepared: Prepared) -> float:
+        """A weight step and an architecture step, at a new draw each."""
+        source = prepared.source
+        supernet = Supernet(source) if isinstance(source, Traced) else copy.deepcopy(source)
+        supernet.to(self.device).train()
+        generator = torch.Generator().manual_seed(0)
+        distribution = ArchitectureDistribution(prepared.space, generator).to(self.device)
+
+        def iteration() -> None:
+            with torch.no_grad():
+                draw = distribution.draw(generator, 1.0)
+            self._loss(supernet(self.inputs, draw)).backward()
+            with supernet.frozen_weights():
+                self._loss(supernet(self.inputs, distribution.draw(generator, 1.0))).backward()
+
+        return self._seconds(iteration)
+
+    def megabytes(self, network: nn.Module) -> float:
+        """What a training step keeps: weights, gradients, momentum, and activations for the backward pass."""
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = self._loss(call(network.train(), self.inputs))
+        del loss
+        weights = sum(p.numel() * p.element_size() for p in network.parameters())
+        return (3 * weights + sum(kept.values())) / 1e6
+
+    def _loss(self, outputs: Any) -> Tensor:
+        return self.objective.loss(outputs, self.targets)
+
+    def _seconds(self, work: Callable[[], Any]) -> float:
+        taken = []
+        for _ in range(1 + _TIMED):
+            started = time.perf_counter()
+            work()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            taken.append(time.perf_counter() - started)
+        return statistics.median(taken[1:]) / self.images

@@ -1,0 +1,136 @@
+"""A recipe is strict, frozen and complete, and says in one line what is wrong with it."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tas import data, objectives, recipe
+from tas.errors import BadRecipe
+from tas.recipe import DataSource, ObjectiveNames, amount
+
+BASE: dict[str, Any] = {"network": {"name": "a:b"}, "data": {"name": "mnist5k"}, "budget": {"macs": "50%"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("22.44M", 22_440_000), ("50%", 0.5), ("350k", 350_000), ("1.81G", 1_810_000_000), ("0.5", 0.5), ("100%", 1.0)],
+)
+def test_amounts_have_units(text: str, number: float) -> None:
+    assert amount(text) == number
+    assert type(amount(text)) is type(number)
+    assert recipe.parse(BASE, [f"budget.macs={text}"]).budget.macs == number
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("serch.epochs=2", "unknown key 'serch'; did you mean 'search'?"),
+        ("search.epoch=2", "unknown key 'search.epoch'; did you mean 'epochs'?"),
+        ("original.epoch=2", "unknown key 'original.epoch'; did you mean 'epochs'?"),
+        ("distill.alpa=1", "did you mean 'alpha'?"),
+        ("space.ratio=[0.5]", "did you mean 'ratios'?"),
+        ("machine.xyzzy=1", "known are device, threads"),
+        ("search.method=gradient", "search.method should be one of differentiable, adaptive_bn, got 'gradient'"),
+        ("search.epochs=2.5", "search.epochs should be a valid integer"),
+        ("search.epochs=true", "search.epochs should be a valid integer"),
+        ('search.epochs="2"', "search.epochs should be a valid integer"),
+        ("search.epochs=0", "search.epochs is at least 1, got 0"),
+        ("distill.lr=-1", "lr must be above 0"),
+        ("distill.alpha=2", "distill.alpha lies in [0, 1]"),
+        ("budget.macs=5X", "must be a number such as 0.5, 50%, 22.44M"),
+        ("budget.macs=true", "budget.macs"),
+        ("budget.macs=.inf", "budget.macs"),
+        ("report.baselines=[unifrm]", "should be 'uniform' or 'random'"),
+        ("data=null", "data should be an object"),
+        ("search=3", "search should be an object"),
+        ("seed=-1", "seed should be greater than or equal to 0"),
+        ("seed", "--set takes section.key=value"),
+        ("seed.a=1", "'seed' is not a section"),
+        ("seed=[1", "the value is not YAML"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(BadRecipe) as caught:
+        recipe.parse({**BASE, "seed": 0}, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_section_is_named() -> None:
+    with pytest.raises(BadRecipe, match="the recipe needs 'data'"):
+        recipe.parse({"network": {"name": "a:b"}, "budget": {"macs": 0.5}})
+    with pytest.raises(BadRecipe, match=r"the recipe needs 'network\.name'"):
+        recipe.parse({**BASE, "network": {}})
+
+
+def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    with pytest.raises(BadRecipe, match="cannot read the recipe"):
+        recipe.read(path)
+    path.write_text("network: [unclosed\n")
+    with pytest.raises(BadRecipe, match="is not YAML"):
+        recipe.read(path)
+    path.write_text("- 1\n")
+    with pytest.raises(BadRecipe, match="must be a mapping of sections, got list"):
+        recipe.read(path)
+
+
+def test_overrides_reach_any_depth_and_are_typed_like_the_file() -> None:
+    found = recipe.parse(
+        BASE, ["distill.lr=1e-3", "network.kwargs.width=8", "search.method=adaptive_bn", "data.flip=true"]
+    )
+    assert found.distill.lr == 0.001
+    assert found.network.kwargs == {"width": 8}
+    assert found.search.method == "adaptive_bn"
+    assert found.data.flip is True
+
+
+def test_a_recipe_is_frozen() -> None:
+    found = recipe.parse(BASE)
+    with pytest.raises(ValidationError):
+        found.seed = 1  # type: ignore[misc]
+
+
+def test_a_dumped_recipe_reads_back_as_itself(tmp_path: Path) -> None:
+    found = recipe.parse(BASE, ["search.method=adaptive_bn", "original.epochs=3", "budget.params=22.44M"])
+    (tmp_path / "r.yaml").write_text(recipe.dump(found))
+    assert recipe.read(tmp_path / "r.yaml") == found
+
+
+def test_the_first_difference_of_two_recipes_is_named() -> None:
+    one, other = (recipe.parse(BASE, [f"distill.epochs={n}"]).model_dump() for n in (3, 4))
+    assert recipe.difference(one, other) == "distill.epochs was 3, is 4"
+    assert recipe.difference(one, one) == ""
+
+
+@pytest.mark.parametrize(("section", "function"), [(DataSource, data.load), (ObjectiveNames, objectives.objective)])
+def test_a_section_mirrors_the_function_that_takes_it(section: type[Any], function: Any) -> None:
+    arguments = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    fields = {name: field.get_default() for name, field in section.model_fields.items()}
+    assert list(fields) == list(arguments)
+    for name, default in arguments.items():
+        if default is not inspect.Parameter.empty:
+            assert (fields[name] or None) == (default or None), name
+
+
+def test_the_template_is_a_recipe(tmp_path: Path) -> None:
+    text = recipe.template("their.package:build", (1, 3, 224, 224))
+    (tmp_path / "r.yaml").write_text(text)
+    found = recipe.read(tmp_path / "r.yaml")
+    assert found.network.name == "their.package:build"
+    assert found.network.shape == (1, 3, 224, 224)
+    assert found.data.size == 224
+
+
+def test_the_commented_keys_of_the_template_are_right_too(tmp_path: Path) -> None:
+    lines = []
+    for line in recipe.template("a:b", (1, 3, 8, 8)).splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        bare = line.lstrip().removeprefix("# ")
+        lines.append(indent + bare if ": " in bare or bare.endswith(":") else line)
+    text = "\n".join(line for line in lines if not line.startswith(("A run of", "command line")))
+    (tmp_path / "r.yaml").write_text(text)
+    assert recipe.read(tmp_path / "r.yaml").initialize.importance == "l1"
