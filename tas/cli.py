@@ -80,6 +80,7 @@ def space(
     original = preparation.original_of(recipe.network, recipe.seed)
     inputs = preparation.example_inputs(recipe.network, original, data)
     found = preparation.source_of(recipe, original, inputs).space
+    preparation.require_choices(found)
     limited = recipe.budget.macs or recipe.budget.params
     described = preparation.describe(found, preparation.budget_of(found, recipe.budget) if limited else None)
     if out:

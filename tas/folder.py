@@ -82,13 +82,14 @@ def check_owner(path: str | Path, recipe: Recipe) -> None:
 
 def environment(seed: int, device: torch.device) -> dict[str, Any]:
     """Versions, commit, seed and device."""
-    packages = ("tas", "torch", "torchvision", "numpy", "safetensors")
+    packages = ("tas", "torchvision", "numpy", "safetensors")
     versions = {name: found for name in packages if (found := _version(name))}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "command": " ".join(sys.argv),
         "commit": _commit(),
         "python": platform.python_version(),
+        "torch": torch.__version__,
         **versions,
         "platform": platform.platform(),
         "device": f"{device} ({name})",

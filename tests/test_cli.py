@@ -1,0 +1,237 @@
+"""Every command: help, tables for people, one JSON object for machines, and one clear line with exit code 2."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_task import TinyNet, recipe_values
+
+import tas
+from tas import cli
+
+COMMANDS = ["init", "space", "run", "search", "distill", "score", "evaluate", "report"]
+Shell = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shell:
+    """Run `tas` with these arguments in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tas", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, and `run`, which it was run in."""
+    folder = tmp_path_factory.mktemp("task")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe_values(folder)))
+    tas.run(folder / "tiny.yaml", folder / "run")
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_json(shell: Shell, command: str) -> None:
+    code, out, _ = shell(command, "--help")
+    assert code == 0
+    assert "--json" in out
+    assert "Usage" in out
+
+
+def test_the_commands_are_these(shell: Shell) -> None:
+    assert sorted(COMMANDS) == sorted(
+        command.callback.__name__ for command in cli.app.registered_commands if command.callback
+    )
+
+
+def test_space_shows_choices_kept_sizes_and_feasibility(shell: Shell) -> None:
+    code, out, _ = shell("space", "tiny_task:TinyNet", "--shape", "1,1,8,8")
+    assert code == 0
+    for expected in ("stem.0", "block.conv1", "depth", "it is an output of the network", "smallest", "largest"):
+        assert expected in out, expected
+
+
+def test_space_json_is_one_object_that_agrees_with_the_library(shell: Shell, tmp_path: Path) -> None:
+    code, out, err = shell("space", "tiny_task:TinyNet", "--shape", "1,1,8,8", "--json", "--out", "space.json")
+    import torch
+
+    space = tas.trace(TinyNet(), torch.zeros(2, 1, 8, 8)).space
+    described = json.loads(out)
+    assert (code, err) == (0, "")
+    assert [choice["name"] for choice in described["choices"]] == [choice.name for choice in space.choices]
+    assert described["feasibility"]["largest"]["macs"] == tas.macs(space, space.largest())
+    assert json.loads((tmp_path / "space.json").read_text()) == described
+
+
+def test_space_of_a_recipe_takes_its_rules_and_budget(shell: Shell, task: Path) -> None:
+    code, out, _ = shell("space", task / "tiny.yaml", "--set", "space.depth=false", "--json")
+    described = json.loads(out)
+    assert code == 0
+    assert {choice["kind"] for choice in described["choices"]} == {"width"}
+    assert described["budget"]["macs"] == pytest.approx(0.6 * described["feasibility"]["largest"]["macs"])
+
+
+def test_init_writes_a_recipe_once(shell: Shell, tmp_path: Path) -> None:
+    code, out, _ = shell("init", "tiny_task:TinyNet", "--shape", "1,1,8,8", "--out", "mine.yaml")
+    assert code == 0
+    assert "mine.yaml" in out
+    text = (tmp_path / "mine.yaml").read_text()
+    assert yaml.safe_load(text)["network"] == {"name": "tiny_task:TinyNet", "shape": [1, 1, 8, 8]}
+    code, _, err = shell("init", "tiny_task:TinyNet", "--shape", "1,1,8,8", "--out", "mine.yaml")
+    assert code == 2
+    assert "is there already" in err
+    assert (tmp_path / "mine.yaml").read_text() == text
+
+
+def test_plan_estimates_and_writes_nothing(shell: Shell, task: Path, tmp_path: Path) -> None:
+    code, out, _ = shell("run", task / "tiny.yaml", "--plan", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert list(found["seconds"]) == ["original", "search", "distill", "together"]
+    assert found["seconds"]["together"] == pytest.approx(sum(found["seconds"].values()) / 2)
+    assert found["megabytes"] > 0
+    assert list(found["feasibility"]) == ["smallest", "uniform", "largest"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_shows_the_table_and_the_paths(shell: Shell, task: Path) -> None:
+    code, out, _ = shell("run", task / "tiny.yaml", "--out", task / "run")
+    assert code == 0
+    for expected in ("original", "student", "uniform", "top1", "100.0%", "report.html"):
+        assert expected in out, expected
+
+
+def test_run_json_is_the_table(shell: Shell, task: Path) -> None:
+    code, out, _ = shell("run", task / "tiny.yaml", "--out", task / "run", "--json")
+    metrics = json.loads((task / "run" / "metrics.json").read_text())
+    assert code == 0
+    assert json.loads(out) == {**metrics, "folder": str(task / "run")}
+
+
+def test_search_then_distill_go_on_in_the_same_folder(shell: Shell, task: Path, tmp_path: Path) -> None:
+    assert shell("search", task / "tiny.yaml", "--set", "distill.epochs=1")[0] == 0
+    folder = tmp_path / "runs" / "tiny"
+    assert (folder / "architecture.json").is_file()
+    assert not (folder / "student").exists()
+    assert shell("distill", task / "tiny.yaml", "--set", "distill.epochs=1")[0] == 0
+    assert (folder / "student").is_dir()
+
+
+def test_distill_takes_a_given_architecture(shell: Shell, task: Path, tmp_path: Path) -> None:
+    space = json.loads((task / "run" / "space.json").read_text())
+    given = {choice["name"]: choice["candidates"][-1] for choice in space["choices"]}
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    code, out, _ = shell("distill", task / "tiny.yaml", "--architecture", "given.json", "--out", "run", "--json")
+    assert code == 0
+    row = json.loads(out)
+    assert row["student"]["macs"] == row["original"]["macs"]
+    code, _, err = shell(
+        "distill", task / "tiny.yaml", "--architecture", task / "run" / "architecture.json", "--out", "run"
+    )
+    assert code == 2
+    assert "another architecture" in err
+
+
+def test_score_repeats_the_scores_of_the_run(shell: Shell, task: Path) -> None:
+    """Not to the digit: the run scores with the supernet's weights, this with the original's."""
+    arguments = ("--architectures", task / "run" / "candidates.jsonl", "--out", task / "run", "--json")
+    code, out, _ = shell("score", task / "tiny.yaml", *arguments)
+    found = json.loads(out)
+    known = [json.loads(line)["architecture"] for line in (task / "run" / "candidates.jsonl").read_text().splitlines()]
+    assert code == 0
+    assert found["metric"] == "top1"
+    assert sorted(json.dumps(row["architecture"]) for row in found["scores"]) == sorted(map(json.dumps, known))
+    assert [row["chosen"] for row in found["scores"]] == [True] + [False] * (len(known) - 1)
+
+
+def test_evaluate_repeats_what_the_run_measured(shell: Shell, task: Path) -> None:
+    metrics = json.loads((task / "run" / "metrics.json").read_text())
+    for name, folder in (("student", "student"), ("original", "original"), ("uniform", "baselines/uniform")):
+        code, out, _ = shell("evaluate", task / "run" / folder, "--json")
+        found = json.loads(out)
+        assert code == 0
+        assert found["top1"] == metrics[name]["top1"]
+        assert found["params"] == metrics[name]["params"]
+        assert found["images"] == 48
+
+
+def test_evaluate_a_network_by_import_path(shell: Shell, task: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    original = tas.load(TinyNet, task / "run" / "original")
+    save_file(original.state_dict(), tmp_path / "w.safetensors")
+    where = ("--data", "npz", "--root", task / "data.npz", "--weights", "w.safetensors")
+    code, out, _ = shell("evaluate", "tiny_task:TinyNet", *where, "--split", "train", "--json", "--out", "found.json")
+    assert code == 0
+    assert json.loads(out)["images"] == 192
+    assert json.loads((tmp_path / "found.json").read_text()) == json.loads(out)
+
+
+def test_report_is_written_again(shell: Shell, task: Path) -> None:
+    (task / "run" / "report.html").unlink()
+    code, out, _ = shell("report", task / "run")
+    assert code == 0
+    assert out.split() == [str(task / "run" / "report.html")]
+    assert (task / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "absent.yaml"), "cannot read the recipe absent.yaml"),
+        (("run", "{task}/tiny.yaml", "--set", "serch.epochs=1"), "did you mean 'search'?"),
+        (("run", "{task}/tiny.yaml", "--set", "budget.macs=1X"), "must be a number such as"),
+        (("run", "{task}/tiny.yaml", "--set", "budget.macs=1G"), "must not exceed the original's"),
+        (("run", "{task}/tiny.yaml", "--plan", "--set", "budget.macs=1"), "below the smallest"),
+        (("space", "tiny_task:TinyNet"), "give --shape"),
+        (("space", "tiny_task:TinyNet", "--shape", "1,x"), "--shape takes sizes"),
+        (("space", "tiny_task:TinyNet", "--shape", "1,3,8,8"), "refuses an input of shape"),
+        (("space", "tiny_task:Nothing", "--shape", "1,1,8,8"), "no choice is left to search"),
+        (("space", "tiny_task:not_a_module", "--shape", "1,1,8,8"), "gives a dict"),
+        (("init", "absent:net", "--shape", "1,1,8,8"), "cannot import 'absent'"),
+        (("evaluate", "tiny_task:TinyNet"), "names no weights"),
+        (("evaluate", "{task}"), "must be a student folder"),
+        (("evaluate", "{task}/run/student", "--split", "exam"), "exam"),
+        (("score", "{task}/tiny.yaml", "--architectures", "absent.json"), "cannot read architectures"),
+        (("score", "{task}/tiny.yaml", "--architectures", "{task}/run/metrics.json"), "must map names of choices"),
+        (("score", "{task}/tiny.yaml", "--architectures", "{task}/run/architecture.json"), "need a trained original"),
+        (("distill", "{task}/tiny.yaml", "--architecture", "{task}/wrong.json"), "every choice of the space"),
+        (("report", "{task}"), "has no run.json"),
+    ],
+)
+def test_wrong_input_takes_one_line_and_exit_code_2(
+    shell: Shell, task: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (task / "wrong.json").write_text('{"stem.0": 3}')
+    code, out, err = shell(*(argument.format(task=task) for argument in arguments))
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert len(err.splitlines()) <= 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_options_and_commands_exit_with_2(shell: Shell) -> None:
+    assert shell("run", "x.yaml", "--budget", "1")[0] == 2
+    assert shell("prune")[0] == 2
+
+
+def test_the_module_runs_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "tas", "report", "/nowhere"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: a report is made of a run folder")

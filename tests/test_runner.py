@@ -1,0 +1,228 @@
+"""A run leaves its whole folder, is taken up where it stopped, and refuses what does not fit before it writes."""
+
+import json
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tiny_task import TinyNet, recipe_values, trained_weights, write_data
+
+import tas
+from tas import distillation, recipe
+from tas.errors import BadData, BadNetwork, BadRecipe, Infeasible, TasError, Untraceable
+from tas.reporting.progress import Display
+from tas.runner import run
+
+QUIET = Display(Console(quiet=True))
+
+
+def values_of(folder: Path, *overrides: str) -> recipe.Recipe:
+    return recipe.parse(recipe_values(folder), overrides)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with its default baselines, beside its data."""
+    folder = tmp_path_factory.mktemp("finished")
+    tas.run(values_of(folder), folder / "run", display=QUIET)
+    return folder / "run"
+
+
+def test_a_run_leaves_everything_that_was_promised(finished: Path) -> None:
+    for name in ("recipe.yaml", "environment.json", "space.json", "search.jsonl", "candidates.jsonl"):
+        assert (finished / name).stat().st_size > 0, name
+    assert list((finished / "events").glob("events.out.tfevents.*"))
+    assert not list((finished / "checkpoints").iterdir())
+    assert (finished / "report.html").read_text().count("<svg") == 3
+    environment = read(finished / "environment.json")
+    assert environment["torch"] == torch.__version__
+    assert environment["seed"] == 0
+
+
+def test_the_table_compares_student_and_uniform_widths_under_the_budget(finished: Path) -> None:
+    metrics, space = read(finished / "metrics.json"), read(finished / "space.json")
+    assert list(metrics) == ["original", "student", "uniform"]
+    limit = space["budget"]["macs"]
+    assert limit == pytest.approx(0.6 * metrics["original"]["macs"])
+    for name in ("student", "uniform"):
+        assert metrics[name]["macs"] <= limit
+        assert 0 <= metrics[name]["top1"] <= 100
+    assert metrics["original"]["top1"] > 60  # chance is 33: it has been trained
+
+
+def test_the_saved_student_has_the_promised_size_and_metric(finished: Path) -> None:
+    student = tas.load(TinyNet, finished / "student")
+    row = read(finished / "metrics.json")["student"]
+    assert sum(p.numel() for p in student.parameters()) == row["params"]
+    known = read(finished / "student" / "student.json")
+    assert known["architecture"] == read(finished / "architecture.json")
+    assert known["metrics"]["top1"] == row["top1"]
+
+
+def test_candidates_are_scored_and_one_is_chosen(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "candidates.jsonl").read_text().splitlines()]
+    chosen = [row for row in rows if row["chosen"]]
+    assert len(chosen) == 1
+    assert chosen[0]["architecture"] == read(finished / "architecture.json")
+    assert chosen[0]["recalibrated"] == max(row["recalibrated"] for row in rows)
+    assert all({"raw", "images", "macs", "params"} <= row.keys() for row in rows)
+
+
+def test_a_finished_run_is_not_run_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished stage was run again")
+
+    for name in ("tas.stages.train", "tas.stages.search", "tas.comparison.distill"):
+        monkeypatch.setattr(name, forbidden)
+    again = run(values_of(finished.parent), finished, display=QUIET)
+    assert again == read(finished / "metrics.json")
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, trained, searched = tmp_path / "run", "tas.training.checkpoint.write", "tas.methods.differentiable.save"
+    # original, epoch 2; search, epoch 1; student, epochs 1 and 2; uniform, epoch 1
+    for name, calls in ((trained, 2), (searched, 1), (trained, 1), (trained, 1), (trained, 1)):
+        with monkeypatch.context() as patched:
+            interrupt_after(patched, name, calls)
+            with pytest.raises(KeyboardInterrupt):
+                run(values_of(finished.parent), folder, display=QUIET)
+    assert (folder / "student").exists()
+    assert not (folder / "baselines").exists()
+    assert run(values_of(finished.parent), folder, display=QUIET) == read(finished / "metrics.json")
+    assert (folder / "search.jsonl").read_text() == (finished / "search.jsonl").read_text()
+
+
+def test_another_recipe_may_not_use_the_folder(finished: Path) -> None:
+    before = (finished / "recipe.yaml").read_text()
+    with pytest.raises(BadRecipe, match=r"belongs to another recipe: distill\.epochs was 2, is 3"):
+        run(values_of(finished.parent, "distill.epochs=3"), finished, display=QUIET)
+    assert (finished / "recipe.yaml").read_text() == before
+    run(values_of(finished.parent, "machine.threads=1", "title=other"), finished, display=QUIET)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(BadRecipe, match="neither empty nor a run folder"):
+        run(values_of(tmp_path), tmp_path / "run", display=QUIET)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_rivals_train_on_the_same_batches_and_repeats_on_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        seeds.append(kwargs["generator"].initial_seed())
+        return distillation.distill(*args, **kwargs)
+
+    monkeypatch.setattr("tas.comparison.distill", noted)
+    overrides = ("distill.epochs=1", "original.epochs=1", "report.repeats=2", "report.baselines=[uniform, random]")
+    metrics = run(adaptive(tmp_path, *overrides), tmp_path / "run", display=QUIET)
+    assert seeds == [1, 2] * 3
+    assert list(metrics) == ["original", "student", "uniform", "random"]
+    assert all(metrics[name]["n"] == 2 and metrics[name]["spread"] >= 0 for name in ("student", "uniform", "random"))
+    assert "±" in (tmp_path / "run" / "report.html").read_text()
+
+
+def adaptive(folder: Path, *overrides: str) -> recipe.Recipe:
+    values = recipe_values(folder)
+    values["search"] = {"method": "adaptive_bn", "candidates": 2, "images": 32, "calibration_images": 32}
+    return recipe.parse(values, overrides)
+
+
+def interrupt_after(patched: pytest.MonkeyPatch, name: str, calls: int) -> None:
+    """Ctrl-C right after the `calls`-th checkpoint has been written."""
+    original, count = pkgutil.resolve_name(name), iter(range(1, calls + 1))
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        if next(count) == calls:
+            raise KeyboardInterrupt
+
+    patched.setattr(name, interrupted)
+
+
+def test_students_of_a_search_network_with_its_own_rules_start_from_scratch(tmp_path: Path) -> None:
+    with pytest.raises(BadRecipe, match=r"set initialize\.weights to scratch"):
+        run(values_of(tmp_path, "network.supernet=a:b"), tmp_path / "run", display=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("budget.macs=100M", Infeasible, "must not exceed the original's"),
+        ("budget.macs=1", Infeasible, "below the smallest architecture"),
+        ("budget.macs=null", Infeasible, "needs at least one limit"),
+        ("network.name=tiny_task", BadNetwork, "package.module:attribute"),
+        ("network.name=tiny_task:Tinynet", BadNetwork, "no attribute 'Tinynet'"),
+        ("network.name=tiny_task:not_a_module", BadNetwork, "gives a dict"),
+        ("network.name=tiny_task:Nothing", Untraceable, "no choice is left to search"),
+        ("network.shape=[1, 3, 8, 8]", BadNetwork, "refuses an input of shape"),
+        ("network.weights=absent.safetensors", BadNetwork, "there is none at"),
+        ("network.kwargs.classes=2", BadData, "labels must lie in 0..1"),
+        ("original=null", BadRecipe, "needs network.weights, or a section `original`"),
+        ("data.root=absent.npz", BadData, "absent.npz"),
+        ("machine.device=abacus", BadRecipe, "machine.device must be a device of this machine"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    tmp_path: Path, override: str, error: type[TasError], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        run(values_of(tmp_path, override), tmp_path / "run", display=QUIET)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"train_labels": [0] * 192, "test_labels": [0] * 48}, "class"),
+        ({"test_labels": [9] * 48}, r"labels of 3 classes must lie in 0\.\.2"),
+        ({"train_images": np.empty((0, 8, 8)), "train_labels": []}, "needs at least one example"),
+        ({"train_labels": [0] * 191}, "191"),
+    ],
+)
+def test_bad_data_is_refused_before_anything_is_written(tmp_path: Path, replaced: dict[str, Any], message: str) -> None:
+    arrays = {name: np.array(value, dtype=np.uint8) for name, value in replaced.items()}
+    write_data(tmp_path / "data.npz", **arrays)
+    with pytest.raises(BadData, match=message):
+        run(values_of(tmp_path), tmp_path / "run", display=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_foreign_weights_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = TinyNet().state_dict()
+    del state["head.bias"]
+    save_file({**state, "tail.bias": torch.ones(3)}, tmp_path / "w.safetensors")
+    with pytest.raises(BadNetwork, match=r"missing head\.bias, unexpected tail\.bias"):
+        run(values_of(tmp_path, f"network.weights={tmp_path / 'w.safetensors'}"), tmp_path / "run", display=QUIET)
+
+
+def test_an_original_with_weights_is_not_trained(tmp_path: Path) -> None:
+    weights = trained_weights(tmp_path / "w.safetensors")
+    metrics = run(values_of(tmp_path, f"network.weights={weights}"), tmp_path / "run", until="original", display=QUIET)
+    assert list(metrics) == ["original"]
+    assert not (tmp_path / "run" / "original").exists()
+
+
+def test_an_original_that_knows_the_images_by_heart_is_warned_about(tmp_path: Path) -> None:
+    run(values_of(tmp_path, "original.epochs=12", "search.epochs=1"), tmp_path / "run", until="search", display=QUIET)
+    (warning,) = read(tmp_path / "run" / "run.json")["warnings"]
+    assert "has seen them" in warning
+    assert warning in (tmp_path / "run" / "report.html").read_text()
