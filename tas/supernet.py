@@ -23,6 +23,7 @@ from tas.distribution import Draw, Pick, one_hot
 from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
 from tas.tracing.identity import Array, Rows
+from tas.tracing.proof import unchanged
 from tas.tracing.slicing import Cut, apply_cut
 
 _REMEMBERED = 64  # plans of architectures that are kept: a score runs one many times, a search each once
@@ -96,7 +97,8 @@ class Supernet(nn.Module):
         self._scale_widths(tensors, picks, plan.mask)
         self._scale_branches(tensors, picks)
         args, kwargs = as_call(x)
-        with self._as_drawn(plan.attributes, dead):
+        caching = [self.network.get_submodule(name) for name in self._traced.caching]
+        with unchanged(caching), self._as_drawn(plan.attributes, dead):
             output = functional_call(self.network, self._living(tensors, dead), args, kwargs)
         if self.network.training:
             self._write_back(copied, cuts)

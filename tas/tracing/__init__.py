@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from tas.errors import BadNetwork
 from tas.space import Choice, Factor, Kept, LayerCost, SearchSpace, Term
+from tas.tracing.attributes import AttributeRule, with_integer
 from tas.tracing.folding import fold_region, fold_widths
 from tas.tracing.identity import Array, Rows
 from tas.tracing.operators import HANDLERS, unknown
-from tas.tracing.proof import disproved, skips_exactly
+from tas.tracing.proof import leaves_traces, prove, skips_exactly
 from tas.tracing.recording import Recorder, Site
 from tas.tracing.regions import Region, chain, find_regions
 from tas.tracing.slicing import Cut, cut_parameters, cut_size, cuts_of, layer_attributes
@@ -31,7 +32,8 @@ class Traced:
     """A network with its search space, and what is needed to run or build it at any architecture.
 
     `rows` says, for every parameter and buffer, which units each position of each dimension needs ([positions, k],
-    indices of units; `units` stands for "always kept"; dimensions with the same units share their array). `first` and `sizes` give the units of each width choice;
+    indices of units; `units` stands for "always kept"; dimensions with the same units share their array). The
+    `attribute_rules` say which integers of modules are sizes; modules in `caching` keep something from a forward. `first` and `sizes` give the units of each width choice;
     `runs` the modules of each depth choice, in order. `folds` names the parameter dimensions that a choice's channel
     factors multiply, `branch_folds` those that scale the branch of a skippable module.
     """
@@ -44,6 +46,8 @@ class Traced:
     units: int
     first: Mapping[str, int]
     grouped: Mapping[str, tuple[tuple[int, Rows], tuple[int, Rows]]]
+    attribute_rules: tuple[AttributeRule, ...]
+    caching: tuple[str, ...]
     runs: Mapping[str, tuple[str, ...]]
     folds: Mapping[str, tuple[Site, ...]]
     branch_folds: Mapping[str, tuple[Site, ...]]
@@ -93,6 +97,10 @@ class Traced:
                 reads, inside = (_count(n, rows, mask) for n, rows in self.grouped[name])
                 groups = reads // inside
             found[name] = layer_attributes(module, shapes, groups)
+        for rule in self.attribute_rules:
+            own, (name, index) = found.setdefault(rule.module, {}), rule.key
+            old = own.get(name, getattr(network.get_submodule(rule.module), name))
+            own[name] = with_integer(old, index, rule.was * _count(rule.full, rule.rows, mask) // rule.full)
         return found
 
     def cut(self, mask: Array) -> nn.Module:
@@ -135,14 +143,13 @@ def trace(network: nn.Module, example_inputs: Any, rules: Rules | None = None) -
             f"the network must run on the example inputs {_shapes(args, kwargs)}, got {type(error).__name__}: "
             f"{_first_line(error)}"
         ) from error
+    caching = leaves_traces(network, recorder.network)
+    attribute_rules: list[AttributeRule] = []
     while True:
         units, kept = find_units(recorder, rules)
-        traced = _assemble(recorder, units, kept, original, args, kwargs, rules)
-        wrong = disproved(recorder, units, traced)
-        if not wrong:
+        traced = _assemble(recorder, units, kept, original, args, kwargs, rules, attribute_rules, caching)
+        if prove(recorder, units, traced, attribute_rules):
             break
-        for rows, why in wrong:
-            recorder.identities.freeze(rows, why)
     original.train(training)
     return traced
 
@@ -162,6 +169,8 @@ def _assemble(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     rules: Rules,
+    attribute_rules: list[AttributeRule],
+    caching: tuple[str, ...],
 ) -> Traced:
     runs, branch_folds = _depth(recorder, network, args, kwargs) if rules.depth else ([], {})
     depths = {_run_name(run): run for run in runs}
@@ -183,6 +192,8 @@ def _assemble(
             name: tuple((n, units.rows(rows)) for n, rows in axes)  # type: ignore[misc]
             for name, axes in recorder.grouped.items()
         },
+        attribute_rules=tuple(replace(rule, rows=units.rows(rule.rows)) for rule in attribute_rules),
+        caching=caching,
         runs={name: tuple(region.module for region in run) for name, run in depths.items()},
         folds=fold_widths(recorder, units),
         branch_folds=branch_folds,
@@ -214,7 +225,9 @@ def _run_name(run: list[Region]) -> str:
     """The modules of the run, as first..last: "layer1.0..2"."""
     first, last = run[0].module, run[-1].module
     parent, _, tail = last.rpartition(".")
-    return f"{first}..{tail if first.rpartition('.')[0] == parent else last}.depth" if len(run) > 1 else f"{first}.depth"
+    return (
+        f"{first}..{tail if first.rpartition('.')[0] == parent else last}.depth" if len(run) > 1 else f"{first}.depth"
+    )
 
 
 def _macs(recorder: Recorder, units: Units, alive: Mapping[str, Factor], batch: int) -> list[LayerCost]:

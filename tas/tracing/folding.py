@@ -24,10 +24,13 @@ def fold_widths(recorder: Recorder, units: Units) -> dict[str, tuple[Site, ...]]
 
 
 def fold_region(recorder: Recorder, region: Region) -> tuple[Site, ...]:
-    """The parameter dimensions whose scaling scales the branch of a residual region; empty where there is none."""
-    makers = _upstream(recorder, region.branch, lambda value: True)
-    if not makers or any(not region.first <= r.index < region.last for r in makers):
-        return ()
+    """The parameter dimensions whose scaling scales every branch of a residual region; empty where there are none."""
+    makers: list[Record] = []
+    for branch in region.branches:
+        found = _upstream(recorder, branch, lambda value: True)
+        if not found or any(not region.first <= r.index < region.last for r in found):
+            return ()
+        makers += found
     sites = {site for record in makers for site in record.scales}
     shared = [r for r in recorder.records if r not in makers and sites & set(r.scales)]
     return () if shared else tuple(sorted(sites))

@@ -65,6 +65,16 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Span:
+    """One call of a module: the tensors given to it; records first..last-1 belong to it."""
+
+    module: str
+    first: int
+    last: int
+    inputs: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
 class Call:
     """One call of a module with one tensor in and one out: records first..last-1 belong to it."""
 
@@ -90,9 +100,12 @@ class Recorder(TorchDispatchMode):
         self.identities = Identities()
         self.records: list[Record] = []
         self.calls: list[Call] = []
+        self.spans: list[Span] = []
         self.tensors: dict[str, tuple[Rows, ...]] = {}  # parameters and buffers
         self.inexact: dict[str, int] = {}
-        self.grouped: dict[str, tuple[Axis, Axis]] = {}  # grouped convolutions: input channels and channels a group
+        self.grouped: dict[
+            str, tuple[Axis, Axis]
+        ] = {}  # grouped layers: input channels, and those of one group or head
         self.touched: set[str] = set()
         self.current: Record
         self._rows = WeakIdKeyDictionary()
@@ -149,6 +162,15 @@ class Recorder(TorchDispatchMode):
         known = self._origin.get(source)
         if known is not None:
             self._origin[target] = (known[0], tuple(None if d is None else known[1][d] for d in dims))
+
+    def tie_heads(self, name: str, module: nn.MultiheadAttention) -> None:
+        """torch's own attention computes the head size as embedding // heads: the embedding is heads x head size."""
+        why = f"the embedding is heads x head size: {name}"
+        given, made_of = (self.rows(w)[1] for w in (module.in_proj_weight, module.out_proj.weight))
+        self.identities.unify(given, made_of, why)
+        sizes = [module.num_heads, module.embed_dim // module.num_heads]
+        inside = self.identities.factor(given, sizes, why, [True, True])[1]
+        self.grouped[name] = (module.embed_dim, given), (sizes[1], inside)
 
     # -- the forward -----------------------------------------------------------------------------------------------
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -210,21 +232,24 @@ class Recorder(TorchDispatchMode):
 @contextmanager
 def _hooks(recorder: Recorder) -> Iterator[None]:
     """Follow the module stack, and note the calls of modules with one tensor in and one out."""
-    opened: list[tuple[int, Value | None, int]] = []
+    opened: list[tuple[int, tuple[Value, ...], bool, int]] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         recorder._stack.append(recorder._names.get(id(module), recorder._stack[-1]))
         given = _tensors((args, kwargs))
         alone = len(given) == 1 and len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
-        value = recorder._value(given[0]) if alone else None
-        opened.append((len(recorder.records), value, recorder._ancestors(given[0]) if alone else 0))
+        values = tuple(recorder._value(tensor) for tensor in given)
+        opened.append((len(recorder.records), values, alone, recorder._ancestors(given[0]) if alone else 0))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         name = recorder._stack.pop()
-        first, value, descends = opened.pop()
-        if value is not None and isinstance(output, Tensor):
+        first, values, alone, descends = opened.pop()
+        recorder.spans.append(Span(name, first, len(recorder.records), values))
+        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            recorder.tie_heads(name, module)
+        if alone and isinstance(output, Tensor):
             made = recorder._value(output)
-            recorder.calls.append(Call(name, first, len(recorder.records), value, made, descends))
+            recorder.calls.append(Call(name, first, len(recorder.records), values[0], made, descends))
 
     handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in recorder.network.modules()]
     handles += [module.register_forward_hook(leave) for module in recorder.network.modules()]

@@ -13,27 +13,27 @@ from tas.tracing.recording import Call, Record, Recorder, Value
 
 @dataclass(frozen=True)
 class Region:
-    """A module that returns its input plus a branch: `branch` is the operand of the addition that it computes."""
+    """A module that returns its input plus `branches`, the operands of its additions that it computes."""
 
     module: str
     first: int
     last: int
-    branch: Value
+    branches: tuple[Value, ...]
     reads: int  # the record that made its input
     makes: int  # the record that made its output
 
 
 def find_regions(recorder: Recorder) -> list[Region]:
     """Innermost modules, called once, whose input and output agree in shape and identities and that hold an addition
-    of which both operands descend from the input, one of them through a convolution or product."""
+    of its input and something computed from it by a convolution or product."""
     called = Counter(call.module for call in recorder.calls)
     found = []
     for call in recorder.calls:
         if call.module and called[call.module] == 1 and _keeps_identities(recorder, call):
-            branch = _branch(recorder, call)
-            if branch is not None:
+            branches = _branches(recorder, call)
+            if branches:
                 found.append(
-                    Region(call.module, call.first, call.last, branch, call.input.made_by, call.output.made_by)
+                    Region(call.module, call.first, call.last, branches, call.input.made_by, call.output.made_by)
                 )
     names = [region.module for region in found]
     inner = [r for r in found if not any(name.startswith(f"{r.module}.") for name in names)]
@@ -64,24 +64,25 @@ def _same(recorder: Recorder, a: Rows, b: Rows) -> bool:
     return a.shape == b.shape and bool(np.array_equal(np.sort(a, 1), np.sort(b, 1)))
 
 
-def _branch(recorder: Recorder, call: Call) -> Value | None:
+def _branches(recorder: Recorder, call: Call) -> tuple[Value, ...]:
+    """What is added to the trunk, the path on which the input itself goes through: it may be added to several times
+    (attention, then the rest of a transformer block). Empty where the output is not the trunk's end."""
     given = call.input_descends_from
-    inside = ((1 << call.last) - 1) ^ ((1 << call.first) - 1)
+    trunk, branches = {call.input.made_by}, []
     for record in recorder.records[call.first : call.last]:
         operands = _operands(record)
-        if record.operator.rstrip("_") != "add" or len(operands) != 2:
-            continue
-        (left, value_left), (right, value_right) = operands
-        if given and ((left & given) != given or (right & given) != given):
-            continue  # a bias or a constant does not descend from the module's input
-        left, right = left & inside, right & inside
-        if left == right or (left & right) not in (left, right):
-            continue
-        short, value, long = (left, value_right, right) if (left & right) == left else (right, value_left, left)
-        heavy = long & ~short
-        if any(r.flow == "product" and heavy >> r.index & 1 for r in recorder.records[call.first : call.last]):
-            return value
-    return None
+        on_trunk = [value.made_by in trunk for _, value in operands]
+        if record.flow == "pass" and any(on_trunk):
+            trunk.add(record.index)
+        elif record.operator.rstrip("_") == "add" and len(operands) == 2 and sum(on_trunk) == 1:
+            bits, value = operands[on_trunk.index(False)]
+            heavy = any(
+                r.flow == "product" and bits >> r.index & 1 for r in recorder.records[call.first : record.index]
+            )
+            if heavy and (bits & given) == given:  # a bias or a constant does not descend from the module's input
+                trunk.add(record.index)
+                branches.append(value)
+    return tuple(branches) if call.output.made_by in trunk else ()
 
 
 def _operands(record: Record) -> list[tuple[int, Value]]:

@@ -46,7 +46,9 @@ def cuts_of(tensors: UnitRows, keep: Array) -> dict[str, Cut]:
 def apply_cut(tensor: Tensor, cut: Cut) -> Tensor:
     """A view where the kept positions lead, a copy elsewhere."""
     for dim, kept in cut.items():
-        tensor = tensor.narrow(dim, 0, kept) if isinstance(kept, int) else tensor.index_select(dim, kept.to(tensor.device))
+        tensor = (
+            tensor.narrow(dim, 0, kept) if isinstance(kept, int) else tensor.index_select(dim, kept.to(tensor.device))
+        )
     return tensor
 
 
@@ -55,7 +57,8 @@ def cut_size(size: int, kept: Tensor | int | None) -> int:
 
 
 def layer_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], groups: int | None) -> dict[str, Any]:
-    """The attributes of a torch layer that must follow the shapes of its parameters; `groups` of a grouped convolution."""
+    """The attributes of a torch layer that must follow the shapes of its parameters; `groups` of a
+    grouped convolution, or heads."""
     weight = shapes.get("weight")
     if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
         count = groups if groups is not None else module.groups
@@ -72,6 +75,9 @@ def layer_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], g
         return {"num_channels": weight[0]}
     if isinstance(module, nn.Embedding) and weight is not None:
         return {"num_embeddings": weight[0], "embedding_dim": weight[1]}
+    if isinstance(module, nn.MultiheadAttention) and "in_proj_weight" in shapes:
+        width, heads = shapes["in_proj_weight"][1], groups if groups is not None else module.num_heads
+        return {"embed_dim": width, "kdim": width, "vdim": width, "num_heads": heads, "head_dim": width // heads}
     if isinstance(module, nn.PReLU) and weight is not None:
         return {"num_parameters": weight[0]}
     return {}

@@ -1,0 +1,145 @@
+"""Sizes that live in Python attributes (`num_heads`, `hidden_dim`, lists of splits): found by running cut networks.
+
+A rule says that one integer of one module is the kept size of a dimension that the trace saw, times a ratio. Rules are
+found where a replay first leaves the prediction: an attribute that has the old size gets the new one, and is accepted
+when the replay comes further. A rule found for one module is tried on all modules of its class.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice, product
+from typing import Any
+
+from torch import nn
+
+from tas.tracing.identity import Rows
+from tas.tracing.recording import Axis, Record, Recorder
+
+Key = tuple[str, Any]  # attribute, and index or key inside a tuple, list or dict (None for a plain integer)
+_NOT_SIZES = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_version"}
+_NEAR = 6  # records before and behind a failing one whose sizes are tried as well
+_COMBINATIONS = 16  # of values, where one attribute may become several sizes
+
+
+@dataclass(frozen=True, eq=False)
+class AttributeRule:
+    """`module.key` is `was` x (kept size of a dimension) / (its full size `full`)."""
+
+    module: str
+    key: Key
+    was: int
+    full: int
+    rows: Rows
+
+    def same_place(self, other: AttributeRule) -> bool:
+        return (self.module, self.key) == (other.module, other.key)
+
+
+def integers(module: nn.Module) -> Iterator[tuple[Key, int]]:
+    """The integers above 1 among a module's attributes, also inside short tuples, lists and dicts."""
+    for name, value in list(vars(module).items()):
+        if name in _NOT_SIZES or name.endswith(("_hooks", "_kwargs", "_hooks_always_called")):
+            continue
+        if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+            yield (name, None), value
+        elif isinstance(value, (tuple, list, dict)) and len(value) < 16:
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for index, item in items:
+                if isinstance(item, int) and not isinstance(item, bool) and item > 1:
+                    yield (name, index), item
+
+
+def set_integer(module: nn.Module, key: Key, value: int) -> None:
+    """Set one integer; containers are replaced, never changed in place, since modules may share them."""
+    setattr(module, key[0], with_integer(getattr(module, key[0]), key[1], value))
+
+
+def with_integer(old: Any, index: Any, value: int) -> Any:
+    """`value`, or the container `old` with `value` at `index`."""
+    if index is None:
+        return value
+    if isinstance(old, tuple):
+        items = [value if i == index else item for i, item in enumerate(old)]
+        return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
+    new = copy.copy(old)
+    new[index] = value
+    return new
+
+
+def candidates(
+    recorder: Recorder, network: nn.Module, record: Record, kept: Callable[[Axis], int]
+) -> Iterator[list[AttributeRule]]:
+    """Sets of rules that could mend a replay that fails at `record`, likelier ones first: several attributes at once
+    (a view needs the number of heads and their size), then single ones."""
+    changed = [axis for axis in _axes(record) if kept(axis) != axis[0]]
+    near = recorder.records[max(0, record.index - _NEAR) : record.index + _NEAR]
+    around = changed + [axis for r in near for axis in _axes(r) if kept(axis) != axis[0]]
+    chain = list(_enclosing(record.module))
+    for name in chain[:3]:
+        options = _options(network, name, changed, kept)
+        yield from (list(rules) for rules in islice(product(*options), _COMBINATIONS) if len(rules) > 1)
+    for name in chain:
+        for rules in _options(network, name, around, kept):
+            yield from ([rule] for rule in rules)
+    for name in chain:
+        yield from ([rule] for rule in _fractions(network, name, around, kept))
+
+
+def for_peers(recorder: Recorder, network: nn.Module, rule: AttributeRule, record: Record) -> list[AttributeRule]:
+    """The same rule for the other modules of the class, each with the dimension at the same place of its own call."""
+    modules = dict(network.named_modules())
+    kind = type(modules[rule.module])
+    home = next((s for s in recorder.spans if s.module == rule.module and s.first <= record.index < s.last), None)
+    place = _place(record, rule)
+    found = []
+    for span in recorder.spans if home is not None and place is not None else []:
+        if span.module == rule.module or type(modules.get(span.module)) is not kind:
+            continue
+        twin = recorder.records[min(span.first + record.index - home.first, len(recorder.records) - 1)]  # type: ignore[union-attr]
+        axes = _axes(twin)
+        if twin.index >= span.last or twin.operator != record.operator or place >= len(axes):  # type: ignore[operator]
+            continue
+        full, rows = axes[place]  # type: ignore[index]
+        was = dict(integers(modules[span.module])).get(rule.key)
+        if was is not None and was * rule.full == rule.was * full:
+            found.append(AttributeRule(span.module, rule.key, was, full, rows))
+    return found
+
+
+def _axes(record: Record) -> list[Axis]:
+    return [(n, rows) for value in (*record.outputs, *record.inputs) for n, rows in value.axes()]
+
+
+def _place(record: Record, rule: AttributeRule) -> int | None:
+    return next((i for i, (n, rows) in enumerate(_axes(record)) if rows is rule.rows and n == rule.full), None)
+
+
+def _enclosing(module: str) -> Iterator[str]:
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
+    yield ""
+
+
+def _options(network: nn.Module, name: str, axes: list[Axis], kept: Callable[[Axis], int]) -> list[list[AttributeRule]]:
+    """For every integer of a module that is the size of a changed dimension: the rules that it could follow."""
+    found = []
+    for key, value in integers(network.get_submodule(name)):
+        by_size = {
+            kept(axis): AttributeRule(name, key, value, value, axis[1]) for axis in reversed(axes) if axis[0] == value
+        }
+        if by_size:
+            found.append(list(by_size.values())[::-1])
+    return found
+
+
+def _fractions(network: nn.Module, name: str, axes: list[Axis], kept: Callable[[Axis], int]) -> Iterator[AttributeRule]:
+    """Integers that divide a changed dimension (heads where batch and heads are merged), or are a multiple of it."""
+    for key, value in integers(network.get_submodule(name)):
+        for full, rows in axes:
+            whole = value != full and (full % value == 0 or value % full == 0)
+            if whole and value * kept((full, rows)) % full == 0:
+                yield AttributeRule(name, key, value, full, rows)

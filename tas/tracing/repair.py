@@ -1,0 +1,149 @@
+"""What to give up where no attribute follows a size: tie identities, or keep exactly the ones concerned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tas.tracing.attributes import AttributeRule
+from tas.tracing.identity import Rows
+from tas.tracing.recording import Axis, Record, Recorder, Span
+
+_VIEWS = {"view", "_unsafe_view", "reshape", "unflatten"}
+_SIZED = {*_VIEWS, "split_with_sizes", "split", "slice"}
+
+
+def give_way(
+    recorder: Recorder,
+    record: Record,
+    asked: Sequence[int] | None,
+    kept: Callable[[Axis], int],
+    rules: list[AttributeRule],
+    why: str,
+) -> bool:
+    """Change identities so that the operator can run as the code wants it: whether anything changed. In this order:
+
+    tie     the code computes a factor from the width of an input (`C // heads`): width and product become one
+    merge   one attribute serves several sizes: they become one
+    freeze  the sizes that the code did not follow; else everything at the operator, and before it
+    """
+    return (
+        _tie_to_input(recorder, record)
+        or _merge_served(recorder, record, rules)
+        or _freeze_asked(recorder, record, asked, kept, why)
+        or _freeze_all(recorder, record, kept, why)
+    )
+
+
+def _tie_to_input(recorder: Recorder, record: Record) -> bool:
+    if record.operator not in _VIEWS or not record.outputs:
+        return False
+    for span in reversed(_enclosing(recorder, record)):
+        for start, stop in _ranges(len(record.outputs[0].shape)):
+            if _tie(recorder, record, span, start, stop):
+                for twin, around in _twins(recorder, record, span):
+                    _tie(recorder, twin, around, start, stop)
+                return True
+    return False
+
+
+def _tie(recorder: Recorder, record: Record, span: Span, start: int, stop: int) -> bool:
+    """Unify the product of dimensions start..stop of a view with an input dimension of that size around it."""
+    value, identities = record.outputs[0], recorder.identities
+    if len(value.shape) < stop:
+        return False
+    sizes, rows = value.shape[start:stop], value.rows[start:stop]
+    for given in span.inputs:
+        for n, theirs in reversed(given.axes()):
+            if n != int(np.prod(sizes)) or identities.canonical(theirs) is None:
+                continue
+            mine = identities.canonical(identities.outer(rows, sizes))
+            if mine is None or np.array_equal(mine, identities.canonical(theirs)):
+                continue
+            identities.unify(mine, theirs, f"its size is computed from the width of an input: {record.where()}")
+            return True
+    return False
+
+
+def _merge_served(recorder: Recorder, record: Record, rules: list[AttributeRule]) -> bool:
+    near = {span.module for span in _enclosing(recorder, record)[-2:]} | {record.module}
+    changed = False
+    for rule in rules:
+        if rule.module not in near or rule.was != rule.full:
+            continue
+        served = [rule.rows] + [r for n, r in _axes_of(record) if n == rule.was]
+        for other in recorder.records:
+            if other.module == rule.module and other.operator in _SIZED:
+                served += [r for v in other.outputs for n, r in v.axes() if n == rule.was]
+        served = [r for r in served if r is not None and recorder.carries(r)]
+        before = [recorder.identities.canonical(r) for r in served]
+        for rows in served[1:]:
+            recorder.identities.unify(served[0], rows, f"one attribute, {rule.key[0]} of {rule.module}, is both sizes")
+        after = [recorder.identities.canonical(r) for r in served]
+        changed = changed or any(not _equal(a, b) for a, b in zip(before, after, strict=True))
+    return changed
+
+
+def _freeze_asked(
+    recorder: Recorder, record: Record, asked: Sequence[int] | None, kept: Callable[[Axis], int], why: str
+) -> bool:
+    """Of a view, only the dimensions for which the code asked another size than the kept one."""
+    if asked is None or record.operator not in _VIEWS or len(asked) != len(record.outputs[0].shape):
+        return False
+    wrong = [d for d, axis in enumerate(record.outputs[0].axes()) if asked[d] not in (-1, kept(axis))]
+    changed = _freeze(recorder, record, wrong, why)
+    for span in reversed(_enclosing(recorder, record)[-1:]):
+        for twin, _ in _twins(recorder, record, span):
+            _freeze(recorder, twin, [d for d in wrong if changed], why)
+    return changed
+
+
+def _freeze(recorder: Recorder, record: Record, dims: list[int], why: str) -> bool:
+    dims = [d for d in dims if d < len(record.outputs[0].rows)]
+    rows = [record.outputs[0].rows[d] for d in dims if recorder.carries(record.outputs[0].rows[d])]
+    for part in rows:
+        recorder.identities.freeze(part, f"the code does not follow its size: {why}: {record.where()}")
+    return bool(rows)
+
+
+def _freeze_all(recorder: Recorder, record: Record, kept: Callable[[Axis], int], why: str) -> bool:
+    """Everything cut at the operator; else what is given to the modules around it; else at the nearest one before."""
+    around = [axis for span in reversed(_enclosing(recorder, record)) for v in span.inputs for axis in v.axes()]
+    before = (axis for r in reversed(recorder.records[: record.index]) for axis in _axes_of(r))
+    for axes in (iter(_axes_of(record)), iter(around), before):
+        for axis in axes:
+            if axis[1] is not None and recorder.carries(axis[1]) and kept(axis) != axis[0]:
+                reason = f"the code does not follow its size: {why}: {record.where()}"
+                recorder.identities.freeze(axis[1], reason)
+                return True
+    return False
+
+
+def _enclosing(recorder: Recorder, record: Record) -> list[Span]:
+    """The module calls around a record, outermost first."""
+    return sorted((s for s in recorder.spans if s.first <= record.index < s.last), key=lambda s: (s.first, -s.last))
+
+
+def _twins(recorder: Recorder, record: Record, span: Span) -> Iterator[tuple[Record, Span]]:
+    """The same operator at the same place of the other calls of modules of the same class."""
+    modules: Any = dict(recorder.network.named_modules())
+    for other in recorder.spans:
+        if other is span or type(modules.get(other.module)) is not type(modules[span.module]):
+            continue
+        index = other.first + record.index - span.first
+        if index < other.last and recorder.records[index].operator == record.operator:
+            yield recorder.records[index], other
+
+
+def _ranges(n: int) -> Iterator[tuple[int, int]]:
+    return ((start, stop) for start in range(n) for stop in range(n, start, -1))
+
+
+def _axes_of(record: Record) -> list[Axis]:
+    return [axis for value in (*record.outputs, *record.inputs) for axis in value.axes()]
+
+
+def _equal(a: Rows, b: Rows) -> bool:
+    return (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
