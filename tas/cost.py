@@ -59,9 +59,9 @@ def _formula(space: SearchSpace, measure: str, layer: str | None = None, device:
 def count(space: SearchSpace, indices: Tensor, measure: str = "macs", layer: str | None = None) -> Tensor:
     """Exact cost of many architectures: candidate indices [..., choices] -> float64 [...] (exact below 2^53)."""
     formula = _formula(space, measure, layer, str(indices.device))
-    flat = indices.reshape(-1, indices.shape[-1])
     if not space.choices:
         return formula.coefficient.sum().expand(indices.shape[:-1])
+    flat = indices.reshape(-1, indices.shape[-1])
     step = max(1, _ROWS_AT_ONCE // (formula.members.numel() + len(formula.owner)))
     parts = []
     for chunk in flat.split(step):

@@ -80,6 +80,9 @@ def batch_norm(
         if isinstance(tensor, Tensor):
             t.unify(rows[1], t.rows(tensor)[0])
     t.put(out[0], rows)
+    for statistic in out[1:]:  # of the batch, where it is used
+        if isinstance(statistic, Tensor) and statistic.shape == x.shape[1:2]:
+            t.put(statistic, rows[1:2])
     if any(t.carries(r) for r in rows[2:]) and any(flag is True for flag in rest):
         t.mark_inexact(f"batch statistics over channels: {t.current.where()}")
     t.current.flow = "norm"

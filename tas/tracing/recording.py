@@ -106,7 +106,7 @@ class Recorder(TorchDispatchMode):
         self.grouped: dict[
             str, tuple[Axis, Axis]
         ] = {}  # grouped layers: input channels, and those of one group or head
-        self.touched: set[str] = set()
+        self.reads: dict[str, int] = {}  # first name of a parameter or buffer -> bit set of the records that read it
         self.current: Record
         self._rows = WeakIdKeyDictionary()
         self._maker = WeakIdKeyDictionary()
@@ -116,8 +116,11 @@ class Recorder(TorchDispatchMode):
         )  # parameter behind a tensor: its name, and its dimension for each dimension
         self._written: dict[int, tuple[int, int]] = {}  # storage -> last in-place record and what that descends from
         self._stack: list[str] = [""]
+        self._first_name: dict[str, str] = {}  # shared parameters have several names
         self._names = {id(module): name for name, module in network.named_modules()}
+        first: dict[int, str] = {}
         for name, tensor in _named_tensors(network):
+            self._first_name[name] = first.setdefault(id(tensor), name)
             if tensor in self._rows:
                 self.tensors[name] = self._rows[tensor]
             elif tensor.dtype.is_floating_point:
@@ -176,22 +179,27 @@ class Recorder(TorchDispatchMode):
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with torch.no_grad(), _hooks(self), plain_attention(), self:
             output = self.network(*args, **kwargs)
+        needed = 0
         for tensor in _tensors(output):
+            needed |= self._ancestors(tensor)
             for part in self.rows(tensor):
                 self.identities.freeze(part, "it is an output of the network")
         for name, rows in self.tensors.items():
-            if name not in self.touched:
+            reads = self.reads.get(self._first_name[name], 0)
+            if not reads & needed:
                 for part in rows:
-                    self.identities.freeze(part, "the forward never reads it")
+                    why = "no output of the network depends on it" if reads else "the forward never reads it"
+                    self.identities.freeze(part, why)
         return output
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        given = dict(kwargs or {})
+        target = given.pop("out", None)
         operator = func._schema.name.split("::")[-1]
-        inputs = _tensors((args, kwargs))
+        inputs = _tensors((args, given))
         values = tuple(self._value(tensor) for tensor in inputs)
         before = [self._ancestors(tensor) for tensor in inputs]
-        out = func(*args, **kwargs)
+        out = func(*args, **(kwargs or {}))
         union = 0
         for bits in before:
             union |= bits
@@ -200,11 +208,15 @@ class Recorder(TorchDispatchMode):
         for tensor in inputs:
             known = self._origin.get(tensor)
             if known is not None:
-                self.touched.add(known[0])
-        in_place = operator.endswith("_") and not operator.endswith("__")
+                self.reads[known[0]] = self.reads.get(known[0], 0) | (1 << index)
+        in_place = any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
+        overwritten = [(tensor, self.rows(tensor)) for tensor in _tensors(target)]
         handler = self.handlers.get(operator) or self.handlers.get(operator.rstrip("_"))
         pointwise = torch.Tag.pointwise in func.tags
-        (handler or (self.handlers["pointwise"] if pointwise else self.fallback))(self, out, *args, **kwargs)
+        (handler or (self.handlers["pointwise"] if pointwise else self.fallback))(self, out, *args, **given)
+        for tensor, before_it in overwritten:  # out=: what is written goes with what the memory was made for
+            for left, right in zip(before_it, self.rows(tensor), strict=False):
+                self.unify(left, right)
         self._note_outputs(out, inputs, union | (1 << index), in_place)
         self.records.append(self.current)
         return out

@@ -1,0 +1,227 @@
+"""Adversarial networks: single layers and how channels pass through them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from adversarial import Case, Net, conv, conv_bn, head, images
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+
+def depthwise_multiplier_with_bias() -> Case:
+    layers = [conv_bn(3, 8), nn.ReLU(), nn.Conv2d(8, 16, 3, groups=8), nn.ReLU(), nn.Conv2d(16, 6, 1)]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def depthwise_with_bias_between_norms() -> Case:
+    layers = [conv_bn(3, 8), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 6, 1)]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def grouped() -> Case:
+    layers = [conv_bn(3, 12), nn.ReLU(), conv_bn(12, 18, groups=3), nn.ReLU(), conv_bn(18, 12, groups=6), nn.ReLU()]
+    return Case(nn.Sequential(*layers, head(12)), images())
+
+
+def grouped_with_bias_without_norm() -> Case:
+    layers = [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3, groups=3), nn.ReLU(), nn.Conv2d(12, 6, 1)]
+    return Case(nn.Sequential(*layers, nn.Sigmoid(), head(6)), images())
+
+
+def transposed() -> Case:
+    layers = [conv_bn(3, 8), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2, 2), nn.ReLU(), nn.ConvTranspose2d(6, 10, 3)]
+    return Case(nn.Sequential(*layers, nn.BatchNorm2d(10), nn.ReLU(), head(10)), images())
+
+
+def transposed_grouped() -> Case:
+    layers = [conv_bn(3, 12), nn.ReLU(), nn.ConvTranspose2d(12, 18, 2, 2, groups=3), nn.ReLU(), conv(18, 6, 1)]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def transposed_depthwise() -> Case:
+    layers = [conv_bn(3, 8), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2, 2, groups=8), nn.ReLU(), conv(8, 6, 1)]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def norm_without_affine() -> Case:
+    layers = [conv(3, 8), nn.BatchNorm2d(8, affine=False), nn.ReLU(), conv_bn(8, 6), nn.ReLU()]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def norm_with_cumulative_statistics() -> Case:
+    layers = [conv(3, 8), nn.BatchNorm2d(8, momentum=None), nn.ReLU(), conv_bn(8, 6), nn.ReLU()]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def norm_without_statistics() -> Case:
+    layers = [conv(3, 8), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), conv_bn(8, 6), nn.ReLU()]
+    return Case(nn.Sequential(*layers, head(6)), images(batch=3))
+
+
+def instance_norm() -> Case:
+    layers = [conv(3, 8), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), conv(8, 6), nn.InstanceNorm2d(6), nn.ReLU()]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def no_norm_with_bias() -> Case:
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 10, 3), nn.ReLU(), nn.MaxPool2d(2)]
+    return Case(nn.Sequential(*layers, head(10)), images())
+
+
+def norm_before_relu_before_conv() -> Case:
+    layers = [conv(3, 8, bias=True), nn.ReLU(), nn.BatchNorm2d(8), conv(8, 6, bias=True), nn.ReLU(), nn.BatchNorm2d(6)]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def two_norms_in_a_row() -> Case:
+    layers = [conv(3, 8), nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.ReLU(), conv_bn(8, 6), nn.ReLU()]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def group_norm() -> Case:
+    layers = [conv(3, 12), nn.GroupNorm(3, 12), nn.ReLU(), conv(12, 12), nn.GroupNorm(1, 12), nn.ReLU()]
+    return Case(nn.Sequential(*layers, conv(12, 8), nn.GroupNorm(8, 8), head(8)), images())
+
+
+def parametric_relu() -> Case:
+    return Case(nn.Sequential(conv_bn(3, 8), nn.PReLU(8), conv_bn(8, 6), nn.PReLU(), head(6)), images())
+
+
+def sigmoid_before_conv() -> Case:
+    layers = [conv_bn(3, 8), nn.Sigmoid(), conv(8, 10), nn.Softplus(), conv(10, 6, bias=True), nn.ReLU()]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def shift_between_norm_and_conv() -> Case:
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x) + 1
+        x = m.b(x) * 2 - 0.5
+        return m.head(1 - m.c(x))
+
+    return Case(Net(run, a=conv_bn(3, 8), b=conv_bn(8, 10), c=conv(10, 6), head=head(6)), images())
+
+
+def hard_clamps() -> Case:
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x).clamp(0.1, 2)
+        x = torch.clamp(m.b(x), max=0.5)
+        return m.head(F.hardtanh(m.c(x), 0.0, 6.0))
+
+    return Case(Net(run, a=conv_bn(3, 8), b=conv_bn(8, 10), c=conv(10, 6), head=head(6)), images())
+
+
+def reflect_padding_and_dilation() -> Case:
+    layers = [conv_bn(3, 8, padding_mode="reflect"), nn.ReLU(), conv_bn(8, 10, dilation=2, padding=2), nn.ReLU()]
+    layers += [nn.ReplicationPad2d(1), nn.Conv2d(10, 6, 3, padding="same", padding_mode="circular"), nn.ZeroPad2d(1)]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def one_dimension() -> Case:
+    layers = [nn.Conv1d(4, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 10, 1), nn.ReLU()]
+    return Case(nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(10, 3)), images(4, 12, 2, 1))
+
+
+def three_dimensions() -> Case:
+    layers = [nn.Conv3d(2, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.AvgPool3d(2), nn.Conv3d(8, 6, 1), nn.ReLU()]
+    return Case(nn.Sequential(*layers, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 3)), images(2, 6, 2, 3))
+
+
+def flatten_with_spatial() -> Case:
+    layers = [conv_bn(3, 8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 9, 10), nn.BatchNorm1d(10)]
+    return Case(nn.Sequential(*layers, nn.ReLU(), nn.Linear(10, 4)), images())
+
+
+def channels_last_flatten() -> Case:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.fc(torch.relu(m.a(x)).permute(0, 2, 3, 1).reshape(len(x), -1))
+
+    return Case(Net(run, a=conv_bn(3, 8), fc=nn.Linear(8 * 36, 4)), images())
+
+
+def conv_after_unflatten() -> Case:
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = torch.relu(m.fc(torch.relu(m.a(x)).flatten(1))).view(len(x), 6, 3, 3)
+        return m.head(m.b(x))
+
+    return Case(Net(run, a=conv_bn(3, 4), fc=nn.Linear(4 * 36, 54), b=conv_bn(6, 8), head=head(8)), images())
+
+
+def functional_convolution() -> Case:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel, self.shift = nn.Parameter(torch.randn(8, 3, 3, 3)), nn.Parameter(torch.randn(8))
+            self.second = nn.Parameter(torch.randn(6, 8, 3, 3))
+            self.register_buffer("mean", torch.zeros(6))
+            self.register_buffer("var", torch.ones(6))
+            self.head = head(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.conv2d(x, self.kernel, self.shift, padding=1).relu()
+            x = F.batch_norm(F.conv2d(x, self.second), self.mean, self.var, training=self.training)
+            return self.head(x)
+
+    return Case(Functional(), images())
+
+
+def weight_normed() -> Case:
+    layers = [weight_norm(conv(3, 8, bias=True)), nn.ReLU(), weight_norm(conv(8, 6, bias=True)), nn.ReLU()]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def weight_standardised() -> Case:
+    class Standardised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return F.conv2d(x, w / (w.std((1, 2, 3), keepdim=True) + 1e-5), self.bias)
+
+    layers = [Standardised(3, 8, 3), nn.ReLU(), Standardised(8, 6, 3), nn.ReLU()]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def linear_network() -> Case:
+    layers = [nn.Linear(9, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)]
+    return Case(nn.Sequential(*layers), torch.randn(3, 9))
+
+
+def local_response() -> Case:
+    layers = [conv_bn(3, 8), nn.ReLU(), nn.LocalResponseNorm(3), conv_bn(8, 6), nn.ReLU()]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def channel_softmax_and_layer_norm() -> Case:
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x).softmax(1)
+        x = m.ln(m.b(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return m.head(torch.relu(x))
+
+    return Case(Net(run, a=conv_bn(3, 8), b=conv_bn(8, 10), ln=nn.LayerNorm(10), head=head(10)), images())
+
+
+def batch_of_three() -> Case:
+    layers = [conv_bn(3, 3), nn.ReLU(), conv_bn(3, 6), nn.ReLU()]
+    return Case(nn.Sequential(*layers, head(6, 3)), images(3, 3, 3))
+
+
+def sizes_equal_to_channels() -> Case:
+    layers = [conv_bn(6, 6), nn.ReLU(), conv_bn(6, 6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 6)]
+    return Case(nn.Sequential(*layers), images(6, 6, 6))
+
+
+def bilinear() -> Case:
+    def run(m: Any, x: Tensor) -> Tensor:
+        a = torch.relu(m.a(x)).flatten(2)
+        b = torch.relu(m.b(x)).flatten(2)
+        return m.fc(torch.bmm(a, b.transpose(1, 2)).flatten(1))
+
+    return Case(Net(run, a=conv_bn(3, 6), b=conv_bn(3, 4), fc=nn.Linear(24, 3)), images())
+
+
+def einsum_head() -> Case:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return torch.einsum("nchw,kc->nk", torch.relu(m.a(x)), m.w)
+
+    return Case(Net(run, a=conv_bn(3, 6), w=nn.Parameter(torch.randn(5, 6))), images())
