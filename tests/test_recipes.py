@@ -1,0 +1,41 @@
+"""Every recipe that ships is read, names things that exist, and has a feasible budget."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tas import preparation, recipe
+
+ROOT = Path(__file__).parents[1]
+SHAPES = {"quickstart": (2, 1, 28, 28), "cifar10": (2, 3, 32, 32)}  # by the first word of the file's name
+PATHS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def test_there_are_recipes() -> None:
+    assert ROOT / "configs" / "quickstart.yaml" in PATHS
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_recipe_that_ships_is_complete_and_feasible(path: Path) -> None:
+    read = recipe.read(path)
+    assert read.title
+    original = preparation.original_of(read.network.model_copy(update={"weights": None}), read.seed)
+    inputs = torch.randn(SHAPES[path.stem.split("_")[0]], generator=torch.Generator().manual_seed(0))
+    space = preparation.source_of(read, original, inputs).space
+    preparation.require_choices(space)
+    limits = dict(preparation.budget_of(space, read.budget).limits)
+    assert (
+        preparation.feasibility(space, preparation.budget_of(space, read.budget))["uniform"]["macs"] <= limits["macs"]
+    )
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_no_machine_path_or_secret_ships(path: Path) -> None:
+    def texts(value: object) -> list[str]:
+        if isinstance(value, dict):
+            return [text for part in value.values() for text in texts(part)]
+        return [value] if isinstance(value, str) else []
+
+    assert not [text for text in texts(yaml.safe_load(path.read_text())) if text.startswith(("/", "~"))]
