@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from tas.errors import BadNetwork
 from tas.space import Choice, Factor, Kept, LayerCost, SearchSpace, Term
-from tas.tracing.attributes import AttributeRule, with_integer
+from tas.tracing.attributes import AttributeRule, in_units, with_integer
 from tas.tracing.folding import fold_region, fold_widths
 from tas.tracing.identity import Array, Rows
 from tas.tracing.operators import HANDLERS, unknown
 from tas.tracing.proof import leaves_traces, prove, skips_exactly
 from tas.tracing.recording import Recorder, Site
 from tas.tracing.regions import Region, chain, find_regions
-from tas.tracing.slicing import Cut, cut_parameters, cut_size, cuts_of, layer_attributes
+from tas.tracing.slicing import Cut, copy_sharing, cut_parameters, cut_size, cuts_of, layer_attributes
 from tas.tracing.units import Rules, Size, Units, find_units, terms, times
 
 __all__ = ["Rules", "Traced", "trace"]
@@ -103,10 +103,12 @@ class Traced:
             own[name] = with_integer(old, index, rule.was * _count(rule.full, rule.rows, mask) // rule.full)
         return found
 
-    def cut(self, mask: Array) -> nn.Module:
-        """A copy of the network with cut parameters and buffers, all blocks present, in eval mode."""
-        network = copy.deepcopy(self.network).eval()
+    def cut(self, mask: Array, share: bool = False) -> nn.Module:
+        """A copy of the network with cut parameters and buffers, all blocks present, in eval mode; with `share`, the
+        parameters that lose nothing are the network's own."""
         cuts = self.cuts(mask)
+        named = self.network.named_parameters(remove_duplicate=False)
+        network = copy_sharing(self.network, [tensor for name, tensor in named if share or name in cuts]).eval()
         for name, attributes in self.attributes(network, cuts, mask).items():
             for key, value in attributes.items():
                 setattr(network.get_submodule(name), key, value)
@@ -147,7 +149,12 @@ def trace(network: nn.Module, example_inputs: Any, rules: Rules | None = None) -
     attribute_rules: list[AttributeRule] = []
     while True:
         units, kept = find_units(recorder, rules)
-        traced = _assemble(recorder, units, kept, original, args, kwargs, rules, attribute_rules, caching)
+        folds, unmixable = fold_widths(recorder, units)
+        for identities, why in unmixable:
+            recorder.identities.freeze(identities, why)
+        if unmixable:
+            continue
+        traced = _assemble(recorder, units, kept, original, args, kwargs, rules, attribute_rules, caching, folds)
         if prove(recorder, units, traced, attribute_rules):
             break
     original.train(training)
@@ -171,6 +178,7 @@ def _assemble(
     rules: Rules,
     attribute_rules: list[AttributeRule],
     caching: tuple[str, ...],
+    folds: dict[str, tuple[Site, ...]],
 ) -> Traced:
     runs, branch_folds = _depth(recorder, network, args, kwargs) if rules.depth else ([], {})
     depths = {_run_name(run): run for run in runs}
@@ -195,7 +203,7 @@ def _assemble(
         attribute_rules=tuple(replace(rule, rows=units.rows(rule.rows)) for rule in attribute_rules),
         caching=caching,
         runs={name: tuple(region.module for region in run) for name, run in depths.items()},
-        folds=fold_widths(recorder, units),
+        folds=folds,
         branch_folds=branch_folds,
     )
 

@@ -8,8 +8,10 @@ Where no such place serves (an operator in between does not keep zero at zero), 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 
+from tas.tracing.identity import Rows
 from tas.tracing.recording import Record, Recorder, Site, Value
 from tas.tracing.regions import Region
 from tas.tracing.units import Units
@@ -17,23 +19,41 @@ from tas.tracing.units import Units
 Carries = Callable[[Value], bool]
 
 
-def fold_widths(recorder: Recorder, units: Units) -> dict[str, tuple[Site, ...]]:
-    """For every width choice, the parameter dimensions that its channel factors multiply."""
-    carried = _Carried(units)
-    return {choice.name: _fold_width(recorder, carried, choice.name) for choice in units.choices}
+def fold_widths(recorder: Recorder, units: Units) -> tuple[dict[str, tuple[Site, ...]], list[tuple[Rows, str]]]:
+    """For every width choice, the parameter dimensions that its channel factors multiply; and the identities of the
+    choices for which no parameters do that everywhere, with the reason."""
+    carried, uses = _Carried(units), _uses(recorder)
+    folds: dict[str, tuple[Site, ...]] = {}
+    unmixable: list[tuple[Rows, str]] = []
+    for number, choice in enumerate(units.choices):
+        sites, why = _fold_width(recorder, carried, uses, choice.name)
+        folds[choice.name] = sites
+        if why:
+            unmixable.append((units.atoms(number), why))
+    return folds, unmixable
 
 
 def fold_region(recorder: Recorder, region: Region) -> tuple[Site, ...]:
     """The parameter dimensions whose scaling scales every branch of a residual region; empty where there are none."""
-    makers: list[Record] = []
+    makers: dict[int, Record] = {}
     for branch in region.branches:
         found = _upstream(recorder, branch, lambda value: True)
         if not found or any(not region.first <= r.index < region.last for r in found):
             return ()
-        makers += found
-    sites = {site for record in makers for site in record.scales}
-    shared = [r for r in recorder.records if r not in makers and sites & set(r.scales)]
-    return () if shared else tuple(sorted(sites))
+        makers |= {record.index: record for record in found}
+    sites = {site for record in makers.values() for site in record.scales}
+    uses = _uses(recorder)
+    return tuple(sorted(sites)) if all(uses[site] <= makers.keys() for site in sites) else ()
+
+
+def _uses(recorder: Recorder) -> dict[Site, set[int]]:
+    """The records that do something with a parameter, other than show it: scaling it reaches all of them."""
+    uses: dict[Site, set[int]] = defaultdict(set)
+    for record in recorder.records:
+        shown = {site for value in record.outputs for site in value.sites}
+        for site in {site for value in record.inputs for site in value.sites} - shown - {None}:
+            uses[site].add(record.index)  # type: ignore[index]
+    return uses
 
 
 class _Carried:
@@ -53,27 +73,43 @@ class _Carried:
         return [(index, self._units.choices_of(rows), site) for index, rows, site in record.contracted]
 
 
-def _fold_width(recorder: Recorder, carried: _Carried, choice: str) -> tuple[Site, ...]:
+def _fold_width(
+    recorder: Recorder, carried: _Carried, uses: Mapping[Site, set[int]], choice: str
+) -> tuple[tuple[Site, ...], str]:
+    """The sites of a choice, and why there are none that serve."""
+
     def carries(value: Value) -> bool:
         return value.real and choice in carried(value)
 
-    makers: list[Record] = []
+    reads = [
+        (record, record.inputs[index].made_by, column)
+        for record in recorder.records
+        for index, names, column in carried.summed(record)
+        if choice in names
+    ]
+    marked = set()
     for record in recorder.records:
         for index, names, _ in carried.summed(record):
             if choice in names:
-                makers += _upstream(recorder, record.inputs[index], carries) or []
-    marked = {record.index for record in makers}
+                marked |= {maker.index for maker in _upstream(recorder, record.inputs[index], carries) or []}
     while True:
-        factored, conflict = _spread(recorder, carried, choice, marked)
+        reached, conflict = _spread(recorder, carried, choice, marked)
+        bare = [(record, column) for record, made_by, column in reads if made_by not in reached]
+        for index in marked:  # a parameter that others use too would bring them the factor
+            scales = recorder.records[index].scales
+            if any(not uses[site] <= marked for site in scales):
+                conflict.add(index)
+        for _, made_by, column in reads:  # one layer, called with the factor and without
+            if made_by in reached and column in {c for _, c in bare}:
+                conflict |= reached[made_by]
         if not conflict:
             break
-        marked -= conflict  # a norm would meet the factor: those that read behind it take it in their columns
-    sites = [site for record in recorder.records if record.index in marked for site in record.scales]
-    for record in recorder.records:
-        for index, names, column in carried.summed(record):
-            if choice in names and record.inputs[index].made_by not in factored and column is not None:
-                sites.append(column)
-    return tuple(dict.fromkeys(sites))
+        marked -= conflict  # those that read behind them take the factor in their columns
+    for record, column in bare:
+        if column is None or not uses[column] <= {r.index for r, c in bare if c == column}:
+            return (), f"no parameter of its own takes its factor when candidates are mixed: {record.where()}"
+    rows = [site for record in recorder.records if record.index in marked for site in record.scales]
+    return tuple(dict.fromkeys([*rows, *(column for _, column in bare if column is not None)])), ""
 
 
 def _upstream(recorder: Recorder, value: Value, carries: Carries) -> list[Record] | None:
@@ -106,30 +142,37 @@ def _upstream(recorder: Recorder, value: Value, carries: Carries) -> list[Record
     return list(makers.values())
 
 
-def _spread(recorder: Recorder, carried: _Carried, choice: str, marked: set[int]) -> tuple[set[int], set[int]]:
-    """Which records' outputs carry the factor when the records `marked` apply it, and which of the marked must not:
-    those whose factor would reach a norm or another marked record, is added to a value without it, or met twice."""
-    comes_from: dict[int, set[int]] = {}
+def _spread(
+    recorder: Recorder, carried: _Carried, choice: str, marked: set[int]
+) -> tuple[dict[int, set[int]], set[int]]:
+    """Which records' outputs carry the factor when the records `marked` apply it, and from which of them it comes; and
+    which of the marked must not: those whose factor would reach a norm, another marked record or an operator that does
+    not keep zero at zero, meets a value without it in a sum or side by side, or is met twice in a product."""
+    reached: dict[int, set[int]] = {}
     conflict: set[int] = set()
     for record in recorder.records:
-        source: set[int] = set()
-        lacking = twice = False
-        for value in record.inputs:
-            if value.real and choice in carried(value):
-                reaches = comes_from.get(value.made_by, set())
-                twice = twice or bool(source and reaches)
-                source |= reaches
-                lacking = lacking or not reaches
+        mine = [value for value in record.inputs if value.real and choice in carried(value)]
+        paths = [reached.get(value.made_by, set()) for value in mine]
+        source = set().union(*paths)
         summed = any(choice in names for _, names, _ in carried.summed(record))
-        if source and (record.flow == "norm" or (record.index in marked and not summed)):
-            conflict |= source
-        if source and ((record.flow == "add" and lacking) or (record.flow == "multiply" and twice)):
-            conflict |= source
-        if source and record.flow == "product" and not summed and len(record.scales) > 1:
-            conflict |= source  # a depthwise layer with a bias: the bias would lack the factor
         makes = any(choice in carried(value) for value in record.outputs)
         if record.index in marked:
-            comes_from[record.index] = {record.index}
-        elif source and not summed and makes and record.flow != "other":
-            comes_from[record.index] = source
-    return set(comes_from), conflict
+            reached[record.index] = {record.index}
+            conflict |= source if not summed else set()
+        elif source and makes and not summed:
+            if _keeps_factor(record, mine, [bool(path) for path in paths]):
+                reached[record.index] = source
+            else:
+                conflict |= source
+    return reached, conflict
+
+
+def _keeps_factor(record: Record, mine: list[Value], factored: list[bool]) -> bool:
+    """Whether the output carries the factor once, given which of the inputs that have these channels carry it."""
+    if record.flow == "add":
+        return all(factored) and len(mine) == len(record.inputs)
+    if record.flow == "multiply":
+        return sum(factored) == 1
+    if record.flow == "pass":  # slopes of a prelu are no operand
+        return all(f or any(value.sites) for f, value in zip(factored, mine, strict=True))
+    return record.flow == "product" and len(record.scales) < 2  # the bias of a depthwise layer would lack the factor

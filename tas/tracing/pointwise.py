@@ -86,7 +86,19 @@ def batch_norm(
     if any(t.carries(r) for r in rows[2:]) and any(flag is True for flag in rest):
         t.mark_inexact(f"batch statistics over channels: {t.current.where()}")
     t.current.flow = "norm"
-    t.current.scales = t.site(weight, 0) + t.site(bias, 0) if weight is not None else ()
+    t.current.scales = t.scaling((weight, 0), (bias, 0)) if weight is not None else ()
+
+
+def weight_norm(t: Recorder, out: Any, direction: Tensor, length: Tensor, dim: int = 0) -> None:
+    """length x direction / |direction|, the norm over all dimensions but one: scaling the length scales the rows."""
+    rows = t.rows(direction)
+    t.unify(rows[dim], t.rows(length)[dim])
+    t.put(out[0], rows)
+    t.put(out[1], [part if n > 1 else None for n, part in zip(out[1].shape, rows, strict=True)])
+    if any(t.carries(part) for d, part in enumerate(rows) if d != dim % len(rows)):
+        t.mark_inexact(f"a norm over channels: {t.current.where()}")
+    t.keep_origin(length, out[0], [d if d == dim % len(rows) else None for d in range(len(rows))])
+    t.current.flow = "norm"
 
 
 def layer_norm(
@@ -103,7 +115,7 @@ def layer_norm(
         t.mark_inexact(f"a norm over channels: {t.current.where()}")
     t.put(first, rows)
     t.current.flow = "norm"
-    t.current.scales = tuple(site for w in tensors for site in t.site(w, -1)) if len(shape) == 1 else ()
+    t.current.scales = t.scaling(*((w, -1) for w in tensors)) if len(shape) == 1 else ()
 
 
 def group_norm(t: Recorder, out: Any, x: Tensor, weight: Any, bias: Any, *sizes: Any) -> None:
@@ -120,7 +132,7 @@ def group_norm(t: Recorder, out: Any, x: Tensor, weight: Any, bias: Any, *sizes:
         t.mark_inexact(f"a norm over channels: {t.current.where()}")
     t.put(out[0], rows)
     t.current.flow = "norm"
-    t.current.scales = tuple(site for w in tensors for site in t.site(w, 0))
+    t.current.scales = t.scaling(*((w, 0) for w in tensors))
 
 
 def over_space(t: Recorder, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
@@ -186,6 +198,7 @@ HANDLERS: dict[str, Handler] = {
     ),
     **dict.fromkeys(["native_layer_norm", "_fused_rms_norm", "rms_norm"], layer_norm),
     "native_group_norm": group_norm,
+    "_weight_norm_interface": weight_norm,
     **dict.fromkeys(
         [
             *(f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("avg", "max", "adaptive_avg", "_adaptive_avg")),

@@ -52,7 +52,7 @@ def convolution(
     t.current.products = [(axes[: at + 1] + points if points else axes) + [(size, summed)] + taps]
     t.current.flow = "product"
     if groups == 1 or not transposed:
-        t.current.scales = t.site(weight, makes) + t.site(bias, 0)
+        t.current.scales = t.scaling((weight, makes), (bias, 0))
     column = next(iter(t.site(weight, reads)), None) if groups == 1 or not transposed else None
     t.current.contracted = ((0, summed, column),)
 
@@ -72,8 +72,8 @@ def _grouped(
         outside = t.identities.factor(kernel[0], [groups, weight.shape[0] // groups], why, [True, True])
         t.unify(inside[0], outside[0])
         made = kernel[0]
-        axes = (channels, given), (weight.shape[1], kernel[1])
-        t.grouped[t.current.module] = axes
+    axes = (channels, given), (channels // groups, inside[1])
+    t.grouped[t.current.module] = axes
     return t.identities.canonical(made), t.identities.canonical(inside[1])
 
 
@@ -84,7 +84,7 @@ def linear(t: Recorder, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | N
         t.unify(kernel[0], t.rows(bias)[0])
     t.put(out, [*given[:-1], kernel[0]])
     _multiplied(t, out, (x.shape[-1], kernel[1]), t.site(weight, 1))
-    t.current.scales = t.site(weight, 0) + t.site(bias, 0)
+    t.current.scales = t.scaling((weight, 0), (bias, 0))
 
 
 def matmul(t: Recorder, out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -102,11 +102,11 @@ def matmul(t: Recorder, out: Tensor, a: Tensor, b: Tensor) -> None:
 def added_matmul(t: Recorder, out: Tensor, c: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
     """addmm, baddbmm: c + a @ b."""
     matmul(t, out, a, b)
-    products, contracted, scales = t.current.products, t.current.contracted, t.current.scales
+    products, contracted = t.current.products, t.current.contracted
     broadcast(t, out, [out, c])
     t.current.products, t.current.flow = products, "product"
     t.current.contracted = tuple((1, rows, site) for _, rows, site in contracted)
-    t.current.scales = scales + t.site(c, c.dim() - 1)
+    t.current.scales = t.scaling((b, b.dim() - 1), (c, c.dim() - 1)) if b.dim() > 1 else ()
 
 
 def _multiplied(t: Recorder, out: Tensor, summed: tuple[int, Rows], columns: tuple[Site, ...]) -> None:

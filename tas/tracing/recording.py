@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -103,6 +104,7 @@ class Recorder(TorchDispatchMode):
         self.spans: list[Span] = []
         self.tensors: dict[str, tuple[Rows, ...]] = {}  # parameters and buffers
         self.inexact: dict[str, int] = {}
+        self.apart: list[Rows] = []  # positions that were taken out of others: units in and outside are no longer alike
         self.grouped: dict[
             str, tuple[Axis, Axis]
         ] = {}  # grouped layers: input channels, and those of one group or head
@@ -160,6 +162,12 @@ class Recorder(TorchDispatchMode):
             return ()
         return ((known[0], known[1][dim]),)
 
+    def scaling(self, *axes: tuple[Tensor | None, int]) -> tuple[Site, ...]:
+        """The parameter dimensions that scale an output together; none where one of the tensors is not a parameter
+        seen through views (a weight that was computed)."""
+        given = [self.site(tensor, dim) for tensor, dim in axes if tensor is not None]
+        return tuple(site for sites in given for site in sites) if all(given) else ()
+
     def keep_origin(self, source: Tensor, target: Tensor, dims: Sequence[int | None]) -> None:
         """`target` is a view of `source`; `dims[i]` is the dimension of source that dimension i of target shows."""
         known = self._origin.get(source)
@@ -184,13 +192,21 @@ class Recorder(TorchDispatchMode):
             needed |= self._ancestors(tensor)
             for part in self.rows(tensor):
                 self.identities.freeze(part, "it is an output of the network")
-        for name, rows in self.tensors.items():
-            reads = self.reads.get(self._first_name[name], 0)
-            if not reads & needed:
-                for part in rows:
-                    why = "no output of the network depends on it" if reads else "the forward never reads it"
-                    self.identities.freeze(part, why)
+        self._freeze_unneeded(needed)
         return output
+
+    def _freeze_unneeded(self, needed: int) -> None:
+        """Sizes that only parameters have that no output depends on (`needed`: the records that outputs descend
+        from): a search could cut them for nothing."""
+        reads = {name: self.reads.get(self._first_name[name], 0) for name in self.tensors}
+        alive = [part for name, rows in self.tensors.items() if reads[name] & needed for part in rows]
+        known = [part.ravel() for part in map(self.identities.canonical, alive) if part is not None]
+        atoms = np.unique(np.concatenate(known)) if known else np.zeros(0, int)
+        for name, rows in self.tensors.items():
+            for part in map(self.identities.canonical, rows if not reads[name] & needed else ()):
+                if part is not None:
+                    why = "no output of the network depends on it" if reads[name] else "the forward never reads it"
+                    self.identities.freeze(part[~np.isin(part, atoms).any(1)], why)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})

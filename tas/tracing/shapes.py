@@ -137,6 +137,8 @@ def split(t: Recorder, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 
     for part in out:
         stop = start + part.shape[dim]
         t.put(part, [*rows[:dim], None if whole is None else whole[start:stop], *rows[dim + 1 :]])
+        if whole is not None and len(out) > 1:
+            t.apart.append(whole[start:stop])
         start = stop
     t.current.flow = "pass"
 
@@ -171,6 +173,8 @@ def slice_(
             t.freeze(part, why="every n-th position is picked")
         part = t.identities.canonical(part)
     cut = None if part is None else part[slice(start, stop, step)]
+    if cut is not None and step == 1 and len(cut) < n:
+        t.apart.append(cut)
     if cut is not None and out.shape[dim] == 1:
         t.freeze(cut, why="one position is picked")
     t.put(out, [*rows[:dim], cut if out.shape[dim] > 1 else None, *rows[dim + 1 :]])
@@ -210,6 +214,26 @@ def ordered(t: Recorder, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
     for tensor in tree_leaves(out):
         if isinstance(tensor, Tensor):
             t.put(tensor, [None] * tensor.dim())
+
+
+def glu(t: Recorder, out: Tensor, x: Tensor, dim: int = -1) -> None:
+    """One half gates the other: the two must stay equal."""
+    rows = t.rows(x)
+    halves = t.identities.factor(rows[dim], [2, out.shape[dim]], t.current.where(), [False, True])
+    rows[dim] = halves[1]
+    t.put(out, rows)
+
+
+def strided(t: Recorder, out: Tensor, x: Tensor, size: Sequence[int], stride: Sequence[int], *_: Any) -> None:
+    """The same elements where sizes agree and every dimension steps over those behind it, as in dense memory (pooling
+    to one position of a channels-last picture ends like that); anything else is not followed."""
+    dense = [int(np.prod(size[d + 1 :])) for d in range(len(size))]
+    if tuple(size) == tuple(x.shape) and all(n == 1 or s == d for n, s, d in zip(size, stride, dense, strict=True)):
+        t.put(out, t.rows(x))
+        t.current.flow = "pass"
+    else:
+        t.freeze(*t.rows(x), why="its memory is read in another order")
+        t.put(out, [None] * out.dim())
 
 
 def pixel_shuffle(t: Recorder, out: Tensor, x: Tensor, factor: int) -> None:
@@ -311,6 +335,8 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(["constant_pad_nd", "pad"], pad),
     **dict.fromkeys(["roll", "flip"], scrambled),
     **dict.fromkeys(["cumsum", "cumprod", "logcumsumexp", "sort", "argsort", "topk", "gather"], ordered),
+    "glu": glu,
+    **dict.fromkeys(["as_strided", "as_strided_copy"], strided),
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     **dict.fromkeys(["channel_shuffle", "native_channel_shuffle"], channel_shuffle),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -43,6 +43,7 @@ class Units:
     choices: list[Choice]
     owner: Array  # [total + 1]: the number of the choice that a unit belongs to, len(choices) for none
     unit: Array  # [atoms]: the unit that a free atom is
+    _known: dict[int, tuple[Rows, Rows]] = field(default_factory=dict)  # by id, with what keeps the id taken
 
     @property
     def total(self) -> int:
@@ -52,13 +53,17 @@ class Units:
         """The first unit of a choice."""
         return int(np.searchsorted(self.owner, number))
 
+    def atoms(self, number: int) -> Array:
+        """The identities [n, 1] of a choice's units."""
+        return np.flatnonzero(self.owner[self.unit] == number)[:, None]
+
     def rows(self, rows: Rows) -> Rows:
         """Identities as units [n, k]; None where every position is always kept."""
-        known = self.recorder.identities.canonical(rows)
-        if known is None:
-            return None
-        units = self.unit[known]
-        return None if (units == self.total).all() else units
+        if id(rows) not in self._known:
+            atoms = self.recorder.identities.canonical(rows)
+            units = None if atoms is None else self.unit[atoms]
+            self._known[id(rows)] = rows, None if units is None or (units == self.total).all() else units
+        return self._known[id(rows)][1]
 
     def choices_of(self, rows: Rows) -> frozenset[str]:
         """Names of the choices that decide which positions are kept."""
@@ -116,7 +121,8 @@ def find_units(recorder: Recorder, rules: Rules) -> tuple[Units, list[Kept]]:
 
 
 def _axes(recorder: Recorder) -> Iterator[tuple[Site | str, Rows]]:
-    """Every dimension whose size costs something, parameters first, each once."""
+    """Every dimension whose size costs something, parameters first, each once; and parts of dimensions that the code
+    takes out and treats otherwise than the rest."""
     seen: set[bytes] = set()
     for name, dims in recorder.tensors.items():
         for dim, rows in enumerate(dims):
@@ -129,6 +135,11 @@ def _axes(recorder: Recorder) -> Iterator[tuple[Site | str, Rows]]:
                 if known is not None and known.tobytes() not in seen:
                     seen.add(known.tobytes())
                     yield record.where(), known
+    for rows in recorder.apart:
+        known = recorder.identities.canonical(rows)
+        if known is not None and known.tobytes() not in seen:
+            seen.add(known.tobytes())
+            yield "a slice", known
 
 
 def _group(recorder: Recorder, rules: Rules) -> Units:
