@@ -120,7 +120,9 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train the student of an architecture, and its baselines, by distillation."""
-    given = None if architecture is None else _architectures(architecture)[0]
+    from tas.judging import architectures_in
+
+    given = None if architecture is None else architectures_in(architecture)[0]
     _finish(recipe, out, overrides, as_json, architecture=given)
 
 
@@ -133,10 +135,10 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score architectures quickly: hold-out metric with recalibrated batch norm, no training."""
-    from tas.judging import quick_scores
+    from tas.judging import architectures_in, quick_scores
     from tas.reporting import tables
 
-    metric, rows = quick_scores(_recipe(str(recipe), overrides), _architectures(architectures), out)
+    metric, rows = quick_scores(_recipe(str(recipe), overrides), architectures_in(architectures), out)
     _print(as_json, {"metric": metric, "scores": rows}, tables.score_rows(rows, metric))
 
 
@@ -182,7 +184,11 @@ def _finish(path: Path, out: Path | None, overrides: list[str] | None, as_json: 
     from tas.runner import run
 
     folder = out or Path("runs") / path.stem
-    metrics = run(_recipe(str(path), overrides), folder, **options)
+    try:
+        metrics = run(_recipe(str(path), overrides), folder, **options)
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on in {folder}", file=sys.stderr)
+        raise typer.Exit(1) from None
     metric = read_json(folder / "run.json")["metric"]
     written = [folder / name for name in ("student", "metrics.json", "report.html") if (folder / name).exists()]
     paths = "\n".join(str(place) for place in written)
@@ -222,26 +228,6 @@ def _shape(text: str) -> tuple[int, ...]:
     if len(sizes) < 2 or min(sizes) < 1:
         raise BadRecipe(f"--shape takes sizes from 1, batch first, such as 1,3,224,224; got {text!r}")
     return sizes
-
-
-def _architectures(path: Path) -> list[dict[str, int]]:
-    """From a JSON file: one architecture, a list of them, or one a line; lines of candidates.jsonl too."""
-    try:
-        text = path.read_text()
-        try:
-            values = json.loads(text)
-        except ValueError:
-            values = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as problem:
-        raise BadRecipe(f"cannot read architectures from {path}: {problem}") from problem
-    listed = values if isinstance(values, list) else [values]
-    found = [value.get("architecture", value) if isinstance(value, dict) else value for value in listed]
-    for value in found:
-        if not isinstance(value, dict) or not all(type(size) is int for size in value.values()):
-            raise BadRecipe(f"an architecture in {path} must map names of choices to whole numbers, got {value!r:.80}")
-    if not found:
-        raise BadRecipe(f"{path} holds no architecture")
-    return found
 
 
 def _space_tables(described: Mapping[str, Any]) -> list[Any]:

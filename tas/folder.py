@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class RunFolder:
             seconds = known["seconds"] + time.perf_counter() - started
             self.state["stages"][name] = {**facts, "seconds": seconds, "done": done}
             self._write()
+        with suppress(OSError):  # another stage's checkpoint is still in it
+            (self.path / "checkpoints").rmdir()
         return self.state["stages"][name]
 
     def warn(self, text: str) -> None:

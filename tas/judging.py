@@ -79,3 +79,23 @@ def evaluate_target(target: str, split: str, recipe_of: Callable[[str], Recipe])
     found = evaluate(network, data, judge, device=device_of(recipe.machine))
     counted = {"images": len(data), "params": sum(parameter.numel() for parameter in network.parameters())}
     return {"network": target, "split": split, **{k: round(v, 4) for k, v in found.items()}, **counted}
+
+
+def architectures_in(path: Path) -> list[dict[str, int]]:
+    """From a JSON file: one architecture, a list of them, or one a line; lines of candidates.jsonl too."""
+    try:
+        text = path.read_text()
+        try:
+            values = json.loads(text)
+        except ValueError:
+            values = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as problem:
+        raise BadRecipe(f"cannot read architectures from {path}: {problem}") from problem
+    listed = values if isinstance(values, list) else [values]
+    found = [value.get("architecture", value) if isinstance(value, dict) else value for value in listed]
+    for value in found:
+        if not isinstance(value, dict) or not all(type(size) is int for size in value.values()):
+            raise BadRecipe(f"an architecture in {path} must map names of choices to whole numbers, got {value!r:.80}")
+    if not found:
+        raise BadRecipe(f"{path} holds no architecture")
+    return found

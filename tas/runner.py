@@ -45,6 +45,8 @@ def run(
     record = RunFolder(folder, recipe, title, prepared.objective.name, prepared.device)
     write_json(record.path / "space.json", describe(prepared.space, prepared.budget))
     current = Run(prepared, record, display or Display(), Events(record.path / "events"))
+    for note in prepared.space.notes:
+        current.warn(note)
     try:
         return _stages(current, until, architecture)
     finally:

@@ -47,9 +47,12 @@ class Run:
         return {name: round(value, 4) for name, value in found.items()}
 
     def staged(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if name not in self.folder.state["stages"]:
-            self.display.say(f"{name} …")
         return self.folder.stage(name, work)
+
+    def warn(self, text: str) -> None:
+        """Say it now and in the report."""
+        self.display.say(f"warning: {text}")
+        self.folder.warn(text)
 
 
 def judged_on(data: Data) -> Split:
@@ -166,7 +169,7 @@ def _warn_if_memorised(current: Run, network: nn.Module) -> None:
     held_out = search_splits(prepared.data, current.recipe.seed)[1].take(2000)
     reached = evaluate(network, held_out, prepared.objective, device=prepared.device)["top1"]
     if reached >= _MEMORISED:
-        current.folder.warn(
+        current.warn(
             f"The original classifies {reached:.1f} % of the held-out training images: it has seen them, so scores "
             "rank less sharply. Augment the data, or train the original on half of the images."
         )

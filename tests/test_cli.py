@@ -235,3 +235,22 @@ def test_the_module_runs_as_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "tas", "report", "/nowhere"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: a report is made of a run folder")
+
+
+def test_ctrl_c_exits_with_1_and_says_how_to_go_on(shell: Shell, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tas.runner.run", interrupted)
+    code, out, err = shell("run", task / "tiny.yaml", "--out", "mine")
+    assert (code, out) == (1, "")
+    assert "interrupted; the same command goes on in mine" in err
+
+
+def test_a_failed_run_exits_with_1(shell: Shell, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("tas.runner.run", failing)
+    with pytest.raises(RuntimeError):  # Python prints the traceback and exits with 1
+        shell("run", task / "tiny.yaml")

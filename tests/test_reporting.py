@@ -1,5 +1,6 @@
 """Tables and the page say what the run folder says, whichever stages have run, and need nothing from outside."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from tas.errors import BadRecipe
 from tas.reporting import tables, write_report
+from tas.reporting.progress import Display
 
 
 def run_folder(folder: Path, choices: int = 12) -> Path:
@@ -114,3 +116,16 @@ def test_the_console_shows_the_same_rows(tmp_path: Path) -> None:
         console.print(tables.console(tables.result_rows(metrics, "top1"), "Result"))
     assert "student" in captured.get()
     assert "90.90 ± 0.12" in captured.get()
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 6.0, 7.0, 40.0])
+    monkeypatch.setattr("tas.reporting.progress.time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with Display(Console(file=stream, width=200)).bar("search") as bar:
+        for step in (10, 60, 70, 160):
+            bar(step, 260, "loss 1.0")
+    assert stream.getvalue().splitlines() == [
+        "search: step 60 of 260, about 24 s left loss 1.0",
+        "search: step 160 of 260, about 27 s left loss 1.0",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tas.reporting.tables import duration
 from tas.training import Progress as TrainingProgress
+
+Bar = Callable[[int, int, str], None]
+_SECONDS_TO_FIRST_LINE, _SECONDS_BETWEEN_LINES = 5.0, 30.0
 
 
 class Events:
@@ -51,22 +56,38 @@ class Events:
 
 
 class Display:
-    """Lines on stderr, and on a terminal bars with the time left."""
+    """Lines on stderr: bars with the time left on a terminal, now and then a line elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def bar(self, stage: str) -> Iterator[Callable[[int, int, str], None]]:
+    def bar(self, stage: str) -> Iterator[Bar]:
         """Call the value with step, steps and a note."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        if not self.console.is_terminal:
+            yield self._lines(stage)
+            return
         note = TextColumn("{task.fields[note]}", style="dim")
-        left = TimeRemainingColumn(elapsed_when_finished=False)
-        with Progress(
-            *columns, left, note, console=self.console, transient=True, disable=not self.console.is_terminal
-        ) as shown:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TimeRemainingColumn(), note, console=self.console, transient=True) as shown:
             task = shown.add_task(stage, total=None, note="")
             yield lambda step, steps, text: shown.update(task, completed=step, total=steps, note=text)
+
+    def _lines(self, stage: str) -> Bar:
+        """A first line after a few seconds, then one every `_SECONDS_BETWEEN_LINES`."""
+        started, first, due = time.monotonic(), 0, _SECONDS_TO_FIRST_LINE
+
+        def show(step: int, steps: int, text: str) -> None:
+            nonlocal first, due
+            first = first or step  # a stage that is taken up again does not begin at 0
+            passed = time.monotonic() - started
+            if passed < due or step <= first:
+                return
+            due = passed + _SECONDS_BETWEEN_LINES
+            left = duration(passed / (step - first) * (steps - step))
+            self.say(f"{stage}: step {step} of {steps}, about {left} left {text}".rstrip())
+
+        return show
