@@ -8,8 +8,8 @@ when the replay comes further. A rule found for one module is tried on all modul
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from tas.tracing.identity import Rows
 from tas.tracing.recording import Axis, Record, Recorder
+from tas.tracing.units import Units
 
 Key = tuple[str, Any]  # attribute, and index or key inside a tuple, list or dict (None for a plain integer)
 _NOT_SIZES = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_version"}
@@ -36,6 +37,11 @@ class AttributeRule:
 
     def same_place(self, other: AttributeRule) -> bool:
         return (self.module, self.key) == (other.module, other.key)
+
+
+def in_units(rules: Sequence[AttributeRule], units: Units) -> tuple[AttributeRule, ...]:
+    """The rules with units in place of atoms."""
+    return tuple(replace(rule, rows=units.rows(rule.rows)) for rule in rules)
 
 
 def integers(module: nn.Module) -> Iterator[tuple[Key, int]]:

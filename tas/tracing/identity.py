@@ -28,7 +28,7 @@ class Identities:
         self._frozen = np.zeros(1 << 12, bool)
         self._frozen[0] = True
         self._product = np.zeros(1 << 12, bool)
-        self._factors: dict[int, tuple[int, ...]] = {}
+        self._factors = np.arange(1 << 12)[:, None] * [1, 0]  # [atoms, most factors], itself where it is no product
         self._reason: dict[int, str] = {}
 
     def fresh(self, n: int) -> Array:
@@ -38,6 +38,8 @@ class Identities:
             self._parent = np.concatenate([self._parent, np.arange(size, 2 * size)])
             self._frozen = np.concatenate([self._frozen, np.zeros(size, bool)])
             self._product = np.concatenate([self._product, np.zeros(size, bool)])
+            self._factors = np.pad(self._factors, ((0, size), (0, 0)))
+            self._factors[size:, 0] = np.arange(size, 2 * size)
         atoms = np.arange(self._used, self._used + n)
         self._used += n
         return atoms[:, None]
@@ -62,29 +64,25 @@ class Identities:
         """Roots only, products expanded, frozen atoms 0, no repeats in a row, no empty columns; None if all is kept."""
         if rows is None:
             return None
+        found = self._roots(rows)
+        found = found[:, found.any(0)]
+        if not found.size:
+            return None
+        return rows if found.shape == rows.shape and (found == rows).all() else found  # the same array can be shared
+
+    def _roots(self, rows: Array) -> Array:
+        """Like `canonical`, but an array in any case."""
         while True:
             rows = self.find(rows)
             rows = np.where(self._frozen[rows], 0, rows)
             if not self._product[rows].any():
                 break
-            rows = np.concatenate([self._expanded(rows[:, c]) for c in range(rows.shape[1])], 1)
-        if rows.shape[1] > 1:
-            rows = rows.copy()
-            for i in range(rows.shape[1]):
-                for j in range(i + 1, rows.shape[1]):
-                    rows[rows[:, i] == rows[:, j], j] = 0
+            rows = self._factors[rows].reshape(len(rows), -1)
             rows = rows[:, rows.any(0)]
-        return rows if rows.size and rows.any() else None
-
-    def _expanded(self, column: Array) -> Array:
-        if not self._product[column].any():
-            return column[:, None]
-        roots, inverse = np.unique(column, return_inverse=True)
-        factors = [self._factors[int(r)] if self._product[r] else (int(r),) for r in roots]
-        table = np.zeros((len(roots), max(map(len, factors))), int)
-        for row, parts in zip(table, factors, strict=True):
-            row[: len(parts)] = parts
-        return table[inverse]
+        for i in range(rows.shape[1]):
+            for j in range(i + 1, rows.shape[1]):
+                rows[rows[:, i] == rows[:, j], j] = 0
+        return rows
 
     def freeze(self, rows: Rows, why: str) -> None:
         """Keep every atom of these rows for ever."""
@@ -101,7 +99,7 @@ class Identities:
             root = int(self.find(np.array([waiting.pop(0)]))[0])
             if root in self._reason:
                 return self._reason[root]
-            waiting += self._factors.get(root, ())
+            waiting += [int(atom) for atom in self._factors[root] if atom and self._product[root]]
         return "no part of it is free"
 
     def unify(self, left: Rows, right: Rows, why: str) -> None:
@@ -125,29 +123,19 @@ class Identities:
             self._unify_rows(mine, others, why)
 
     def _merge(self, left: Array, right: Array, why: str) -> None:
-        """Merge atoms pairwise; all are canonical."""
-        pairs = np.unique(np.stack([left, right], 1)[left != right], axis=0)
-        if not len(pairs):
-            return
-        if (pairs == 0).any():
-            self.freeze(pairs[(pairs == 0).any(1)].max(1)[:, None], why)
-            pairs = pairs[(pairs > 0).all(1)]
-        if len(np.unique(pairs)) == pairs.size:  # a bijection between two sets of roots: all at once
-            self._join(pairs.min(1), pairs.max(1), why)
-            return
-        for a, b in pairs:
-            a, b = (int(root) for root in self.find(np.array([a, b])))
-            if self._product[a] or self._product[b]:
-                self._unify_rows([np.array([a])], [np.array([b])], why)
-            elif a != b:
-                self._join(np.array([min(a, b)]), np.array([max(a, b)]), why)
-
-    def _join(self, low: Array, high: Array, why: str) -> None:
-        self._parent[high] = low
-        frozen = self._frozen[low] | self._frozen[high]
-        self._frozen[low] = frozen
-        for kept, gone in zip(low[frozen], high[frozen], strict=True):
-            self._reason.setdefault(int(kept), self._reason.get(int(gone), why))
+        """Merge atoms pairwise; all are roots. Every round hooks each root to the lowest one that it meets."""
+        while True:
+            differ = left != right
+            left, right = left[differ], right[differ]
+            kept = (left == 0) | (right == 0)
+            if kept.any():
+                self.freeze(np.maximum(left, right)[kept, None], why)
+                left, right = (np.where(self._frozen[side], 0, side)[~kept] for side in (left, right))
+            elif len(left):
+                np.minimum.at(self._parent, np.maximum(left, right), np.minimum(left, right))
+                left, right = self.find(left), self.find(right)
+            else:
+                return
 
     def _unify_products(self, mine: list[Array], others: list[Array], why: str) -> None:
         """Pair columns that show the same pattern of equal positions; treat what is left position by position."""
@@ -168,28 +156,35 @@ class Identities:
             self.unify(np.stack(left, 1) if left else None, np.stack(others, 1) if others else None, why)
 
     def _unify_rows(self, mine: list[Array], others: list[Array], why: str) -> None:
-        for position in range(len(mine[0])):
-            a = self._conjunction([int(column[position]) for column in mine])
-            b = self._conjunction([int(column[position]) for column in others])
-            a, b = [x for x in a if x not in b], [x for x in b if x not in a]
-            if len(a) == 1 and len(b) >= 1:
-                self._substitute(a[0], b)
-            elif len(b) == 1 and len(a) >= 1:
-                self._substitute(b[0], a)
-            elif a or b:
-                reason = f"its factors do not match: {why}" if a and b else why
-                self.freeze(np.array(a + b)[:, None], reason)
+        """Position by position: a lone atom on one side becomes the product of those on the other. Every round takes
+        the positions that do not touch one another."""
+        left, right = np.stack(mine, 1), np.stack(others, 1)
+        while len(left):
+            left, right = self._roots(left), self._roots(right)
+            same = (left[:, :, None] == right[:, None, :]) & (left[:, :, None] > 0)
+            left, right = np.where(same.any(2), 0, left), np.where(same.any(1), 0, right)
+            few, many = (left > 0).sum(1), (right > 0).sum(1)
+            stuck = ((few != 1) & (many != 1)) | (few * many == 0)
+            for side in (left[stuck], right[stuck]):
+                self.freeze(side, f"its factors do not match: {why}")
+            width = max(left.shape[1], right.shape[1])
+            left, right = (np.pad(side, ((0, 0), (0, width - side.shape[1])))[~stuck] for side in (left, right))
+            swap = (few != 1)[~stuck, None]
+            lone, factors = np.where(swap, right, left).max(1, initial=0), np.where(swap, left, right)
+            chosen = _independent(lone, factors)
+            self._substitute(lone[chosen], factors[chosen], why)
+            left, right = lone[~chosen, None], factors[~chosen]
 
-    def _substitute(self, atom: int, factors: list[int]) -> None:
-        if len(factors) == 1:
-            self._join(np.array([min(atom, factors[0])]), np.array([max(atom, factors[0])]), "")
-        else:
-            self._factors[atom] = tuple(factors)
-            self._product[atom] = True
-
-    def _conjunction(self, atoms: Sequence[int]) -> list[int]:
-        rows = self.canonical(np.array([atoms]))
-        return [] if rows is None else [int(atom) for atom in rows[0] if atom]
+    def _substitute(self, lone: Array, factors: Array, why: str) -> None:
+        """Each of the distinct atoms `lone` [n] becomes the conjunction of its row of `factors` [n, k]."""
+        single = (factors > 0).sum(1) == 1
+        self._merge(lone[single], factors[single].max(1, initial=0), why)
+        lone, factors = lone[~single], factors[~single]
+        more = factors.shape[1] - self._factors.shape[1]
+        if more > 0:
+            self._factors = np.pad(self._factors, ((0, 0), (0, more)))
+        self._factors[lone] = np.pad(factors, ((0, 0), (0, max(0, -more))))
+        self._product[lone] = True
 
     def outer(self, rows: Sequence[Rows], sizes: Sequence[int]) -> Rows:
         """Rows of the dimension that merges dimensions of these sizes (row-major)."""
@@ -272,6 +267,16 @@ def _without_common(left: list[Array], right: list[Array]) -> tuple[list[Array],
         else:
             rest.pop(match)
     return mine, rest
+
+
+def _independent(lone: Array, factors: Array) -> Array:
+    """Which substitutions can be made at once: the first of every atom, unless it is a factor of another; one at
+    least."""
+    first = np.zeros(len(lone), bool)
+    first[np.unique(lone, return_index=True)[1]] = True
+    chosen = first & ~np.isin(lone, factors)
+    chosen[:1] |= not chosen.any()
+    return chosen
 
 
 def _pattern(column: Array) -> Array:
