@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def extract(
     source: Traced | Supernet, architecture: Mapping[str, int], keep: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """A new network at `architecture`, with weights taken over from `source`, in its training mode.
+    """A new network at `architecture`, with weights taken over from `source`, its modules in the training mode that they have there.
 
     Of every width the first units are kept, or those whose indices `keep` lists by choice name (as many as the
     architecture says). Blocks that are left out become `nn.Identity`, so the other names in the state dict stay.
@@ -28,4 +28,4 @@ def extract(
     student = traced.cut(traced.keep_mask(architecture, keep))
     for module in traced.dead(architecture):
         student.set_submodule(module, nn.Identity())
-    return student.train(source.network.training)
+    return student

@@ -54,14 +54,14 @@ class Supernet(nn.Module):
         self._note_tensors()
 
     def _note_tensors(self) -> None:
-        self._tensors: dict[str, Tensor] = {}
-        self._aliases: dict[str, list[str]] = {}  # every name of a tensor by its first: shared ones have several
-        first: dict[int, str] = {}
-        for named in (self.network.named_parameters, self.network.named_buffers):
-            for name, tensor in named(remove_duplicate=False):
-                self._tensors.setdefault(first.setdefault(id(tensor), name), tensor)
-                self._aliases.setdefault(first[id(tensor)], []).append(name)
+        self._tensors: dict[str, Tensor] = {}  # by first name
+        self._first_name: dict[int, str] = {}
+        for named in (self.network.named_parameters(), self.network.named_buffers()):
+            for name, tensor in named:
+                self._tensors[name] = tensor
+                self._first_name[id(tensor)] = name
         self._buffer_names = frozenset(dict(self.network.named_buffers()))
+        self._slots: dict[tuple[str, ...], list[tuple[str, str]]] = {}
 
     @property
     def space(self) -> SearchSpace:
@@ -99,7 +99,9 @@ class Supernet(nn.Module):
         args, kwargs = as_call(x)
         caching = [self.network.get_submodule(name) for name in self._traced.caching]
         with unchanged(caching), self._as_drawn(plan.attributes, dead):
-            output = functional_call(self.network, self._living(tensors, dead), args, kwargs)
+            places = self._slots_without(tuple(dead))
+            swapped = {place: tensors[name] for place, name in places if name in tensors}
+            output = functional_call(self.network, swapped, args, kwargs, tie_weights=False)
         if self.network.training:
             self._write_back(copied, cuts)
         return output
@@ -110,13 +112,19 @@ class Supernet(nn.Module):
         self.space.indices(draw)  # type: ignore[arg-type]
         return one_hot(draw)  # type: ignore[arg-type]
 
-    def _living(self, tensors: Mapping[str, Tensor], dead: list[str]) -> dict[str, Tensor]:
-        """The tensors under a name outside the blocks that are left out."""
-        gone = tuple(f"{module}." for module in dead)
-        if not gone:
-            return dict(tensors)
-        alive = {name: next((n for n in self._aliases[name] if not n.startswith(gone)), None) for name in tensors}
-        return {alias: tensors[name] for name, alias in alive.items() if alias is not None}
+    def _slots_without(self, dead: tuple[str, ...]) -> list[tuple[str, str]]:
+        """Every place of a tensor in the modules that are there, each module under one name, with the tensor's first
+        name. (torch ties names by itself, but puts a module with two names back wrongly.)"""
+        if dead not in self._slots:
+            if len(self._slots) >= _REMEMBERED:
+                self._slots.pop(next(iter(self._slots)))
+            self._slots[dead] = [
+                (f"{name}.{key}" if name else key, self._first_name[id(tensor)])
+                for name, module in self.network.named_modules()
+                for key, tensor in (*module._parameters.items(), *module._buffers.items())
+                if tensor is not None
+            ]
+        return self._slots[dead]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         applied = super()._apply(fn, recurse)

@@ -320,3 +320,33 @@ def one_block_has_an_inner_stream() -> Case:
             return torch.relu(x + self.last(self.inner(x)))
 
     return Case(nn.Sequential(conv_bn(3, 8), nn.ReLU(), Outer(), Outer(), head(8)), images())
+
+
+def conv_shared_by_blocks_of_two_runs() -> Case:
+    """A layer lives while one of the two blocks does."""
+    first, second, third = Basic(8, 8), Basic(8, 8), Basic(8, 8)
+    second.conv1 = third.conv1 = first.conv1
+    layers = [conv_bn(3, 8), nn.ReLU(), Basic(8, 8), first, nn.MaxPool2d(2), second, third, head(8)]
+    return Case(nn.Sequential(*layers), images())
+
+
+def readers_behind_and_before_an_operator() -> Case:
+    """One reader sees a stream as it is, others see it shifted, squashed, and side by side with itself."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = torch.relu(m.stem(x))
+        y = m.a(x) + m.b(x - x.mean((1, 2, 3), keepdim=True)) + m.c(torch.sigmoid(x))
+        y = y + m.d(torch.cat([x, torch.tanh(x) + 0.5], 1)) + m.e(x * torch.sigmoid(x)) + m.f(x + m.shift)
+        return m.head(torch.relu(y))
+
+    members = {name: conv(8, 6) for name in "abcef"}
+    shift = nn.Parameter(torch.ones(1))
+    return Case(Net(run, stem=conv_bn(3, 8), **members, d=conv(16, 6), shift=shift, head=head(6)), images())
+
+
+def one_layer_reads_with_and_without_the_factor() -> Case:
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = torch.relu(m.stem(x))
+        return m.head(torch.relu(m.a(x) + m.a(torch.sigmoid(x))))
+
+    return Case(Net(run, stem=conv_bn(3, 8), a=conv(8, 6), head=head(6)), images())

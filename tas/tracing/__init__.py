@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from tas.tracing.slicing import Cut, copy_sharing, cut_parameters, cut_size, cut
 from tas.tracing.units import Rules, Size, Units, find_units, terms, times
 
 __all__ = ["Rules", "Traced", "trace"]
+
+Alive = list[tuple[Region, Factor]]  # skippable modules, and when they are there
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,11 @@ class Traced:
         return found
 
     def cut(self, mask: Array, share: bool = False) -> nn.Module:
-        """A copy of the network with cut parameters and buffers, all blocks present, in eval mode; with `share`, the
+        """A copy of the network with cut parameters and buffers, all blocks present; with `share`, the
         parameters that lose nothing are the network's own."""
         cuts = self.cuts(mask)
         named = self.network.named_parameters(remove_duplicate=False)
-        network = copy_sharing(self.network, [tensor for name, tensor in named if share or name in cuts]).eval()
+        network = copy_sharing(self.network, [tensor for name, tensor in named if share or name in cuts])
         for name, attributes in self.attributes(network, cuts, mask).items():
             for key, value in attributes.items():
                 setattr(network.get_submodule(name), key, value)
@@ -136,7 +139,6 @@ def trace(network: nn.Module, example_inputs: Any, rules: Rules | None = None) -
     args, kwargs = as_call(example_inputs)
     rules = rules or Rules()
     original = copy.deepcopy(network)
-    training = network.training
     recorder = Recorder(copy.deepcopy(network).eval(), HANDLERS, unknown)
     try:
         recorder.run(args, kwargs)
@@ -156,9 +158,7 @@ def trace(network: nn.Module, example_inputs: Any, rules: Rules | None = None) -
             continue
         traced = _assemble(recorder, units, kept, original, args, kwargs, rules, attribute_rules, caching, folds)
         if prove(recorder, units, traced, attribute_rules):
-            break
-    original.train(training)
-    return traced
+            return traced
 
 
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -182,9 +182,7 @@ def _assemble(
 ) -> Traced:
     runs, branch_folds = _depth(recorder, network, args, kwargs) if rules.depth else ([], {})
     depths = {_run_name(run): run for run in runs}
-    alive = {
-        region.module: Factor(name, "above", index) for name, run in depths.items() for index, region in enumerate(run)
-    }
+    alive = [(region, Factor(name, "above", index)) for name, run in depths.items() for index, region in enumerate(run)]
     choices = [*units.choices, *(Choice(name, "depth", tuple(range(len(run) + 1))) for name, run in depths.items())]
     costs = [*_macs(recorder, units, alive, _batch(args, kwargs)), *_params(recorder, units, alive)]
     space = SearchSpace(tuple(choices), tuple(costs), tuple(kept), tuple(recorder.inexact))
@@ -238,31 +236,52 @@ def _run_name(run: list[Region]) -> str:
     )
 
 
-def _macs(recorder: Recorder, units: Units, alive: Mapping[str, Factor], batch: int) -> list[LayerCost]:
+def _macs(recorder: Recorder, units: Units, alive: Alive, batch: int) -> list[LayerCost]:
     costs = []
     for record in recorder.records:
+        within = tuple(factor for region, factor in alive if region.first <= record.index < region.last)
         found: list[Term] = []
         for product in record.products:
             size: Size = times(*(units.size(n, rows) for n, rows in product))
             divide = batch if all(c % batch == 0 for c in size.values()) else 1
-            found += terms(size, _alive(record.module, alive), divide)
+            found += terms(size, within, divide)
         if found:
             costs.append(LayerCost(record.module, "macs", tuple(found)))
     return costs
 
 
-def _params(recorder: Recorder, units: Units, alive: Mapping[str, Factor]) -> list[LayerCost]:
+def _params(recorder: Recorder, units: Units, alive: Alive) -> list[LayerCost]:
+    """A parameter counts while one of the blocks that have it does: by inclusion and exclusion."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in recorder.network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
     costs = []
     for name, parameter in recorder.network.named_parameters():
         rows = recorder.tensors.get(name, (None,) * parameter.dim())
         size = times(*(units.size(n, part) for n, part in zip(parameter.shape, rows, strict=True)))
-        module = name.rpartition(".")[0]
-        costs.append(LayerCost(module, "params", terms(size, _alive(name, alive))))
+        owners = {
+            _all_above(factor for region, factor in alive if alias.startswith(f"{region.module}."))
+            for alias in names[id(parameter)]
+        }
+        owners = {mine for mine in owners if not any(_implied(other, mine) for other in owners - {mine})}
+        found: list[Term] = []
+        for count in range(1, len(owners) + 1):
+            for some in combinations(sorted(owners, key=repr), count):
+                signed = {powers: c * (-1) ** (count + 1) for powers, c in size.items()}
+                found += terms(signed, _all_above(factor for factors in some for factor in factors))
+        costs.append(LayerCost(name.rpartition(".")[0], "params", tuple(found)))
     return costs
 
 
-def _alive(name: str, alive: Mapping[str, Factor]) -> tuple[Factor, ...]:
-    return tuple(factor for module, factor in alive.items() if name == module or name.startswith(f"{module}."))
+def _all_above(factors: Iterable[Factor]) -> tuple[Factor, ...]:
+    """Blocks of one run are all there when the last of them is."""
+    last = {factor.choice: factor for factor in sorted(factors, key=lambda f: f.number)}
+    return tuple(last[name] for name in sorted(last))
+
+
+def _implied(weaker: tuple[Factor, ...], stronger: tuple[Factor, ...]) -> bool:
+    numbers = {factor.choice: factor.number for factor in stronger}
+    return all(factor.number <= numbers.get(factor.choice, -1) for factor in weaker)
 
 
 def _batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

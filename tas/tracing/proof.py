@@ -52,7 +52,7 @@ class _Proof:
         self, recorder: Recorder, units: Units, traced: Traced, mask: Array, rules: list[AttributeRule]
     ) -> None:
         self.recorder, self.units, self.traced, self.mask, self.rules = recorder, units, traced, mask, rules
-        self.network = traced.cut(mask)
+        self.network = traced.cut(mask).eval()
         self._sizes: dict[int, tuple[Any, int]] = {}
 
     def kept(self, axis: Axis) -> int:
