@@ -1,9 +1,10 @@
-"""What a search iteration costs in plain training steps of the same network, ResNet-56 with the paper's shortcuts.
+"""What a search iteration costs in plain training steps of the same network, ResNet-56.
 
     python scripts/benchmarks/supernet_step.py [--rounds 15] [--batch 64] [--threads 1] [--device cpu]
 
 A round times one plain step, one weight step and one architecture step, in this order, in this process; each ratio is
 to the plain step of its own round. Printed: a table of medians with quartiles, and the same as one JSON line.
+The default form is `tas.Supernet` over a traced network, the paper-exact form `search_spaces.cifar_resnet_supernet`.
 The paper's own code takes 4.2 plain steps an iteration.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 import tas.cost
-from search_spaces.cifar_resnet import resnet56
+from search_spaces.cifar_resnet import CifarResNet, resnet56
 from search_spaces.cifar_resnet_supernet import CifarSupernet
 from tas.distribution import ArchitectureDistribution
+from tas.supernet import Supernet
+from tas.tracing import trace
 
 Step = Callable[[], None]
 
@@ -38,14 +42,27 @@ def main() -> None:
     device = torch.device(arguments.device)
     images = torch.randn(arguments.batch, 3, 32, 32, device=device)
     targets = torch.randint(0, 10, (arguments.batch,), device=device)
-    forms = {"paper-exact": paper_exact(images, targets)}
-    plain = plain_step(images, targets)
-    rows = {name: ratios(plain, *steps, arguments.rounds) for name, steps in forms.items()}
+    rows = {}
+    for form, (shortcut, build) in FORMS.items():
+        plain = plain_step(resnet56(shortcut=shortcut), images, targets)
+        steps = search_steps(build(resnet56(shortcut=shortcut)).to(device), images, targets)
+        rows[form] = ratios(plain, *steps, arguments.rounds)
     report(rows, {**vars(arguments), "torch": torch.__version__})
 
 
-def plain_step(images: torch.Tensor, targets: torch.Tensor) -> Step:
-    network = resnet56(shortcut="tas").to(images.device)
+def traced(network: CifarResNet) -> Supernet:
+    return Supernet(trace(network, torch.randn(2, 3, 32, 32)))
+
+
+FORMS: dict[str, tuple[Literal["A", "B", "tas"], Callable[[CifarResNet], Any]]] = {
+    "default, tas shortcuts": ("tas", traced),
+    "default, A shortcuts": ("A", traced),
+    "paper-exact": ("tas", CifarSupernet),
+}
+
+
+def plain_step(network: CifarResNet, images: torch.Tensor, targets: torch.Tensor) -> Step:
+    network.to(images.device)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
     def step() -> None:
@@ -56,10 +73,9 @@ def plain_step(images: torch.Tensor, targets: torch.Tensor) -> Step:
     return step
 
 
-def paper_exact(images: torch.Tensor, targets: torch.Tensor) -> tuple[Step, Step]:
-    """Weight step and architecture step of the paper's search network, at the highest temperature."""
+def search_steps(supernet: Any, images: torch.Tensor, targets: torch.Tensor) -> tuple[Step, Step]:
+    """Weight step and architecture step at the highest temperature, two candidates a width, all depths."""
     generator = torch.Generator().manual_seed(0)
-    supernet = CifarSupernet(resnet56(shortcut="tas"), generator=generator).to(images.device)
     distribution = ArchitectureDistribution(supernet.space, generator).to(images.device)
     weights = torch.optim.SGD(supernet.weight_parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     logits = torch.optim.Adam(distribution.parameters(), 1e-3, betas=(0.5, 0.999), weight_decay=1e-3)
