@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tas.errors import BadNetwork
 from tas.space import Choice, Factor, Kept, LayerCost, SearchSpace, Term
 from tas.tracing.attributes import AttributeRule, in_units, with_integer
-from tas.tracing.folding import fold_region, fold_widths
+from tas.tracing.folding import fold_regions, fold_widths
 from tas.tracing.identity import Array, Rows
 from tas.tracing.operators import HANDLERS, unknown
 from tas.tracing.proof import leaves_traces, prove, skips_exactly
@@ -139,7 +139,7 @@ def trace(network: nn.Module, example_inputs: Any, rules: Rules | None = None) -
     args, kwargs = as_call(example_inputs)
     rules = rules or Rules()
     original = copy.deepcopy(network)
-    recorder = Recorder(copy.deepcopy(network).eval(), HANDLERS, unknown)
+    recorder = Recorder(copy_sharing(original, list(original.parameters())).eval(), HANDLERS, unknown)
     try:
         recorder.run(args, kwargs)
     except Exception as error:
@@ -156,9 +156,10 @@ def trace(network: nn.Module, example_inputs: Any, rules: Rules | None = None) -
             recorder.identities.freeze(identities, why)
         if unmixable:
             continue
-        traced = _assemble(recorder, units, kept, original, args, kwargs, rules, attribute_rules, caching, folds)
+        traced = _widths(recorder, units, kept, original, args, kwargs, caching, folds)
         if prove(recorder, units, traced, attribute_rules):
-            return traced
+            break
+    return _with_depth(recorder, units, replace(traced, attribute_rules=in_units(attribute_rules, units)), rules)
 
 
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -168,27 +169,20 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
 
 
-def _assemble(
+def _widths(
     recorder: Recorder,
     units: Units,
     kept: list[Kept],
     network: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    rules: Rules,
-    attribute_rules: list[AttributeRule],
     caching: tuple[str, ...],
     folds: dict[str, tuple[Site, ...]],
 ) -> Traced:
-    runs, branch_folds = _depth(recorder, network, args, kwargs) if rules.depth else ([], {})
-    depths = {_run_name(run): run for run in runs}
-    alive = [(region, Factor(name, "above", index)) for name, run in depths.items() for index, region in enumerate(run)]
-    choices = [*units.choices, *(Choice(name, "depth", tuple(range(len(run) + 1))) for name, run in depths.items())]
-    costs = [*_macs(recorder, units, alive, _batch(args, kwargs)), *_params(recorder, units, alive)]
-    space = SearchSpace(tuple(choices), tuple(costs), tuple(kept), tuple(recorder.inexact))
+    """The trace as far as a proof needs it: widths without costs, attribute rules and depth."""
     return Traced(
         network=network,
-        space=space,
+        space=SearchSpace(tuple(units.choices), (), tuple(kept), tuple(recorder.inexact)),
         args=args,
         kwargs=kwargs,
         rows=_shared({name: [units.rows(part) for part in rows] for name, rows in recorder.tensors.items()}),
@@ -198,10 +192,26 @@ def _assemble(
             name: tuple((n, units.rows(rows)) for n, rows in axes)  # type: ignore[misc]
             for name, axes in recorder.grouped.items()
         },
-        attribute_rules=tuple(replace(rule, rows=units.rows(rule.rows)) for rule in attribute_rules),
+        attribute_rules=(),
         caching=caching,
-        runs={name: tuple(region.module for region in run) for name, run in depths.items()},
+        runs={},
         folds=folds,
+        branch_folds={},
+    )
+
+
+def _with_depth(recorder: Recorder, units: Units, traced: Traced, rules: Rules) -> Traced:
+    """The whole trace: depth choices, and what everything costs."""
+    runs, branch_folds = _depth(recorder, traced) if rules.depth else ([], {})
+    depths = {_run_name(run): run for run in runs}
+    alive = [(region, Factor(name, "above", index)) for name, run in depths.items() for index, region in enumerate(run)]
+    blocks = tuple(Choice(name, "depth", tuple(range(len(run) + 1))) for name, run in depths.items())
+    batch = _batch(traced.args, traced.kwargs)
+    costs = (*_macs(recorder, units, alive, batch), *_params(recorder, units, alive))
+    return replace(
+        traced,
+        space=replace(traced.space, choices=traced.space.choices + blocks, costs=costs),
+        runs={name: tuple(region.module for region in run) for name, run in depths.items()},
         branch_folds=branch_folds,
     )
 
@@ -216,13 +226,12 @@ def _shared(tensors: Mapping[str, list[Rows]]) -> dict[str, tuple[Rows, ...]]:
     return {name: tuple(one(rows) for rows in dims) for name, dims in tensors.items()}
 
 
-def _depth(
-    recorder: Recorder, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[list[list[Region]], dict[str, tuple[Site, ...]]]:
+def _depth(recorder: Recorder, traced: Traced) -> tuple[list[list[Region]], dict[str, tuple[Site, ...]]]:
     """Runs of regions that can be skipped: leaving one out equals scaling its branch by 0, shown by running both."""
-    folds = {region.module: fold_region(recorder, region) for region in find_regions(recorder)}
-    regions = [region for region in find_regions(recorder) if folds[region.module]]
-    proved = skips_exactly(network, args, kwargs, folds, [region.module for region in regions])
+    regions = find_regions(recorder)
+    folds = fold_regions(recorder, regions)
+    names = [region.module for region in regions if folds[region.module]]
+    proved = skips_exactly(traced.network, traced.args, traced.kwargs, folds, names)
     regions = [region for region in regions if region.module in proved]
     return chain(regions), {region.module: folds[region.module] for region in regions}
 

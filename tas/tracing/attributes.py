@@ -38,6 +38,10 @@ class AttributeRule:
     def same_place(self, other: AttributeRule) -> bool:
         return (self.module, self.key) == (other.module, other.key)
 
+    def says(self, other: AttributeRule) -> bool:
+        """Whether it is the same rule."""
+        return self.same_place(other) and self.full == other.full and self.rows is other.rows
+
 
 def in_units(rules: Sequence[AttributeRule], units: Units) -> tuple[AttributeRule, ...]:
     """The rules with units in place of atoms."""

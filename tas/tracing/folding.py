@@ -22,7 +22,7 @@ Carries = Callable[[Value], bool]
 def fold_widths(recorder: Recorder, units: Units) -> tuple[dict[str, tuple[Site, ...]], list[tuple[Rows, str]]]:
     """For every width choice, the parameter dimensions that its channel factors multiply; and the identities of the
     choices for which no parameters do that everywhere, with the reason."""
-    carried, uses = _Carried(units), _uses(recorder)
+    carried, uses = _Carried(recorder, units), _uses(recorder)
     folds: dict[str, tuple[Site, ...]] = {}
     unmixable: list[tuple[Rows, str]] = []
     for number, choice in enumerate(units.choices):
@@ -33,8 +33,14 @@ def fold_widths(recorder: Recorder, units: Units) -> tuple[dict[str, tuple[Site,
     return folds, unmixable
 
 
-def fold_region(recorder: Recorder, region: Region) -> tuple[Site, ...]:
-    """The parameter dimensions whose scaling scales every branch of a residual region; empty where there are none."""
+def fold_regions(recorder: Recorder, regions: list[Region]) -> dict[str, tuple[Site, ...]]:
+    """For every residual region the parameter dimensions whose scaling scales all its branches; empty where there are
+    none."""
+    uses = _uses(recorder)
+    return {region.module: _fold_region(recorder, uses, region) for region in regions}
+
+
+def _fold_region(recorder: Recorder, uses: Mapping[Site, set[int]], region: Region) -> tuple[Site, ...]:
     makers: dict[int, Record] = {}
     for branch in region.branches:
         found = _upstream(recorder, branch, lambda value: True)
@@ -42,7 +48,6 @@ def fold_region(recorder: Recorder, region: Region) -> tuple[Site, ...]:
             return ()
         makers |= {record.index: record for record in found}
     sites = {site for record in makers.values() for site in record.scales}
-    uses = _uses(recorder)
     return tuple(sorted(sites)) if all(uses[site] <= makers.keys() for site in sites) else ()
 
 
@@ -57,11 +62,17 @@ def _uses(recorder: Recorder) -> dict[Site, set[int]]:
 
 
 class _Carried:
-    """Which choices decide about the positions of a value, remembered by value."""
+    """Which choices decide about the positions of a value, and which records have to do with a choice."""
 
-    def __init__(self, units: Units) -> None:
+    def __init__(self, recorder: Recorder, units: Units) -> None:
         self._units = units
         self._known: dict[int, tuple[Value, frozenset[str]]] = {}
+        self._summed: dict[int, list[tuple[int, frozenset[str], Site | None]]] = {}
+        self.records: dict[str, list[Record]] = defaultdict(list)
+        for record in recorder.records:
+            names = (units.choices_of(rows) for _, rows, _ in record.contracted)
+            for name in set().union(*names, *map(self, (*record.inputs, *record.outputs))):
+                self.records[name].append(record)
 
     def __call__(self, value: Value) -> frozenset[str]:
         if id(value) not in self._known:
@@ -70,7 +81,10 @@ class _Carried:
         return self._known[id(value)][1]
 
     def summed(self, record: Record) -> list[tuple[int, frozenset[str], Site | None]]:
-        return [(index, self._units.choices_of(rows), site) for index, rows, site in record.contracted]
+        if record.index not in self._summed:
+            found = [(index, self._units.choices_of(rows), site) for index, rows, site in record.contracted]
+            self._summed[record.index] = found
+        return self._summed[record.index]
 
 
 def _fold_width(
@@ -81,19 +95,20 @@ def _fold_width(
     def carries(value: Value) -> bool:
         return value.real and choice in carried(value)
 
+    records = carried.records[choice]
     reads = [
         (record, record.inputs[index].made_by, column)
-        for record in recorder.records
+        for record in records
         for index, names, column in carried.summed(record)
         if choice in names
     ]
     marked = set()
-    for record in recorder.records:
+    for record in records:
         for index, names, _ in carried.summed(record):
             if choice in names:
                 marked |= {maker.index for maker in _upstream(recorder, record.inputs[index], carries) or []}
     while True:
-        reached, conflict = _spread(recorder, carried, choice, marked)
+        reached, conflict = _spread(carried, choice, marked)
         bare = [(record, column) for record, made_by, column in reads if made_by not in reached]
         for index in marked:  # a parameter that others use too would bring them the factor
             scales = recorder.records[index].scales
@@ -108,7 +123,7 @@ def _fold_width(
     for record, column in bare:
         if column is None or not uses[column] <= {r.index for r, c in bare if c == column}:
             return (), f"no parameter of its own takes its factor when candidates are mixed: {record.where()}"
-    rows = [site for record in recorder.records if record.index in marked for site in record.scales]
+    rows = [site for index in sorted(marked) for site in recorder.records[index].scales]
     return tuple(dict.fromkeys([*rows, *(column for _, column in bare if column is not None)])), ""
 
 
@@ -142,15 +157,13 @@ def _upstream(recorder: Recorder, value: Value, carries: Carries) -> list[Record
     return list(makers.values())
 
 
-def _spread(
-    recorder: Recorder, carried: _Carried, choice: str, marked: set[int]
-) -> tuple[dict[int, set[int]], set[int]]:
+def _spread(carried: _Carried, choice: str, marked: set[int]) -> tuple[dict[int, set[int]], set[int]]:
     """Which records' outputs carry the factor when the records `marked` apply it, and from which of them it comes; and
     which of the marked must not: those whose factor would reach a norm, another marked record or an operator that does
     not keep zero at zero, meets a value without it in a sum or side by side, or is met twice in a product."""
     reached: dict[int, set[int]] = {}
     conflict: set[int] = set()
-    for record in recorder.records:
+    for record in carried.records[choice]:
         mine = [value for value in record.inputs if value.real and choice in carried(value)]
         paths = [reached.get(value.made_by, set()) for value in mine]
         source = set().union(*paths)

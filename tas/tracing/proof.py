@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tas.tracing.attributes import AttributeRule, candidates, for_peers, set_integer
+from tas.tracing.attributes import AttributeRule, candidates, for_peers, in_units, set_integer
 from tas.tracing.identity import Array
 from tas.tracing.recording import Axis, Record, Recorder, Site, plain_attention
 from tas.tracing.repair import give_way
+from tas.tracing.slicing import copy_sharing
 from tas.tracing.units import Units
 
 if TYPE_CHECKING:
@@ -33,9 +36,19 @@ _TRIES = 60  # attributes tried at one operator before identities give way
 
 
 def prove(recorder: Recorder, units: Units, traced: Traced, rules: list[AttributeRule]) -> bool:
-    """Replay the smallest and three random architectures. New attribute rules are added to `rules`; False where
-    identities or rules changed, so that the trace has to be put together anew."""
-    return all(_Proof(recorder, units, traced, mask, rules).holds() for mask in _masks(traced))
+    """Replay the smallest and three random architectures until all of them hold with the same attribute rules. New
+    rules are added to `rules`; False where identities changed, so that the widths have to be worked out anew."""
+    disproved: list[AttributeRule] = []
+    masks = _masks(traced)
+    held = 0
+    for mask in cycle(masks):
+        proof = _Proof(recorder, units, replace(traced, attribute_rules=in_units(rules, units)), mask, rules, disproved)
+        if not proof.holds():
+            return False
+        held = 1 if proof.new else held + 1
+        if held == len(masks):
+            break
+    return True
 
 
 def _masks(traced: Traced) -> list[Array]:
@@ -49,10 +62,18 @@ class _Proof:
     """The replay of one architecture, and what it takes to make it run."""
 
     def __init__(
-        self, recorder: Recorder, units: Units, traced: Traced, mask: Array, rules: list[AttributeRule]
+        self,
+        recorder: Recorder,
+        units: Units,
+        traced: Traced,
+        mask: Array,
+        rules: list[AttributeRule],
+        disproved: list[AttributeRule],
     ) -> None:
-        self.recorder, self.units, self.traced, self.mask, self.rules = recorder, units, traced, mask, rules
-        self.network = traced.cut(mask).eval()
+        self.recorder, self.units, self.traced, self.mask = recorder, units, traced, mask
+        self.rules, self.disproved = rules, disproved  # those in force; those that failed at some architecture
+        self.new: list[AttributeRule] = []
+        self.network = traced.cut(mask, share=True).eval()
         self._sizes: dict[int, tuple[Any, int]] = {}
 
     def kept(self, axis: Axis) -> int:
@@ -65,8 +86,8 @@ class _Proof:
         return self._sizes[id(rows)][1]
 
     def holds(self) -> bool:
+        """Whether the architecture runs as predicted, with rules found on the way; False where identities changed."""
         replay = self._replay()
-        new: list[AttributeRule] = []
         while replay.error is not None or not (replay.aligned or self._equals_masked(replay)):
             found = self._mend(replay)
             if found is None:
@@ -77,9 +98,9 @@ class _Proof:
                     )
                 return False
             rules, replay = found
-            new += rules
-        self._drop_coincidences(new)
-        return not new
+            self.new += rules
+        self._drop_coincidences()
+        return True
 
     def _replay(self) -> _Replay:
         replay = _Replay(self.recorder, self.kept)
@@ -115,12 +136,15 @@ class _Proof:
                 break
             if all(any(r.same_place(k) and self._value(r) == self._value(k) for k in self.rules) for r in rules):
                 continue
+            if any(r.says(known) for r in rules for known in self.disproved):
+                continue
             before = [(r, self._in_force(r)) for r in rules]
             self._set(rules)
             replay = self._replay()
             if replay.error is None or replay.position > failed.position:
                 peers = [p for rule in rules for p in for_peers(self.recorder, original, rule, failed.at())]
                 peers = [p for p in peers if not any(p.same_place(known) for known in (*self.rules, *rules))]
+                self.disproved += [k for k in self.rules if any(k.same_place(r) for r in rules)]
                 self.rules[:] = [k for k in self.rules if not any(k.same_place(r) for r in rules)] + rules + peers
                 self._set(peers)
                 return rules + peers, self._replay() if peers else replay
@@ -128,9 +152,9 @@ class _Proof:
                 set_integer(self.network.get_submodule(rule.module), rule.key, value)
         return None
 
-    def _drop_coincidences(self, new: list[AttributeRule]) -> None:
+    def _drop_coincidences(self) -> None:
         """An attribute that merely had the same value goes back: where the replay holds without it."""
-        kinds = {(type(self.traced.network.get_submodule(r.module)), r.key) for r in new}
+        kinds = {(type(self.traced.network.get_submodule(r.module)), r.key) for r in self.new}
         for kind, key in kinds:
             group = [
                 r for r in self.rules if r.key == key and type(self.traced.network.get_submodule(r.module)) is kind
@@ -140,6 +164,7 @@ class _Proof:
             replay = self._replay()
             if replay.error is None and replay.aligned:
                 self.rules[:] = [r for r in self.rules if r not in group]
+                self.new = [r for r in self.new if r not in group]
             else:
                 self._set(group)
 
@@ -257,19 +282,20 @@ def _skips(
     folds: Mapping[str, tuple[Site, ...]],
     modules: list[str],
 ) -> bool:
-    scaled = copy.deepcopy(network).eval()
+    names = {name for module in modules for name, _ in folds[module]}
+    alike = {name for name, p in network.named_parameters() if p.numel() and p.min() == p.max()}
+    without = copy_sharing(network, [p for name, p in network.named_parameters() if name not in alike]).eval()
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():  # zero-initialised heads and gammas would make everything equal
-        for parameter in scaled.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=noise).to(parameter), alpha=0.05)
-    without = copy.deepcopy(scaled)
-    names = {name for module in modules for name, _ in folds[module]}
-    with torch.no_grad():
-        for module in modules:
-            without.set_submodule(module, nn.Identity())
+        for name, parameter in without.named_parameters():
+            if name in alike:
+                parameter.add_(torch.randn(parameter.shape, generator=noise).to(parameter), alpha=0.05)
+        scaled = copy_sharing(without, [p for name, p in without.named_parameters() if name not in names])
         for name, parameter in scaled.named_parameters():
             if name in names:
                 parameter.zero_()
+        for module in modules:
+            without.set_submodule(module, nn.Identity())
         try:
             outputs = [tree_leaves(n(*args, **kwargs)) for n in (scaled, without)]
         except Exception:  # the network needs something else of the module: it cannot be left out

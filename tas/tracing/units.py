@@ -44,6 +44,8 @@ class Units:
     owner: Array  # [total + 1]: the number of the choice that a unit belongs to, len(choices) for none
     unit: Array  # [atoms]: the unit that a free atom is
     _known: dict[int, tuple[Rows, Rows]] = field(default_factory=dict)  # by id, with what keeps the id taken
+    _choices: dict[int, frozenset[str]] = field(default_factory=dict)
+    _sizes: dict[int, Size] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -68,14 +70,23 @@ class Units:
     def choices_of(self, rows: Rows) -> frozenset[str]:
         """Names of the choices that decide which positions are kept."""
         units = self.rows(rows)
-        numbers = [] if units is None else np.unique(self.owner[units])
-        return frozenset(self.choices[n].name for n in numbers if n < len(self.choices))
+        if units is None:
+            return frozenset()
+        if id(units) not in self._choices:
+            numbers = np.unique(self.owner[units])
+            self._choices[id(units)] = frozenset(self.choices[n].name for n in numbers if n < len(self.choices))
+        return self._choices[id(units)]
 
     def size(self, n: int, rows: Rows) -> Size:
         """The number of kept positions of a dimension as a polynomial in the choices' sizes."""
         units = self.rows(rows)
         if units is None:
             return {(): n}
+        if id(units) not in self._sizes:
+            self._sizes[id(units)] = self._size(units)
+        return self._sizes[id(units)]
+
+    def _size(self, units: Array) -> Size:
         size: Size = defaultdict(int)
         patterns, counts = np.unique(np.sort(self.owner[units], 1), axis=0, return_counts=True)
         for pattern, count in zip(patterns, counts, strict=True):
@@ -206,11 +217,13 @@ def _name(place: tuple[Site | str, Array], members: list[int], taken: list[str])
 
 def _entangled(recorder: Recorder, units: Units) -> list[tuple[Array, str]]:
     """Dimensions in which some combination of units is missing, or appears more often than the others."""
-    bad = []
+    bad: list[tuple[Array, str]] = []
+    seen: set[bytes] = set()
     for place, rows in _axes(recorder):
         known = units.rows(rows)
-        if known is None:
+        if known is None or known.tobytes() in seen:
             continue
+        seen.add(known.tobytes())
         numbers = units.owner[known]
         order = np.argsort(numbers, 1, kind="stable")
         numbers, known = np.take_along_axis(numbers, order, 1), np.take_along_axis(known, order, 1)
