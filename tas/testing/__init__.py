@@ -1,0 +1,79 @@
+"""The laws that hold for every network: `check_space` asserts them, for the user's own network as for ours.
+
+1 the cost of the largest architecture equals an independent count of the original
+2 the costs of an architecture equal the independent counts of its student
+3 the supernet at the largest architecture is the original, which stays bit-identical
+4 the supernet at an architecture is its student, before and after training steps, in outputs, running statistics and
+  gradients of the weights
+5 the expected cost is the mean cost of sampled architectures, with the right gradient
+6 reordering changes nothing
+7 sampled architectures meet the budget; an infeasible budget raises
+8 a draw of several candidates equals a slow reference at full width, outputs and gradients; at a draw of one candidate
+  that reference is the student (where no operator mixes channels other than by a sum: the space's `notes` name those
+  that do, and the reference then has the width of the widest candidates)
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from tas.space import Architecture, SearchSpace
+from tas.testing import laws
+from tas.testing.reference import randomize
+from tas.tracing import Rules, Traced, trace
+
+__all__ = ["check_space", "randomize"]
+
+
+def check_space(
+    network: nn.Module,
+    example_inputs: Any,
+    rules: Rules | None = None,
+    architectures: int = 3,
+    dtype: torch.dtype = torch.float64,
+    tolerance: float = 1e-9,
+    seed: int = 0,
+) -> Traced:
+    """Assert the laws for a network on example inputs (batch of 2 or more); AssertionError names the law.
+
+    Checked at the smallest architecture, `architectures` random ones and as many with one choice alone at its
+    smallest. Parameters and buffers of a copy are made random first, since zero-initialised branches would let laws
+    pass that do not hold. `tolerance` is relative to the largest number of an output. Noise of the forward in train
+    mode (dropout, drop path) has to come from torch's global generator. Returns the trace of that copy.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    original = copy.deepcopy(network).to(dtype)
+    randomize(original, generator)
+    inputs = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, example_inputs)
+    traced = trace(original, inputs, rules)
+    chosen = _architectures(traced.space, architectures, generator)
+    close = laws.Close(tolerance)
+    laws.law_1(original, traced, inputs)
+    laws.law_2(traced, chosen, inputs)
+    laws.law_3(original, traced, inputs, close)
+    laws.law_4(traced, chosen, inputs, close, generator)
+    if traced.space.choices:
+        laws.law_5(traced.space, generator)
+        laws.law_7(traced.space, generator)
+        laws.law_8(traced, chosen, inputs, close, generator)
+    laws.law_6(original, traced, inputs, close, generator)
+    return traced
+
+
+def _architectures(space: SearchSpace, count: int, generator: torch.Generator) -> list[Architecture]:
+    """The smallest, then in turn a random one and the largest with one choice at its smallest."""
+    chosen = [space.smallest()]
+    for _ in range(count if space.choices else 0):
+        chosen.append(space.architecture([_integer(len(c.candidates), generator) for c in space.choices]))
+        alone = space.choices[_integer(len(space.choices), generator)]
+        chosen.append(Architecture.of({**space.largest(), alone.name: alone.candidates[0]}))
+    return chosen
+
+
+def _integer(below: int, generator: torch.Generator) -> int:
+    return int(torch.randint(below, (1,), generator=generator))

@@ -1,0 +1,243 @@
+"""One function a law. Each raises AssertionError, with the number of the law first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from tas import cost, sampling
+from tas.distribution import ArchitectureDistribution, Draw, Pick, one_hot
+from tas.errors import Infeasible
+from tas.extraction import extract
+from tas.reordering import permute
+from tas.space import Architecture, SearchSpace
+from tas.supernet import Supernet
+from tas.testing.reference import drawn_wide, independent_macs, same_noise, without_noise
+from tas.tracing import Traced, as_call
+
+
+class Close:
+    """Asserts that two outputs agree, floating point to `tolerance` of the largest number, everything else exactly."""
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+
+    def __call__(self, law: str, got: Any, wanted: Any) -> None:
+        for a, b in zip(tree_leaves(got), tree_leaves(wanted), strict=True):
+            if not isinstance(b, Tensor):
+                continue
+            assert a.shape == b.shape, f"{law}: {tuple(a.shape)} instead of {tuple(b.shape)}"
+            if not b.is_floating_point():
+                assert torch.equal(a, b), f"{law}: whole numbers differ"
+            elif b.numel():
+                scale, difference = float(b.detach().abs().max()), float((a - b).detach().abs().max())
+                enough = difference <= self.tolerance * max(scale, 1e-3)
+                assert enough, f"{law}: differs by {difference:.2e} of {scale:.2e}"
+
+
+def law_1(original: nn.Module, traced: Traced, inputs: Any) -> None:
+    counted, formula = independent_macs(original.eval(), inputs), cost.macs(traced.space, traced.space.largest())
+    assert formula == counted, f"law 1: the formula says {formula:,} MACs, an independent count {counted:,}"
+    owned, formula = _owned(original), cost.params(traced.space, traced.space.largest())
+    assert formula == owned, f"law 1: the formula says {formula:,} parameters, the original has {owned:,}"
+
+
+def law_2(traced: Traced, chosen: list[Architecture], inputs: Any) -> None:
+    for architecture in chosen:
+        student = extract(traced, architecture).eval()
+        counted, formula = independent_macs(student, inputs), cost.macs(traced.space, architecture)
+        assert formula == counted, f"law 2: {formula:,} MACs against {counted:,} at {dict(architecture)}"
+        owned, formula = _owned(student), cost.params(traced.space, architecture)
+        assert formula == owned, f"law 2: {formula:,} parameters against {owned:,} at {dict(architecture)}"
+        layers = sum(cost.by_layer(traced.space, architecture).values())
+        assert layers == counted, f"law 2: the layers add up to {layers:,} MACs, not {counted:,}"
+
+
+def _owned(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def law_3(original: nn.Module, traced: Traced, inputs: Any, close: Close) -> None:
+    before = {name: tensor.clone() for name, tensor in original.state_dict().items()}
+    supernet = Supernet(traced).eval()
+    args, kwargs = as_call(inputs)
+    wanted = original.eval()(*args, **kwargs)
+    close("law 3", supernet(inputs, traced.space.largest()), wanted)
+    train_a_little(supernet.train(), inputs, [traced.space.largest(), traced.space.smallest()])
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"law 3: training a supernet changed {name} of the original"
+
+
+def law_4(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close, generator: torch.Generator) -> None:
+    args, kwargs = as_call(inputs)
+    whole = _flat(traced.network.eval()(*args, **kwargs))
+    supernet = Supernet(traced)
+    for architecture in chosen:
+        student = _is_its_student(supernet, architecture, inputs, close, "law 4")
+        alike = zip(_flat(student.eval()(*args, **kwargs)), whole, strict=True)
+        unchanged = architecture == traced.space.largest() or not all(_same(a, b) for a, b in alike)
+        assert unchanged, f"law 4 is vacuous: nothing changes at {dict(architecture)}"
+    train_a_little(supernet.train(), inputs, chosen[:2])
+    for architecture in chosen[:3]:
+        _is_its_student(supernet, architecture, inputs, close, "law 4 after training")
+    _keep_is_a_prefix_of_the_permuted(supernet.current(), chosen[min(1, len(chosen) - 1)], inputs, close, generator)
+
+
+def _is_its_student(supernet: Supernet, architecture: Architecture, inputs: Any, close: Close, law: str) -> nn.Module:
+    """In train mode, then in eval mode with the statistics that the first left; the student as it was before."""
+    args, kwargs = as_call(inputs)
+    for training in (True, False):
+        supernet.train(training)
+        student = extract(supernet, architecture)
+        assert type(student) is type(supernet.network), f"{law}: the student has a class of its own"
+        with same_noise():
+            got = supernet(inputs, architecture)
+        with same_noise():
+            wanted = student(*args, **kwargs)
+        close(f"{law} (training {training})", got, wanted)
+        if training:
+            after = extract(supernet, architecture)
+            close(f"{law} (running statistics)", dict(after.named_buffers()), dict(student.named_buffers()))
+            close(f"{law} (gradients)", *_gradient_norms(supernet, got, student, wanted))
+    return student
+
+
+def _gradient_norms(supernet: Supernet, got: Any, student: nn.Module, wanted: Any) -> tuple[Tensor, Tensor]:
+    """Of the loss by all weights: what the student does not have gets no gradient."""
+    norms = []
+    for network, output in ((supernet.network, got), (student, wanted)):
+        weights = [p for p in network.parameters() if p.requires_grad]
+        loss = _square(output)
+        found = torch.autograd.grad(loss, weights, allow_unused=True) if weights and loss.requires_grad else ()
+        norms.append(sum((g.square().sum() for g in found if g is not None), torch.zeros(())).sqrt())
+    return norms[0], norms[1]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding: 1e-12 of it in float64."""
+    if a.shape != b.shape or not b.is_floating_point():
+        return a.shape == b.shape and torch.equal(a, b)
+    slack = 1e4 * torch.finfo(b.dtype).eps * float(b.abs().max()) if b.numel() else 0.0
+    return not b.numel() or float((a - b).abs().max()) <= slack
+
+
+def _keep_is_a_prefix_of_the_permuted(
+    traced: Traced, architecture: Architecture, inputs: Any, close: Close, generator: torch.Generator
+) -> None:
+    orders = _orders(traced, generator)
+    keep = {name: sorted(order[: architecture[name]]) for name, order in orders.items()}
+    arranged = {name: keep[name] + [u for u in range(traced.sizes[name]) if u not in keep[name]] for name in orders}
+    args, kwargs = as_call(inputs)
+    picked = extract(traced, architecture, keep=keep).eval()(*args, **kwargs)
+    leading = extract(permute(traced, arranged), architecture).eval()(*args, **kwargs)
+    close("law 4 (keep)", picked, leading)
+
+
+def _orders(traced: Traced, generator: torch.Generator) -> dict[str, list[int]]:
+    return {name: torch.randperm(size, generator=generator).tolist() for name, size in traced.sizes.items()}
+
+
+def law_5(space: SearchSpace, generator: torch.Generator) -> None:
+    distribution = ArchitectureDistribution(space, generator, std=1.0).double()
+    sampled = distribution.sample(generator, 10_000)
+    for measure in ("macs", "params"):
+        costs = cost.count(space, sampled, measure)
+        expected = cost.expected(space, distribution.probabilities(), measure)
+        wanted = float(expected.detach())
+        error = abs(float(costs.mean()) - wanted) / (float(costs.std()) / len(costs) ** 0.5 + 1e-9)
+        assert error < 5, f"law 5: expected {measure} {wanted:,.0f}, mean of samples {float(costs.mean()):,.0f}"
+        (gradient,) = torch.autograd.grad(expected, distribution.logits)
+        direction = torch.randn(gradient.shape, generator=generator, dtype=gradient.dtype) * 1e-4
+        sides = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                distribution.logits += sign * direction
+                sides.append(float(cost.expected(space, distribution.probabilities(), measure)))
+                distribution.logits -= sign * direction
+        slope, ours = (sides[0] - sides[1]) / 2, float((gradient * direction).sum())
+        same = abs(slope - ours) <= 1e-9 * wanted + 1e-5 * abs(slope)
+        assert same, f"law 5: gradient of {measure} {ours}, finite difference {slope}"
+
+
+def law_6(original: nn.Module, traced: Traced, inputs: Any, close: Close, generator: torch.Generator) -> None:
+    args, kwargs = as_call(inputs)
+    reordered = permute(traced, _orders(traced, generator)).network.eval()
+    close("law 6", reordered(*args, **kwargs), original.eval()(*args, **kwargs))
+
+
+def law_7(space: SearchSpace, generator: torch.Generator) -> None:
+    smallest, largest = (cost.macs(space, a) for a in (space.smallest(), space.largest()))
+    limits = cost.budget(space, macs=(smallest + largest) // 2)
+    drawn = sampling.sample_many(space, generator, 50, limits)
+    assert bool(cost.feasible(space, drawn, limits).all()), "law 7: a sampled architecture exceeds the budget"
+    try:
+        cost.budget(space, macs=smallest - 1)
+    except Infeasible as error:
+        assert f"{smallest:,}" in str(error), f"law 7: the message must name the smallest cost: {error}"
+    else:
+        raise AssertionError("law 7: a budget below the smallest architecture must raise Infeasible")
+
+
+def law_8(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close, generator: torch.Generator) -> None:
+    supernet = Supernet(traced)
+    args, kwargs = as_call(inputs)
+    idle = set(traced.space.position)
+    for training in (False, True):
+        supernet.train(training)
+        with without_noise(supernet.network):
+            if not traced.space.notes:
+                student, wide = extract(supernet, chosen[1]), drawn_wide(supernet, traced, one_hot(chosen[1]), inputs)
+                close(f"law 8 (one candidate, training {training})", wide, student(*args, **kwargs))
+            leaves, draw = _random_draw(traced.space, generator)
+            reference = drawn_wide(supernet, traced, draw, inputs)
+            fast = supernet(inputs, draw)
+        close(f"law 8 (training {training})", fast, reference)
+        ours, theirs = (
+            torch.autograd.grad(_square(o), [*leaves.values()], allow_unused=True) for o in (fast, reference)
+        )
+        scale = max(float(g.abs().max()) for g in theirs if g is not None)
+        for name, a, b in zip(leaves, ours, theirs, strict=True):
+            a, b = (torch.zeros(1) if g is None else g for g in (a, b))
+            difference = float((a - b).abs().max())
+            right = difference <= 1e3 * close.tolerance * scale
+            assert right, f"law 8: gradient of {name} differs by {difference:.2e} of {scale:.2e}"
+            if float(b.abs().max()) > 1e-12 * scale:
+                idle.discard(name)
+    assert not idle, f"law 8 is vacuous: no output depends on the weights of {sorted(idle)}"
+
+
+def _random_draw(space: SearchSpace, generator: torch.Generator) -> tuple[dict[str, Tensor], Draw]:
+    """Two random candidates of every width and all of every depth: the leaves behind their weights, and the draw."""
+    leaves: dict[str, Tensor] = {}
+    draw = {}
+    for choice in space.choices:
+        count = min(len(choice.candidates), 2 if choice.kind == "width" else len(choice.candidates))
+        picked = sorted(torch.randperm(len(choice.candidates), generator=generator)[:count].tolist())
+        leaf = torch.randn(count, generator=generator, dtype=torch.float64).requires_grad_()
+        leaves[choice.name] = leaf
+        draw[choice.name] = Pick(tuple(choice.candidates[k] for k in picked), leaf.softmax(0))
+    return leaves, draw
+
+
+def train_a_little(supernet: Supernet, inputs: Any, architectures: list[Architecture]) -> None:
+    """One small step of gradient descent at each architecture."""
+    weights = [p for p in supernet.weight_parameters() if p.requires_grad]
+    for architecture in architectures if weights else []:
+        loss = _square(supernet(inputs, architecture))
+        found = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else [None] * len(weights)
+        total = sum((g.square().sum() for g in found if g is not None), torch.zeros(())).sqrt()
+        with torch.no_grad():
+            for weight, gradient in zip(weights, found, strict=True):
+                if gradient is not None:
+                    weight -= 1e-2 * gradient / (1 + total)
+
+
+def _square(output: Any) -> Tensor:
+    return sum((t.square().sum() for t in _flat(output) if t.is_floating_point()), torch.zeros(()))
+
+
+def _flat(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]

@@ -1,0 +1,184 @@
+"""What the laws are checked against: an independent count, and a draw at full width by hooks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from tas.distribution import Draw
+from tas.extraction import extract
+from tas.supernet import Supernet
+from tas.tracing import Traced, as_call
+
+_CHANNELS_SECOND = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
+
+
+def randomize(network: nn.Module, generator: torch.Generator) -> None:
+    """Scales and all that is positive in [0.5, 1.5], other vectors in [-0.2, 0.2], constant matrices with as much noise
+    on top; in place. Zero-initialised branches would otherwise count for nothing."""
+    with torch.no_grad():
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            if not tensor.is_floating_point() or not tensor.numel():
+                continue
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+            scale = name.endswith(("gamma", "layer_scale", "scale")) or (name.endswith("weight") and tensor.dim() == 1)
+            if scale or (tensor.dim() == 1 and bool((tensor > 0).all())):
+                tensor.copy_(0.5 + noise)
+            elif tensor.dim() == 1:
+                tensor.copy_((noise - 0.5) * 0.4)
+            elif bool((tensor == tensor.flatten()[0]).all()):
+                tensor.add_((noise - 0.5) * 0.4)
+
+
+def independent_macs(network: nn.Module, inputs: Any) -> int:
+    """Multiply-accumulates of one example by torch's FlopCounterMode, in a forward with gradients on and the plain
+    attention kernel (without either it misses attention products and fused encoders)."""
+    args, kwargs = as_call(inputs)
+    batch = next(x.shape[0] for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        network(*args, **kwargs)
+    return counter.get_total_flops() // 2 // batch
+
+
+def drawn_wide(supernet: Supernet, traced: Traced, draw: Draw, inputs: Any) -> Any:
+    """The supernet's outputs at a draw, by hooks on a whole network, of which no parameter is cut or scaled: each
+    channel is multiplied behind its affine (or before its reader) by the summed weight of the candidates that have it,
+    and the end of each residual branch by the weight of the depths that keep its block.
+
+    The network is as wide as the original; where the space's `notes` tell of norms or means over channels, as the
+    widest candidates, since what these see of a channel cannot be masked.
+    """
+    kept: Callable[[np.ndarray], np.ndarray] | None = None
+    network = copy.deepcopy(supernet.network)
+    if traced.space.notes:
+        widest = {name: pick.values[-1] for name, pick in draw.items()}
+        network, mask = extract(supernet, widest), traced.keep_mask(widest)
+        kept = lambda rows: rows[mask[rows].all(1)]  # noqa: E731
+    wide = _Wide(network, inputs)
+    for choice, sites in traced.folds.items():
+        factor = _factor(draw, choice, traced.sizes[choice])
+        for name, dim in sites:
+            rows = traced.rows[name][dim]
+            assert rows is not None
+            wide.multiply(name, dim, _along(rows if kept is None else kept(rows), traced.first[choice], factor))
+        wide.next_factor()
+    for choice, modules in traced.runs.items():
+        for index, block in enumerate(modules[: draw[choice].values[-1]] if kept is not None else modules):
+            alive = _factor(draw, choice, index + 1)[index]
+            for name, dim in traced.branch_folds[block]:
+                wide.multiply(name, dim, alive)
+            wide.next_factor()
+    return wide.run(inputs)
+
+
+def _factor(draw: Draw, choice: str, size: int) -> Tensor:
+    """[size]: for unit or block u, the summed weight of the candidates above u."""
+    pick = draw[choice]
+    weights = pick.weights if pick.weights is not None else torch.ones(1, dtype=torch.float64)
+    has = torch.tensor([[value > u for value in pick.values] for u in range(size)], dtype=weights.dtype)
+    return has @ weights
+
+
+def _along(rows: np.ndarray, first: int, factor: Tensor) -> Tensor:
+    """The factor of every position of a dimension: the product over those of its units that belong to the choice."""
+    units = [[int(u) - first for u in row if first <= u < first + len(factor)] for row in rows]
+    return torch.stack([factor[own].prod() for own in units])
+
+
+class _Wide:
+    """A network with multiplications hung behind or before its layers; parameters of other modules are scaled."""
+
+    def __init__(self, network: nn.Module, inputs: Any) -> None:
+        self.network = network
+        self.scaled: dict[str, Tensor] = {}
+        self._hung: set[tuple[str, bool]] = set()
+        self._tensors: Mapping[str, Tensor] = dict(network.named_parameters())
+        self._called: set[str] = set()  # multi-head attention, for one, never calls its output layer
+        handles = [
+            module.register_forward_hook(lambda *_, name=name: self._called.add(name))
+            for name, module in network.named_modules()
+        ]
+        state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+        with torch.no_grad():
+            self.run(inputs)
+        network.load_state_dict(state)
+        for handle in handles:
+            handle.remove()
+
+    def next_factor(self) -> None:
+        self._hung.clear()
+
+    def multiply(self, name: str, dim: int, factor: Tensor) -> None:
+        """As scaling dimension `dim` of a parameter would; once a layer and factor, for weight and bias together."""
+        owner, _, key = name.rpartition(".")
+        module, tensor = self.network.get_submodule(owner), self._tensors[name]
+        if owner not in self._called or not isinstance(module, _CHANNELS_SECOND + _CHANNELS_LAST):
+            shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
+            self.scaled[name] = self.scaled.get(name, tensor) * (factor if not factor.dim() else factor.reshape(shape))
+            return
+        makes = 1 if getattr(module, "transposed", False) or isinstance(module, nn.Embedding) else 0
+        behind = tensor.dim() == 1 or dim == makes
+        if (owner, behind) in self._hung:
+            return
+        self._hung.add((owner, behind))
+
+        def shaped(x: Tensor) -> Tensor:
+            channels = 1 if isinstance(module, _CHANNELS_SECOND) else x.dim() - 1
+            f = factor.to(x.dtype)
+            return x * (f if not f.dim() else f.reshape([-1 if d == channels else 1 for d in range(x.dim())]))
+
+        if behind:
+            module.register_forward_hook(lambda _, __, out: shaped(out))
+        else:
+            module.register_forward_pre_hook(lambda _, given: (shaped(given[0]), *given[1:]))
+
+    def run(self, inputs: Any) -> Any:
+        args, kwargs = as_call(inputs)
+        return (
+            functional_call(self.network, self.scaled, args, kwargs) if self.scaled else self.network(*args, **kwargs)
+        )
+
+
+@contextmanager
+def same_noise(seed: int = 0) -> Iterator[None]:
+    """Two runs of the same shapes draw the same noise."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+class _NoDropout(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "dropout" in getattr(func, "__name__", ""):
+            return args[0] if args else (kwargs or {})["input"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_noise(network: nn.Module) -> Iterator[None]:
+    """Without dropout, and without modules named after drop paths or stochastic depth, in train mode too: their noise
+    has the shape of what they drop."""
+    flags = [
+        (m, m.training) for m in network.modules() if "Drop" in type(m).__name__ or "Stochastic" in type(m).__name__
+    ]
+    for module, _ in flags:
+        module.training = False
+    try:
+        with _NoDropout():
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
