@@ -261,7 +261,7 @@ def test_the_papers_own_network_is_searched_by_the_same_loop():
 def test_the_uniform_baseline_can_be_one_more_candidate():
     source = traced()
     budget = cost.budget(source.space, macs=0.5)
-    settings = Settings(epochs=1, batch=64, candidates=1, with_uniform=True)
+    settings = Settings(epochs=1, batch=64, candidates=1, with_uniform=True, start="noise")
     found = search(source, DATA, budget, settings)
     assert uniform(source.space, budget) in [scored.architecture for scored in found.candidates]
     assert len(found.candidates) <= 2
@@ -277,3 +277,12 @@ def test_settings_name_the_value_that_is_wrong():
         Settings(epochs=0)
     with pytest.raises(BadRecipe, match=r"search\.weight_lr is above 0, got -1"):
         Settings(weight_lr=-1)
+
+
+def test_a_search_starts_at_uniform_widths_or_flat():
+    source = traced()
+    budget = cost.budget(source.space, macs=0.5)
+    started = search(source, DATA, budget, Settings(epochs=1, batch=64, candidates=1, architecture_lr=1e-9))
+    assert started.architecture == uniform(source.space, budget)
+    flat = search(source, DATA, budget, Settings(epochs=1, batch=64, candidates=1, architecture_lr=1e-9, start="noise"))
+    assert all(max(row) < 1.1 * min(row) for row in flat.probabilities.values())

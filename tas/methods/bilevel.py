@@ -34,6 +34,8 @@ class Settings:
     batch: images of a step, on each side (256).
     warm_start: the supernet starts from the original's weights, False from new ones (False); a supernet that is
       passed ready-made keeps what it has.
+    start: "uniform" centres the distribution on uniform widths and full depths at the budget, each candidate further
+      away less probable by a factor e^-0.5; "noise" leaves it flat, so that depths are halved at first ("noise").
     weight_lr, momentum, nesterov, weight_decay: SGD for the weights (0.1, 0.9, True, 5e-4), cosine to 0.
     architecture_lr, architecture_betas, architecture_decay: Adam for the logits (1e-3, (0.5, 0.999), 1e-3); a short
       search needs a larger rate, because Adam moves a logit by at most about its rate a step.
@@ -53,6 +55,7 @@ class Settings:
     epochs: int = 20
     batch: int = 128
     warm_start: bool = True
+    start: Literal["uniform", "noise"] = "uniform"
     weight_lr: float = 0.02
     momentum: float = 0.9
     nesterov: bool = True

@@ -29,6 +29,8 @@ from tas.tracing import Traced
 
 __all__ = ["Settings", "search"]
 
+_SLOPE = 0.5  # nats a candidate: neighbours stay likely, e^-0.5 = 0.6 times the centre
+
 
 def search(
     source: Traced | Supernet,
@@ -57,6 +59,8 @@ def search(
     supernet = _supernet(source, settings, seed).to(device)
     require_feasible(supernet.space, budget)
     distribution = ArchitectureDistribution(supernet.space, torch.Generator().manual_seed(seed)).to(device)
+    if settings.start == "uniform":
+        _centre(distribution, uniform(supernet.space, budget))
     optimizers = _optimizers(supernet, distribution, settings)
     halves = search_splits(data, seed)
     run = Run(budget, settings, objective, data, *halves, seed, device, supernet, distribution, *optimizers, on_row)
@@ -74,6 +78,15 @@ def search(
         if checkpoint is not None:
             save(checkpoint, _identity(run), parts, run.course)
     return _chosen(run)
+
+
+@torch.no_grad()
+def _centre(distribution: ArchitectureDistribution, architecture: Architecture) -> None:
+    """Make an architecture the most probable one. Flat logits start a search of few steps far from its budget (12 of 22
+    million MACs on ResNet-20, since half of the depth is gone), and it spends them on the way back."""
+    centre = torch.tensor(distribution.space.indices(architecture), device=distribution.logits.device)
+    steps = torch.arange(distribution.logits.shape[1], device=distribution.logits.device)
+    distribution.logits -= _SLOPE * (steps - centre[:, None]).abs()
 
 
 def _optimizers(
