@@ -166,10 +166,7 @@ def evaluate(
 
 
 @app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
-    as_json: Json = False,
-) -> None:
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
     """Write report.html of a run folder again."""
     from tas.reporting import write_report
 
@@ -189,10 +186,13 @@ def _finish(path: Path, out: Path | None, overrides: list[str] | None, as_json: 
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on in {folder}", file=sys.stderr)
         raise typer.Exit(1) from None
-    metric = read_json(folder / "run.json")["metric"]
-    written = [folder / name for name in ("student", "metrics.json", "report.html") if (folder / name).exists()]
-    paths = "\n".join(str(place) for place in written)
-    _print(as_json, {**metrics, "folder": str(folder)}, tables.result_rows(metrics, metric), paths)
+    state, space, architecture = (read_json(folder / f"{name}.json") for name in ("run", "space", "architecture"))
+    names = ("architecture.json", "student", "metrics.json", "report.html")
+    paths = "\n".join(str(folder / name) for name in names if (folder / name).exists())
+    shown = [tables.result_rows(metrics, state["metric"])]
+    if "student" not in metrics:  # searched, not trained yet
+        shown.insert(0, tables.size_rows(space, architecture))
+    _print(as_json, {**metrics, "architecture": architecture, "folder": str(folder)}, *shown, paths)
 
 
 def _plan(path: Path, overrides: list[str] | None, as_json: bool) -> None:

@@ -120,12 +120,15 @@ def test_run_json_is_the_table(shell: Shell, task: Path) -> None:
     code, out, _ = shell("run", task / "tiny.yaml", "--out", task / "run", "--json")
     metrics = json.loads((task / "run" / "metrics.json").read_text())
     assert code == 0
-    assert json.loads(out) == {**metrics, "folder": str(task / "run")}
+    architecture = json.loads((task / "run" / "architecture.json").read_text())
+    assert json.loads(out) == {**metrics, "architecture": architecture, "folder": str(task / "run")}
 
 
 def test_search_then_distill_go_on_in_the_same_folder(shell: Shell, task: Path, tmp_path: Path) -> None:
-    assert shell("search", task / "tiny.yaml", "--set", "distill.epochs=1")[0] == 0
+    code, out, _ = shell("search", task / "tiny.yaml", "--set", "distill.epochs=1")
     folder = tmp_path / "runs" / "tiny"
+    assert code == 0
+    assert "block.conv1" in out
     assert (folder / "architecture.json").is_file()
     assert not (folder / "student").exists()
     assert shell("distill", task / "tiny.yaml", "--set", "distill.epochs=1")[0] == 0

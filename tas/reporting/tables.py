@@ -59,6 +59,12 @@ def choice_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["choice", "kind", "candidates", "original"], rows
 
 
+def size_rows(space: Mapping[str, Any], architecture: Mapping[str, int]) -> tuple[list[str], list[list[str]]]:
+    """What an architecture keeps of each size."""
+    sizes = [(c["name"], c["kind"], c["candidates"][-1], architecture[c["name"]]) for c in space["choices"]]
+    return ["choice", "kind", "original", "student"], [[n, k, str(full), str(kept)] for n, k, full, kept in sizes]
+
+
 def kept_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """What is not searched, and why."""
     return ["kept", "size", "reason"], [[k["name"], str(k["size"]), k["reason"]] for k in space["kept"]]
