@@ -98,9 +98,8 @@ def run(
 ) -> None:
     """Run a recipe from the original to the report, or go on where it was interrupted."""
     if plan:
-        _plan(recipe, overrides, as_json)
-        return
-    _finish(recipe, out, overrides, as_json)
+        return _plan(recipe, overrides, as_json)
+    return _finish(recipe, out, overrides, as_json)
 
 
 @app.command()
