@@ -3,7 +3,8 @@
     python scripts/benchmarks/supernet_step.py [--rounds 15] [--batch 64] [--threads 1] [--device cpu]
 
 A round times one plain step, one weight step and one architecture step, in this order, in this process; each ratio is
-to the plain step of its own round. Printed: a table of medians with quartiles, and the same as one JSON line.
+to the plain step of its own round. Memory is what autograd keeps for the backward of one weight step, in that of a
+plain step. Printed: a table of medians with quartiles, and the same as one JSON line.
 The default form is `tas.Supernet` over a traced network, the paper-exact form `search_spaces.cifar_resnet_supernet`.
 The paper's own code takes 4.2 plain steps an iteration.
 """
@@ -47,6 +48,7 @@ def main() -> None:
         plain = plain_step(resnet56(shortcut=shortcut), images, targets)
         steps = search_steps(build(resnet56(shortcut=shortcut)).to(device), images, targets)
         rows[form] = ratios(plain, *steps, arguments.rounds)
+        rows[form]["memory, weight step"] = [kept_for_backward(steps[0]) / kept_for_backward(plain)] * 3
     report(rows, {**vars(arguments), "torch": torch.__version__})
 
 
@@ -113,6 +115,20 @@ def ratios(plain: Step, weight_step: Step, architecture_step: Step, rounds: int)
     }
     quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.double)
     return {name: [round(q, 3) for q in values.quantile(quartiles).tolist()] for name, values in measured.items()}
+
+
+def kept_for_backward(step: Step) -> int:
+    """Bytes that autograd keeps between forward and backward of one step, each storage once."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step()
+    return sum(kept.values())
 
 
 def seconds(step: Step) -> float:
