@@ -24,6 +24,8 @@ def permute(traced: Traced, orders: Mapping[str, Any]) -> Traced:
         order = np.asarray(order, dtype=int)
         if name not in traced.sizes or sorted(order.tolist()) != list(range(traced.sizes[name])):
             raise ValueError(f"an order permutes the units of a width choice, got {order.tolist()} for {name!r}")
+        if name in traced.ordered and sorted(order.tolist()) != order.tolist():
+            raise ValueError(f"an operator slides over {name!r}, whose units keep their order; got {order.tolist()}")
         first = traced.first[name]
         source[first : first + len(order)] = first + order
     network = copy.deepcopy(traced.network)

@@ -42,7 +42,7 @@ def reorder(traced: Traced, importance: str | Criterion = "l1", generator: torch
     function of the places of a choice's units that returns one score a unit. Raises `BadRecipe` for an unknown name.
     """
     orders = {}
-    for name in traced.sizes:
+    for name in (name for name in traced.sizes if name not in traced.ordered):
         places = sites(traced, name)
         by_name = isinstance(importance, str)
         found = order(importance, places, generator) if by_name else _falling(importance(places))

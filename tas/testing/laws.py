@@ -137,7 +137,8 @@ def _keep_is_a_prefix_of_the_permuted(
 
 
 def _orders(traced: Traced, generator: torch.Generator) -> dict[str, list[int]]:
-    return {name: torch.randperm(size, generator=generator).tolist() for name, size in traced.sizes.items()}
+    free = [(name, size) for name, size in traced.sizes.items() if name not in traced.ordered]
+    return {name: torch.randperm(size, generator=generator).tolist() for name, size in free}
 
 
 def law_5(space: SearchSpace, generator: torch.Generator) -> None:

@@ -36,8 +36,9 @@ class Traced:
 
     `rows` says, for every parameter and buffer, which units each position of each dimension needs ([positions, k],
     indices of units; `units` stands for "always kept"; dimensions with the same units share their array). The
-    `attribute_rules` say which integers of modules are sizes; modules in `caching` keep something from a forward. `first` and `sizes` give the units of each width choice;
-    `runs` the modules of each depth choice, in order. `folds` names the parameter dimensions that a choice's channel
+    `attribute_rules` say which integers of modules are sizes; modules in `caching` keep something from a forward.
+    `first` and `sizes` give the units of each width choice; an operator slides over those of the `ordered` ones, so
+    that only prefixes of them make sense. `runs` gives the modules of each depth choice, in order. `folds` names the parameter dimensions that a choice's channel
     factors multiply, `branch_folds` those that scale the branch of a skippable module.
     """
 
@@ -48,6 +49,7 @@ class Traced:
     rows: Mapping[str, tuple[Rows, ...]]
     units: int
     first: Mapping[str, int]
+    ordered: frozenset[str]
     grouped: Mapping[str, tuple[tuple[int, Rows], tuple[int, Rows]]]
     attribute_rules: tuple[AttributeRule, ...]
     caching: tuple[str, ...]
@@ -76,6 +78,10 @@ class Traced:
             kept = np.asarray(chosen.pop(name), dtype=int)
             if len(np.unique(kept)) != count or kept.size != count or kept.min() < 0 or kept.max() >= size:
                 raise ValueError(f"keep[{name!r}] lists {count} distinct units of 0..{size - 1}, got {kept.tolist()}")
+            if name in self.ordered and sorted(kept.tolist()) != list(range(count)):
+                raise ValueError(
+                    f"of {name!r} the first units are kept: an operator slides over it; got {kept.tolist()}"
+                )
             mask[first + kept] = True
         if chosen:
             raise ValueError(f"keep names width choices of the space, got {sorted(chosen)}")
@@ -187,6 +193,7 @@ def _widths(
         kwargs=kwargs,
         rows=_shared({name: [units.rows(part) for part in rows] for name, rows in recorder.tensors.items()}),
         units=units.total,
+        ordered=frozenset(name for rows in recorder.ordered for name in units.choices_of(rows)),
         first={choice.name: units.start(number) for number, choice in enumerate(units.choices)},
         grouped={
             name: tuple((n, units.rows(rows)) for n, rows in axes)  # type: ignore[misc]
@@ -210,7 +217,7 @@ def _with_depth(recorder: Recorder, units: Units, traced: Traced, rules: Rules) 
     costs = (*_macs(recorder, units, alive, batch), *_params(recorder, units, alive))
     return replace(
         traced,
-        space=replace(traced.space, choices=traced.space.choices + blocks, costs=costs),
+        space=replace(traced.space, choices=traced.space.choices + blocks, costs=costs, notes=tuple(recorder.inexact)),
         runs={name: tuple(region.module for region in run) for name, run in depths.items()},
         branch_folds=branch_folds,
     )

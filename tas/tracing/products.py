@@ -33,6 +33,7 @@ def convolution(
         slides = t.carries(given[d]) and out.shape[d] == x.shape[d] and all(s == 1 for s in stride)
         if slides:
             t.mark_inexact(f"a convolution slides over channels: {t.current.where()}")
+            t.ordered.append(given[d])
         else:
             t.freeze(given[d], why="a spatial size")
         space.append(given[d] if slides else None)

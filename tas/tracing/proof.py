@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from tas.tracing.attributes import AttributeRule, candidates, for_peers, in_units, set_integer
 from tas.tracing.identity import Array
-from tas.tracing.recording import Axis, Record, Recorder, Site, plain_attention
+from tas.tracing.recording import Axis, Record, Recorder, Site, fractions, plain_attention
 from tas.tracing.repair import give_way
 from tas.tracing.slicing import copy_sharing
 from tas.tracing.units import Units
@@ -227,6 +227,8 @@ class _Replay(TorchDispatchMode):
             wanted = tuple(self.kept(axis) for axis in value.axes())
             if tuple(tensor.shape) != wanted and value.real:
                 raise _Differs(f"it gives {tuple(tensor.shape)} where {wanted} was due")
+        if record.numbers != fractions((args, kwargs)):  # a scale computed from the head size, say
+            self.recorder.mark_inexact(f"a number follows a width: {record.where()}")
         self.position += 1
         self.asked = None
         return out

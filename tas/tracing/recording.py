@@ -55,6 +55,7 @@ class Record:
     inputs: tuple[Value, ...]
     before: int  # bit set of the records that its inputs descend from
     input_before: tuple[int, ...]
+    numbers: tuple[float, ...] = ()  # among its arguments
     outputs: tuple[Value, ...] = ()
     flow: Flow = "other"
     products: list[list[Axis]] = field(default_factory=list)  # one multiply-accumulate per point of these axes
@@ -104,6 +105,7 @@ class Recorder(TorchDispatchMode):
         self.spans: list[Span] = []
         self.tensors: dict[str, tuple[Rows, ...]] = {}  # parameters and buffers
         self.inexact: dict[str, int] = {}
+        self.ordered: list[Rows] = []  # dimensions whose positions must keep their neighbours
         self.apart: list[Rows] = []  # positions that were taken out of others: units in and outside are no longer alike
         self.grouped: dict[
             str, tuple[Axis, Axis]
@@ -220,7 +222,8 @@ class Recorder(TorchDispatchMode):
         for bits in before:
             union |= bits
         index = len(self.records)
-        self.current = Record(index, operator, self._stack[-1], _source_line(), values, union, tuple(before))
+        source, numbers = _source_line(), fractions((args, given))
+        self.current = Record(index, operator, self._stack[-1], source, values, union, tuple(before), numbers)
         for tensor in inputs:
             known = self._origin.get(tensor)
             if known is not None:
@@ -302,6 +305,11 @@ def plain_attention() -> Iterator[None]:
 def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.named_parameters(remove_duplicate=False)
     yield from network.named_buffers(remove_duplicate=False)
+
+
+def fractions(tree: Any) -> tuple[float, ...]:
+    """The floating-point numbers among an operator's arguments."""
+    return tuple(leaf for leaf in tree_leaves(tree) if isinstance(leaf, float))
 
 
 def _tensors(tree: Any) -> list[Tensor]:

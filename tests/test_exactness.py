@@ -1,0 +1,61 @@
+"""What mixes channels other than by a sum over them is kept in order, or told in the space's notes."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tas.importance import reorder
+from tas.reordering import permute
+from tas.testing import check_space
+from tas.tracing import trace
+
+
+class Sliding(nn.Module):
+    """Efficient channel attention: a convolution along the channel axis (Wang et al. 2020)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.slide = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        gate = self.slide(x.mean((2, 3)).unsqueeze(1)).sigmoid().squeeze(1)
+        return self.head((x * gate[:, :, None, None]).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """One head whose scale is computed from the width in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.head = nn.Linear(6, 12), nn.Linear(12, 36), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.embed(x)).chunk(3, dim=-1)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(1, 2)
+        return self.head((scores @ v).mean(1))
+
+
+def test_channels_that_an_operator_slides_over_keep_their_order() -> None:
+    traced = trace(Sliding(), torch.randn(2, 3, 8, 8))
+    (name,) = traced.ordered
+    backwards = list(range(traced.sizes[name]))[::-1]
+    with pytest.raises(ValueError, match="slides"):
+        permute(traced, {name: backwards})
+    with pytest.raises(ValueError, match="slides"):
+        traced.keep_mask(traced.space.smallest(), {name: backwards[: traced.space.smallest()[name]]})
+    before = traced.network.stem.weight.clone()
+    assert torch.equal(reorder(traced).network.stem.weight, before)
+
+
+def test_a_prefix_of_channels_under_a_sliding_operator_is_the_network_with_zeros_for_the_rest() -> None:
+    check_space(Sliding(), torch.randn(2, 3, 8, 8))
+    traced = trace(Sliding(), torch.randn(2, 3, 8, 8))
+    assert any("slides over channels" in note for note in traced.space.notes)
+
+
+def test_a_scale_computed_from_a_width_is_told() -> None:
+    traced = check_space(Attention(), torch.randn(2, 7, 6))
+    assert any("a number follows a width" in note and "mul" in note for note in traced.space.notes)
