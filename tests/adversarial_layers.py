@@ -83,7 +83,7 @@ def two_norms_in_a_row() -> Case:
 
 def group_norm() -> Case:
     layers = [conv(3, 12), nn.GroupNorm(3, 12), nn.ReLU(), conv(12, 12), nn.GroupNorm(1, 12), nn.ReLU()]
-    return Case(nn.Sequential(*layers, conv(12, 8), nn.GroupNorm(8, 8), head(8)), images())
+    return Case(nn.Sequential(*layers, conv(12, 8), nn.GroupNorm(8, 8), nn.ReLU(), head(8)), images())
 
 
 def parametric_relu() -> Case:
@@ -224,4 +224,4 @@ def einsum_head() -> Case:
     def run(m: Any, x: Tensor) -> Tensor:
         return torch.einsum("nchw,kc->nk", torch.relu(m.a(x)), m.w)
 
-    return Case(Net(run, a=conv_bn(3, 6), w=nn.Parameter(torch.randn(5, 6))), images())
+    return Case(Net(run, a=conv_bn(3, 12), w=nn.Parameter(torch.randn(5, 12))), images())

@@ -85,7 +85,9 @@ def dense_block() -> Case:
         def __init__(self) -> None:
             super().__init__()
             self.stem = conv(3, 6)
-            self.layers = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(6 + 4 * i), nn.ReLU(), conv(6 + 4 * i, 4)) for i in range(3))
+            self.layers = nn.ModuleList(
+                nn.Sequential(nn.BatchNorm2d(6 + 4 * i), nn.ReLU(), conv(6 + 4 * i, 4)) for i in range(3)
+            )
             self.last, self.head = nn.BatchNorm2d(18), head(18)
 
         def forward(self, x: Tensor) -> Tensor:

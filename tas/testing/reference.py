@@ -20,7 +20,9 @@ from tas.distribution import Draw
 from tas.extraction import extract
 from tas.supernet import Supernet
 from tas.tracing import Traced, as_call
+from tas.tracing.recording import Site
 
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _CHANNELS_SECOND = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
 
@@ -70,17 +72,16 @@ def drawn_wide(supernet: Supernet, traced: Traced, draw: Draw, inputs: Any) -> A
     wide = _Wide(network, inputs)
     for choice, sites in traced.folds.items():
         factor = _factor(draw, choice, traced.sizes[choice])
+        along = {}
         for name, dim in sites:
             rows = traced.rows[name][dim]
             assert rows is not None
-            wide.multiply(name, dim, _along(rows if kept is None else kept(rows), traced.first[choice], factor))
-        wide.next_factor()
+            along[name, dim] = _along(rows if kept is None else kept(rows), traced.first[choice], factor)
+        wide.multiply(along)
     for choice, modules in traced.runs.items():
         for index, block in enumerate(modules[: draw[choice].values[-1]] if kept is not None else modules):
             alive = _factor(draw, choice, index + 1)[index]
-            for name, dim in traced.branch_folds[block]:
-                wide.multiply(name, dim, alive)
-            wide.next_factor()
+            wide.multiply(dict.fromkeys(traced.branch_folds[block], alive))
     return wide.run(inputs)
 
 
@@ -94,8 +95,9 @@ def _factor(draw: Draw, choice: str, size: int) -> Tensor:
 
 def _along(rows: np.ndarray, first: int, factor: Tensor) -> Tensor:
     """The factor of every position of a dimension: the product over those of its units that belong to the choice."""
-    units = [[int(u) - first for u in row if first <= u < first + len(factor)] for row in rows]
-    return torch.stack([factor[own].prod() for own in units])
+    mine = (rows >= first) & (rows < first + len(factor))
+    padded = torch.cat([factor, factor.new_ones(1)])
+    return padded[torch.from_numpy(np.where(mine, rows - first, len(factor)))].prod(1)
 
 
 class _Wide:
@@ -104,8 +106,12 @@ class _Wide:
     def __init__(self, network: nn.Module, inputs: Any) -> None:
         self.network = network
         self.scaled: dict[str, Tensor] = {}
-        self._hung: set[tuple[str, bool]] = set()
-        self._tensors: Mapping[str, Tensor] = dict(network.named_parameters())
+        self._tensors: dict[str, Tensor] = {}  # a parameter that modules share has a name in each of them
+        self._names: dict[int, list[str]] = {}
+        for owner, module in network.named_modules():
+            for key, tensor in module.named_parameters(prefix=owner, recurse=False):
+                self._tensors[key] = tensor
+                self._names.setdefault(id(tensor), []).append(key)
         self._called: set[str] = set()  # multi-head attention, for one, never calls its output layer
         handles = [
             module.register_forward_hook(lambda *_, name=name: self._called.add(name))
@@ -118,27 +124,30 @@ class _Wide:
         for handle in handles:
             handle.remove()
 
-    def next_factor(self) -> None:
-        self._hung.clear()
+    def multiply(self, factors: Mapping[Site, Tensor]) -> None:
+        """As scaling these dimensions of parameters would; a layer once for its weight and bias together."""
+        parameters = dict(self.network.named_parameters())
+        factors = {(n, dim): f for (name, dim), f in factors.items() for n in self._names[id(parameters[name])]}
+        for owner in dict.fromkeys(name.rpartition(".")[0] for name, _ in factors):
+            module = self.network.get_submodule(owner)
+            mine = {site: factor for site, factor in factors.items() if site[0].rpartition(".")[0] == owner}
+            weights = {dim: factor for (name, dim), factor in mine.items() if name.endswith("weight")}
+            known = isinstance(module, _CHANNELS_SECOND + _CHANNELS_LAST) and owner in self._called
+            if known and weights and all(name.endswith((".weight", ".bias")) for name, _ in mine):
+                makes = 1 if getattr(module, "transposed", False) or isinstance(module, nn.Embedding) else 0
+                for dim, factor in weights.items():
+                    self._hang(module, factor, behind=dim == makes or isinstance(module, _NORMS))
+            else:
+                for (name, dim), factor in mine.items():
+                    tensor = self.scaled.get(name, self._tensors[name])
+                    shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
+                    self.scaled[name] = tensor * (factor.reshape(shape) if factor.dim() else factor)
 
-    def multiply(self, name: str, dim: int, factor: Tensor) -> None:
-        """As scaling dimension `dim` of a parameter would; once a layer and factor, for weight and bias together."""
-        owner, _, key = name.rpartition(".")
-        module, tensor = self.network.get_submodule(owner), self._tensors[name]
-        if owner not in self._called or not isinstance(module, _CHANNELS_SECOND + _CHANNELS_LAST):
-            shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
-            self.scaled[name] = self.scaled.get(name, tensor) * (factor if not factor.dim() else factor.reshape(shape))
-            return
-        makes = 1 if getattr(module, "transposed", False) or isinstance(module, nn.Embedding) else 0
-        behind = tensor.dim() == 1 or dim == makes
-        if (owner, behind) in self._hung:
-            return
-        self._hung.add((owner, behind))
-
+    def _hang(self, module: nn.Module, factor: Tensor, behind: bool) -> None:
         def shaped(x: Tensor) -> Tensor:
             channels = 1 if isinstance(module, _CHANNELS_SECOND) else x.dim() - 1
-            f = factor.to(x.dtype)
-            return x * (f if not f.dim() else f.reshape([-1 if d == channels else 1 for d in range(x.dim())]))
+            shape = [-1 if d == channels else 1 for d in range(x.dim())]
+            return x * (factor.reshape(shape) if factor.dim() else factor).to(x.dtype)
 
         if behind:
             module.register_forward_hook(lambda _, __, out: shaped(out))
@@ -147,9 +156,7 @@ class _Wide:
 
     def run(self, inputs: Any) -> Any:
         args, kwargs = as_call(inputs)
-        return (
-            functional_call(self.network, self.scaled, args, kwargs) if self.scaled else self.network(*args, **kwargs)
-        )
+        return functional_call(self.network, self.scaled, args, kwargs, tie_weights=False)
 
 
 @contextmanager

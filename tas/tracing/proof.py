@@ -194,6 +194,10 @@ class _Replay(TorchDispatchMode):
         self.asked: list[int] | None = None  # the sizes that a failing operator was given
         self.error: str | None = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see Recorder
+
     def run(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
             with self:

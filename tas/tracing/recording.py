@@ -132,6 +132,10 @@ class Recorder(TorchDispatchMode):
                 self._rows[tensor] = self.tensors[name] = rows
                 self._origin[tensor] = (name, tuple(range(tensor.dim())))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # what is compiled is no concern here, and guarding against it loads the compiler: seconds
+
     # -- what handlers use -----------------------------------------------------------------------------------------
     def rows(self, tensor: Tensor) -> list[Rows]:
         known = self._rows.get(tensor)
