@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -31,7 +31,18 @@ def modes_restored(network: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def recalibrate(network: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None) -> None:
+def statistics(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of the running statistics and batch counts of every batch norm, by name in the state dict."""
+    names = {id(buffer) for norm in _batch_norms(network) for buffer in norm.buffers(recurse=False)}
+    return {name: buffer.clone() for name, buffer in network.named_buffers() if id(buffer) in names}
+
+
+def recalibrate(
+    network: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[Any], Any] | None = None,
+    resumed: bool = False,
+) -> None:
     """Replace the running statistics of every batch norm by averages over `batches` of inputs, in place.
 
     mean <- the average over batches of the batch mean; variance <- the average of the *unbiased* batch variance, every
@@ -42,6 +53,9 @@ def recalibrate(network: nn.Module, batches: Iterable[Any], forward: Callable[[A
     `network` itself by default; for a supernet at an architecture, `lambda x: supernet(x, architecture)`. Statistics
     may then be views into larger buffers: they are only ever written by the forward itself, whose first batch
     (factor 1/1) overwrites what was there, so what an architecture does not use stays as it was.
+
+    `resumed`: the statistics in place are already averages over the batches that the norms have counted, and `batches`
+    are the next ones: the result is bit-identical to one call with all of them.
     """
     norms = _batch_norms(network)
     momenta = [norm.momentum for norm in norms]
@@ -52,7 +66,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Any], forward: Callable[[A
             for norm in norms:
                 norm.train()
                 norm.momentum = None
-                if norm.num_batches_tracked is not None:
+                if norm.num_batches_tracked is not None and not resumed:
                     norm.num_batches_tracked.zero_()
             for inputs in batches:
                 forward(inputs)

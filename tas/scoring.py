@@ -2,23 +2,27 @@
 al. 2020, §3.2), without any training.
 
 A score is a function of (architecture, weights, image set, count): every candidate sees the same decoded images in the
-same batches, and leaves the network it comes from untouched.
+same batches, and leaves the network it comes from untouched. The images of a smaller count are the first ones of a
+larger count, so a race (successive halving over images) gives the very scores that its counts give without a race.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tas.calibration import has_batch_norm, recalibrate
-from tas.data import Data, Split, as_data, examples_in, halves
-from tas.errors import BadData
+from tas.calibration import has_batch_norm, recalibrate, statistics
+from tas.data import Batches as OwnBatches
+from tas.data import Data, Split, as_data, examples_in, halves, map_tensors, nested
+from tas.errors import BadData, BadRecipe
 from tas.extraction import extract
 from tas.objectives import Objective, default_objective
 from tas.space import Architecture
@@ -26,17 +30,36 @@ from tas.supernet import Supernet
 from tas.tracing import Traced
 from tas.training import call
 
+Batches = list[tuple[Any, Any]]
+
 
 @dataclass(frozen=True)
 class Score:
-    """What an architecture reaches on `images` hold-out images: the objective's metric with recalibrated and with
-    inherited (`raw`) batch-norm statistics, and the recalibrated loss. Without batch norm both metrics are the same."""
+    """What an architecture reaches on `images` hold-out images: the objective's metric with recalibrated and, where
+    asked for, with inherited (`raw`) batch-norm statistics, and the recalibrated loss."""
 
     architecture: Architecture
     recalibrated: float
-    raw: float
+    raw: float | None
     loss: float
     images: int
+
+    @property
+    def valid(self) -> bool:
+        """Whether metric and loss are numbers. (A network whose outputs are NaN has a top-1: that of class 0.)"""
+        return math.isfinite(self.recalibrated) and math.isfinite(self.loss)
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """What all candidates are scored with: weights, and decoded batches on the device (inputs for the calibration)."""
+
+    source: Traced | Supernet
+    objective: Objective
+    calibration: list[Any]
+    held_out: Batches
+    images: int
+    device: torch.device | str
 
 
 def search_splits(data: Data, seed: int = 0) -> tuple[Split, Split]:
@@ -54,64 +77,173 @@ def score(
     calibration_images: int = 2560,
     images: int = 2000,
     batch: int = 128,
+    rungs: int = 1,
+    keep: float = 0.25,
+    raw: bool = True,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_score: Callable[[Score], None] | None = None,
 ) -> list[Score]:
-    """Scores of `architectures`, in their order, with the weights of `source`.
+    """Scores of `architectures`, in their order, with the weights of `source`; equal ones are scored once.
 
     Calibration images come unaugmented from the *weights* half of `data.train`, score images from the *architecture*
-    half (`search_splits(data, seed)`). The cumulative average over 20 batches of 128 has the variance of EagleEye's 102
-    batches at momentum 0.1; EagleEye scores on 10,000 images, whose standard error at 50 % is 0.5 points against
-    1.1 here. `on_score` is told of every score as it comes.
+    half (`search_splits(data, seed)`); where there are fewer than asked for, `Score.images` says so. The cumulative
+    average over 20 batches of 128 has the variance of EagleEye's 102 batches at momentum 0.1; EagleEye scores on 10,000
+    images, whose standard error at 50 % is 0.5 points against 1.1 here.
+
+    rungs: more than 1 is a race, see `raced`. raw: also score with inherited statistics, which takes `images` forwards
+    more. `on_score` is told of every score as it comes, in a race of those of the earlier rungs too.
     """
-    objective = objective or default_objective()
-    weights, architecture_half = search_splits(as_data(data), seed)
-    whole = len(weights) >= batch  # the average over batches gives every batch the same weight, whatever its size
+    chosen = judge(
+        source,
+        data,
+        objective=objective,
+        calibration_images=calibration_images,
+        images=images,
+        batch=batch,
+        seed=seed,
+        device=device,
+    )
+    return raced(chosen, architectures, rungs, keep, raw, on_score)
+
+
+def judge(
+    source: Traced | Supernet,
+    data: Any,
+    *,
+    objective: Objective | None = None,
+    calibration_images: int = 2560,
+    images: int = 2000,
+    batch: int = 128,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Judge:
+    """Decode the images once, for any number of scores. Warns where the held-out images lack a class."""
+    data = as_data(data)
+    weights, architecture_half = search_splits(data, seed)
+    whole = (
+        min(len(weights), calibration_images) >= batch
+    )  # the average over batches gives every batch the same weight, whatever its size
     calibration = [inputs for inputs, _ in _decoded(weights, calibration_images, batch, whole, device)]
     held_out = _decoded(architecture_half, images, batch, False, device)
-    found = []
-    for architecture in architectures:
-        network = extract(source, architecture).to(device)
-        raw, loss, count = _evaluated(network, held_out, objective)
-        recalibrated = raw
-        if has_batch_norm(network):
-            recalibrate(network, calibration, partial(call, network))
-            recalibrated, loss, count = _evaluated(network, held_out, objective)
-        found.append(Score(Architecture.of(architecture), recalibrated, raw, loss, count))
-        if on_score:
-            on_score(found[-1])
-    return found
+    count = sum(examples_in(targets) for _, targets in held_out)
+    if data.classes is not None and architecture_half.targets is not None:
+        missing = set(range(data.classes)) - set(torch.cat([targets for _, targets in held_out]).tolist())
+        if missing:
+            warnings.warn(
+                f"scores are blind to classes without an image among the {count} held out, got none of "
+                f"{sorted(missing)[:5]} ({len(missing)} of {data.classes}): score on more images",
+                stacklevel=2,
+            )
+    return Judge(source, objective or default_objective(), calibration, held_out, count, device)
+
+
+def judged(
+    judge: Judge,
+    architecture: Mapping[str, int],
+    part: float = 1.0,
+    raw: bool = False,
+    known: Mapping[str, Tensor] | None = None,
+) -> tuple[Score, dict[str, Tensor]]:
+    """The score of one architecture on a `part` (0 to 1) of the calibration and of the score images, and the
+    batch-norm statistics behind it. `known`: those that a smaller part gave, to go on from."""
+    network = extract(judge.source, architecture).to(judge.device).eval()
+    held_out = _first(judge.held_out, math.ceil(part * judge.images))
+    adapts = has_batch_norm(network)
+    inherited = _evaluated(network, held_out, judge.objective)[0] if raw and adapts else None
+    if adapts:
+        network.load_state_dict(known or {}, strict=False)
+        done = max((int(v) for k, v in (known or {}).items() if k.endswith("num_batches_tracked")), default=0)
+        wanted = judge.calibration[done : math.ceil(part * len(judge.calibration))]
+        recalibrate(network, wanted, partial(call, network), resumed=done > 0)
+    metric, loss, count = _evaluated(network, held_out, judge.objective)
+    return Score(Architecture.of(architecture), metric, inherited if adapts else metric, loss, count), statistics(
+        network
+    )
+
+
+def raced(
+    judge: Judge,
+    architectures: Iterable[Mapping[str, int]],
+    rungs: int = 1,
+    keep: float = 0.25,
+    raw: bool = False,
+    on_score: Callable[[Score], None] | None = None,
+) -> list[Score]:
+    """Successive halving over images (Karnin, Koren & Somekh 2013): the score of every architecture, in their order,
+    each with the count that it reached.
+
+    On the first of `rungs`, all are calibrated and scored on keep^(rungs - 1) of the images; the best `keep` of them
+    go on to 1 / keep times as many, and the last rung uses all. The calibration goes on from its earlier batches; the
+    images are scored again, since the statistics are others. With 2 rungs and a quarter, a candidate costs 0.44 of a
+    full score. Who goes on depends on no order; what is no number never does.
+    """
+    if rungs < 1 or not 0 < keep < 1:
+        raise BadRecipe(f"a race has at least 1 rung and keeps a part between 0 and 1, got {rungs} and {keep}")
+    everyone = [Architecture.of(architecture) for architecture in architectures]
+    found: dict[Architecture, Score] = {}
+    known: dict[Architecture, dict[str, Tensor]] = {}
+    running = list(dict.fromkeys(everyone))
+    for rung in range(rungs):
+        part = keep ** (rungs - 1 - rung)
+        before, known = known, {}
+        for each in running:
+            found[each], reached = judged(judge, each, part, raw, before.pop(each, None))
+            if rung < rungs - 1:
+                known[each] = reached
+            if on_score:
+                on_score(found[each])
+        valid = [found[each] for each in running if found[each].valid]
+        running = [s.architecture for s in ranked(valid, judge.objective)[: math.ceil(keep * len(running))]]
+    return [found[each] for each in everyone]
 
 
 def ranked(scores: Sequence[Score], objective: Objective | None = None) -> list[Score]:
-    """Best recalibrated metric first, ties by the lower loss (where few images are right, the metric alone has no
-    signal). Scores that are not numbers come last; BadData where there is no other."""
+    """Scores on most images first (in a race they won over the others), of these the best recalibrated metric first,
+    ties by the lower loss (where few images are right, the metric alone has no signal), then by the smaller sizes.
+    Scores that are not numbers come last; BadData where there is no other."""
     sign = -1 if (objective or default_objective()).higher_is_better else 1
-
-    def key(candidate: Score) -> tuple[bool, float, bool, float]:
-        metric, loss = candidate.recalibrated, candidate.loss
-        lost, vague = math.isnan(metric), math.isnan(loss)
-        return lost, 0.0 if lost else sign * metric, vague, 0.0 if vague else loss
-
-    if scores and all(math.isnan(candidate.recalibrated) for candidate in scores):
+    if scores and not any(candidate.valid for candidate in scores):
         raise BadData(f"at least one of {len(scores)} candidates needs a score that is a number, all are NaN")
+
+    def key(candidate: Score) -> tuple[Any, ...]:
+        if not candidate.valid:
+            return (True,)
+        sizes = tuple(candidate.architecture.values())
+        return False, -candidate.images, sign * candidate.recalibrated, candidate.loss, sizes
+
     return sorted(scores, key=key)
 
 
-def _decoded(split: Split, count: int, batch: int, whole: bool, device: torch.device | str) -> list[tuple[Any, Any]]:
-    """At most `count` examples, shuffled the same way every time: the statistics of a batch need many classes in it."""
-    return list(split.take(count).batches(batch, torch.Generator().manual_seed(0), drop_last=whole, device=device))
+def _decoded(split: Split, count: int, batch: int, whole: bool, device: torch.device | str) -> Batches:
+    """The first `count` examples of an order that is the same for every count and mixes the classes evenly: the
+    statistics of a batch need many classes in it. (The user's own batches keep their order.)"""
+    if not isinstance(split.source, OwnBatches):
+        order = nested(split.targets, len(split), torch.Generator().manual_seed(0))
+        return list(split.take(order[:count]).batches(batch, drop_last=whole, device=device))
+    return list(split.take(count).batches(batch, drop_last=whole, device=device))
 
 
-@torch.no_grad()
-def _evaluated(network: nn.Module, batches: list[tuple[Any, Any]], objective: Objective) -> tuple[float, float, int]:
-    """Mean metric, mean loss and number of examples."""
-    network.eval()
-    metric, loss, count = 0.0, 0.0, 0
+def _first(batches: Batches, count: int) -> Batches:
+    """The first `count` examples, in the same batches but for the last."""
+    found: Batches = []
+    for inputs, targets in batches:
+        if count <= 0:
+            break
+        size = examples_in(targets)
+        found.append((inputs, targets) if size <= count else map_tensors(itemgetter(slice(count)), (inputs, targets)))
+        count -= size
+    return found
+
+
+@torch.inference_mode()
+def _evaluated(network: nn.Module, batches: Batches, objective: Objective) -> tuple[float, float, int]:
+    """Mean metric, mean loss and number of examples; the device is waited for once, at the end."""
+    metrics, losses, count = [], [], 0
     for inputs, targets in batches:
         outputs, size = call(network, inputs), examples_in(targets)
-        metric += float(objective.metric(outputs, targets).double().mean()) * size
-        loss += float(objective.loss(outputs, targets)) * size
+        metrics.append(objective.metric(outputs, targets).double().mean() * size)
+        losses.append(objective.loss(outputs, targets).double() * size)
         count += size
+    metric, loss = torch.stack([torch.stack(metrics).sum(), torch.stack(losses).sum()]).tolist()
     return metric / count, loss / count, count

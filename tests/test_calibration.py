@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tas.calibration import has_batch_norm, recalibrate
+from tas.calibration import has_batch_norm, recalibrate, statistics
 
 
 class Net(nn.Module):
@@ -79,6 +79,17 @@ def test_old_statistics_do_not_matter_and_repeating_gives_the_same() -> None:
     recalibrate(second, batches())
     assert first.norm.running_mean.equal(second.norm.running_mean)
     assert first.last.running_var.equal(second.last.running_var)
+
+
+def test_resuming_from_kept_statistics_is_bit_identical_to_one_pass() -> None:
+    whole, part, later = net(), net(), net()
+    recalibrate(whole, batches(5))
+    recalibrate(part, batches(5)[:2])
+    kept = statistics(part)
+    assert len(kept) == 6
+    later.load_state_dict(kept, strict=False)
+    recalibrate(later, batches(5)[2:], resumed=True)
+    assert all(value.equal(statistics(whole)[name]) for name, value in statistics(later).items())
 
 
 def test_statistics_that_are_prefixes_of_larger_buffers_are_written_through_the_callable() -> None:

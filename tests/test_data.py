@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tas.augment import Augment
-from tas.data import Batches, Data, Examples, InMemory, Split, as_data, halves, load, sources, stratified
+from tas.data import Batches, Data, Examples, InMemory, Split, as_data, halves, load, nested, sources, stratified
 from tas.errors import BadData
 
 
@@ -101,6 +101,17 @@ def test_stratified_takes_exactly_as_many_and_of_each_class_its_share() -> None:
         assert (labels[picked].bincount(minlength=4) - shares).abs().max() <= 1
     draws = torch.stack([stratified(labels, 90, 45, seeded(seed)).bincount(minlength=90) for seed in range(200)])
     assert 60 < draws.sum(0).min() <= draws.sum(0).max() < 140  # no example is favoured
+
+
+def test_every_beginning_of_a_nested_order_is_stratified() -> None:
+    labels = torch.cat([torch.full((60,), 7), torch.full((30,), -1), torch.full((10,), 3)])
+    order = nested(labels, 100, seeded(0))
+    assert order.sort().values.equal(torch.arange(100))
+    for count in range(1, 101):
+        for label, size in ((7, 60), (-1, 30), (3, 10)):
+            assert abs(int((labels[order[:count]] == label).sum()) - size * count / 100) <= 2
+    assert not nested(labels, 100, seeded(1)).equal(order)
+    assert nested(None, 9, seeded(0)).sort().values.equal(torch.arange(9))
 
 
 def test_halves_are_disjoint_complete_and_stratified() -> None:

@@ -6,10 +6,12 @@ from torch import nn
 from toys import data, network
 
 import tas
+from tas import scoring
 from tas.calibration import recalibrate
-from tas.errors import BadData
+from tas.data import nested
+from tas.errors import BadData, BadRecipe
 from tas.objectives import Objective, cross_entropy, default_objective, top1
-from tas.scoring import Score, ranked, score, search_splits
+from tas.scoring import Score, judge, judged, raced, ranked, score, search_splits
 
 DATA = data()
 
@@ -52,8 +54,8 @@ def test_a_score_is_what_extracting_recalibrating_and_evaluating_by_hand_gives()
     student = tas.extract(source, architecture).eval()
     with torch.no_grad():
         raw = (student(images).argmax(1) == targets).double().mean().item()
-        calibration = list(weights.take(96).batches(32, torch.Generator().manual_seed(0)))
-        recalibrate(student, [inputs for inputs, _ in calibration])
+        order = nested(weights.targets, len(weights), torch.Generator().manual_seed(0))
+        recalibrate(student, [inputs for inputs, _ in weights.take(order[:96]).batches(32)])
         outputs = student(images)
     assert found.raw == pytest.approx(100 * raw)
     assert found.recalibrated == pytest.approx(100 * (outputs.argmax(1) == targets).double().mean().item())
@@ -91,8 +93,84 @@ def test_a_network_without_batch_norm_is_not_recalibrated():
         assert math.isfinite(found.loss)
 
 
-def scored(metric: float, loss: float = 1.0, width: int = 1) -> Score:
-    return Score(tas.Architecture.of({"w": width}), metric, 0.0, loss, 10)
+def test_a_race_gives_every_candidate_the_score_that_its_count_gives_without_a_race():
+    source, told = traced(), []
+    found = list(dict.fromkeys(architectures(source.space, 9)))
+    options = {"calibration_images": 128, "batch": 32}
+    race = score(source, found, DATA, images=100, rungs=2, keep=0.25, raw=False, on_score=told.append, **options)
+    early = score(source, found, DATA, images=25, calibration_images=32, batch=32, raw=False)
+    late = score(source, found, DATA, images=100, raw=False, **options)
+    survivors = {scored.architecture for scored in ranked(early)[: math.ceil(len(found) / 4)]}
+    for raced_one, first, whole in zip(race, early, late, strict=True):
+        assert raced_one == (whole if raced_one.architecture in survivors else first)
+    assert {scored.images for scored in race} == {25, 100}
+    assert [scored.images for scored in told] == [25] * len(found) + [100] * len(survivors)
+    backward = score(source, found[::-1], DATA, images=100, rungs=2, keep=0.25, raw=False, **options)
+    assert backward == race[::-1]
+
+
+def test_a_race_calibrates_each_batch_once_and_knows_its_limits(monkeypatch):
+    source, seen = traced(), []
+
+    def counting(network, batches, *rest, **named):
+        seen.append(len(batches))
+        recalibrate(network, batches, *rest, **named)
+
+    monkeypatch.setattr(scoring, "recalibrate", counting)
+    chosen = judge(source, DATA, images=100, calibration_images=128, batch=32)
+    raced(chosen, architectures(source.space, 1), rungs=3, keep=0.5)
+    assert seen == [1, 1, 2]
+    for rungs, keep in ((0, 0.5), (2, 0.0), (2, 1.0)):
+        with pytest.raises(BadRecipe, match="at least 1 rung"):
+            raced(chosen, [], rungs, keep)
+
+
+def test_equal_architectures_are_scored_once_and_raw_costs_its_own_forwards():
+    source, told = traced(), []
+    (one,) = architectures(source.space, 1)
+    found = score(source, [one, one], DATA, images=20, raw=False, on_score=told.append)
+    assert found == [told[0], told[0]]
+    assert len(told) == 1
+    assert found[0].raw is None
+
+
+def test_a_candidate_that_is_not_a_number_is_never_promoted():
+    source = traced()
+    found = list(dict.fromkeys(architectures(source.space, 6)))
+    chosen = judge(source, DATA, images=100, batch=32)
+    plain = raced(chosen, found)
+    lost = ranked(plain)[0].architecture
+
+    def nan_for_the_best(outputs, targets):
+        return cross_entropy(outputs, targets) * (math.nan if calls[-1] == lost else 1)
+
+    calls = []
+    objective = Objective(nan_for_the_best, top1, "top1")
+    broken = judge(source, DATA, objective=objective, images=100, batch=32)
+    kept = []
+    for each in found:
+        calls.append(each)
+        kept.append(judged(broken, each)[0])
+    assert sum(not scored.valid for scored in kept) == 1
+    assert ranked(kept)[-1].architecture == lost
+    assert ranked(kept)[0] == ranked(plain)[1]
+
+
+def test_a_class_that_is_not_held_out_is_named():
+    with pytest.warns(UserWarning, match="blind to classes"):
+        score(traced(), [], DATA, images=2)
+
+
+def test_fewer_calibration_images_than_a_batch_are_one_batch():
+    source = traced()
+    (one,) = architectures(source.space, 1)
+    (few,), (many,) = (score(source, [one], DATA, calibration_images=count, images=50) for count in (40, 128))
+    assert few.loss != many.loss
+    assert few.raw == many.raw
+
+
+def scored(metric: float, loss: float = 1.0, width: int = 1, images: int = 10) -> Score:
+    return Score(tas.Architecture.of({"w": width}), metric, 0.0, loss, images)
 
 
 def test_ranking_takes_the_metric_then_the_loss_and_never_what_is_not_a_number():
@@ -101,5 +179,7 @@ def test_ranking_takes_the_metric_then_the_loss_and_never_what_is_not_a_number()
     error = Objective(cross_entropy, top1, "error", higher_is_better=False)
     assert ranked([lost, tied, low, best], error) == [low, best, tied, lost]
     assert ranked([scored(5.0, math.nan), tied], default_objective())[0] == tied
+    assert ranked([scored(5.0, width=3), scored(5.0, width=2)])[0].architecture["w"] == 2
+    assert ranked([scored(9.0, images=5), low, lost]) == [low, scored(9.0, images=5), lost]
     with pytest.raises(BadData, match="all are NaN"):
         ranked([lost, lost])

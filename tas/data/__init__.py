@@ -7,7 +7,7 @@ do with them.
 from tas.data.holders import Batches, Examples, InMemory
 from tas.data.sources import as_data, load
 from tas.data.splits import Data, Split, halves
-from tas.data.tensors import examples_in, map_tensors, stratified
+from tas.data.tensors import examples_in, map_tensors, nested, stratified
 
 __all__ = [
     "Batches",
@@ -20,5 +20,6 @@ __all__ = [
     "halves",
     "load",
     "map_tensors",
+    "nested",
     "stratified",
 ]

@@ -49,6 +49,22 @@ def stratified(labels: Tensor | None, total: int, count: int, generator: torch.G
     return order[passed[1:] > passed[:-1]].sort().values
 
 
+def nested(labels: Tensor | None, total: int, generator: torch.Generator) -> Tensor:
+    """All indices 0..total-1 in a random order whose every beginning has each class within an example or two of its
+    share, so that few examples are a stratified sample too, and part of every larger one. No labels: one class.
+
+    The j-th example of a class of n (in random order) gets the place (j + u) / n, u uniform, one u a class.
+    """
+    order = torch.randperm(total, generator=generator, device=generator.device).cpu()
+    if labels is None:
+        return order
+    labels, counts = labels.unique(return_inverse=True, return_counts=True)[1:]
+    order = order[labels[order].argsort(stable=True)]
+    rank = torch.arange(total) - (counts.cumsum(0) - counts)[labels[order]]
+    start = torch.rand(len(counts), generator=generator, device=generator.device, dtype=torch.float64).cpu()
+    return order[((rank + start[labels[order]]) / counts[labels[order]]).argsort(stable=True)]
+
+
 def digest(parts: Iterable[Any]) -> str:
     """sha256 over the shapes, dtypes and bytes of all tensors in `parts`, and over texts and numbers."""
     state = hashlib.sha256()

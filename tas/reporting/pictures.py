@@ -72,11 +72,14 @@ def course(rows: Sequence[Mapping[str, Any]], measure: str, limit: float | None)
 
 
 def candidates(rows: Sequence[Mapping[str, Any]], metric: str, limit: float | None) -> str:
-    """Every scored candidate, with recalibrated and raw batch norm; a ring marks the chosen one."""
+    """Every scored candidate, with recalibrated and, where it was asked for, raw batch norm; a ring marks the chosen
+    one."""
     with _style():
         figure, axes = _figure("candidates", 3.0)
         macs = [row["macs"] / 1e6 for row in rows]
-        axes.scatter(macs, [row["raw"] for row in rows], s=18, color=_OTHER, marker="x", label="raw")
+        if inherited := [row for row in rows if row["raw"] is not None]:
+            places = ([row["macs"] / 1e6 for row in inherited], [row["raw"] for row in inherited])
+            axes.scatter(*places, s=18, color=_OTHER, marker="x", label="raw")
         axes.scatter(macs, [row["recalibrated"] for row in rows], s=18, color=_MAIN, label="recalibrated")
         for row in rows:
             if row.get("chosen"):

@@ -74,8 +74,8 @@ def score_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[s
     """Candidates as `candidates.jsonl` has them."""
     header = ["", f"{metric}, recalibrated", "raw", "images", "MACs", "params"]
     rows = [
-        ["chosen" if s.get("chosen") else str(number), f"{s['recalibrated']:.2f}", f"{s['raw']:.2f}", str(s["images"])]
-        + [short(s["macs"]), short(s["params"])]
+        ["chosen" if s.get("chosen") else str(number), f"{s['recalibrated']:.2f}"]
+        + ["–" if s["raw"] is None else f"{s['raw']:.2f}", str(s["images"]), short(s["macs"]), short(s["params"])]
         for number, s in enumerate(scores, 1)
     ]
     return header, rows
