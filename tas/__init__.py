@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tas.cost import params as params
     from tas.distillation import distill as distill
     from tas.distribution import ArchitectureDistribution as ArchitectureDistribution
+    from tas.exporting import export as export
     from tas.exporting import load as load
     from tas.exporting import save as save
     from tas.extraction import extract as extract
@@ -41,6 +42,7 @@ _HOMES = {
     "Traced": "tracing",
     "budget": "cost",
     "distill": "distillation",
+    "export": "exporting",
     "extract": "extraction",
     "load": "exporting",
     "macs": "cost",
@@ -74,6 +76,7 @@ __all__ = [
     "Untraceable",
     "budget",
     "distill",
+    "export",
     "extract",
     "load",
     "macs",

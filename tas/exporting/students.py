@@ -1,0 +1,145 @@
+"""Students on disk: safetensors, JSON and a model card, written whole or not at all, readable without `tas`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tas import loading
+from tas.errors import BadNetwork, BadRecipe
+from tas.exporting.card import card
+
+CARD = "README.md"
+
+
+def save(student: nn.Module, folder: str | Path, **facts: Any) -> None:
+    """Write weights, `student.json`, a model card and the loader `load.py` into `folder`, replacing a student there.
+
+    The JSON holds every module's class and sizes (its Python attributes that are, or hold, integers: from them `load`
+    rebuilds the student), the versions, and `facts`: JSON values such as the architecture, the metrics, the provenance.
+    `BadRecipe` where the folder cannot be written, or holds other things than a student, which would be lost.
+    """
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / loading.RECORD).is_file()):
+        raise BadRecipe(f"a student is saved in a new folder or over another student, {folder} holds something else")
+    record = {"versions": _versions(), **facts, "modules": _modules(student)}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as problem:
+        raise BadRecipe(f"cannot write a student to {folder}: {problem.strerror}") from problem
+    try:
+        # clones: safetensors refuses tensors that share memory; `load` ties them again as the factory does
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in _tensors(student)}
+        save_file(tensors, beside / loading.WEIGHTS)
+        write_json(beside / loading.RECORD, record)
+        write_text(beside / CARD, card(record))
+        shutil.copyfile(loading.__file__, beside / "load.py")
+        beside.chmod(0o755)
+        _replace(folder, beside)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def load(network_factory: Callable[[], nn.Module], folder: str | Path) -> nn.Module:
+    """The student saved in `folder`, in eval mode; `network_factory()` builds the original it was cut from.
+
+    `BadNetwork` where the folder holds no student or the factory builds another network. Nothing in the folder is
+    executed or unpickled.
+    """
+    try:
+        return loading.load(network_factory, folder)
+    except (OSError, ValueError, KeyError, SafetensorError) as problem:
+        raise BadNetwork(f"cannot load a student from {folder}: {problem}") from problem
+
+
+def facts(folder: str | Path) -> dict[str, Any]:
+    """What `save` and `note` were told about the student: architecture, metrics, provenance; and the versions."""
+    return {name: value for name, value in _record(Path(folder)).items() if name != "modules"}
+
+
+def note(folder: str | Path, **facts: Any) -> None:
+    """Add facts about a student that is saved already, in its JSON and in its model card."""
+    folder = Path(folder)
+    record = {**_record(folder), **facts}
+    write_json(folder / loading.RECORD, record)
+    write_text(folder / CARD, card(record))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One JSON value, whole or not at all: written beside, then renamed."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / loading.RECORD).read_text())
+        if not isinstance(record, dict) or not isinstance(record.get("modules"), dict):
+            raise ValueError("it lists no modules")
+    except (OSError, ValueError) as problem:
+        raise BadNetwork(f"{folder} must be a student folder with a {loading.RECORD}: {problem}") from problem
+    return record
+
+
+def _versions() -> dict[str, str]:
+    installed = {name: list(metadata.distributions(name=name)) for name in ("tas", "torch", "safetensors")}
+    return {name: found[0].version for name, found in installed.items() if found}
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """`new` takes the place of `folder`; the old one is gone only once the new one is there."""
+    old = new.with_name(f"{new.name}-old")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    """All parameters and buffers, also those that a state dict leaves out: their sizes are the student's too."""
+    parameters = network.named_parameters(remove_duplicate=False)
+    return [*parameters, *network.named_buffers(remove_duplicate=False)]
+
+
+def _modules(network: nn.Module) -> dict[str, Mapping[str, Any] | None]:
+    records: dict[str, Mapping[str, Any] | None] = {}
+    for path, module in network.named_modules(remove_duplicate=False):
+        sizes = {name: value for name, value in vars(module).items() if _plain(value) and _counts(value)}
+        records[path] = {"class": type(module).__name__, "sizes": sizes}
+        for name, child in module._modules.items():
+            if child is None:
+                records[f"{path}.{name}" if path else name] = None
+    return records
+
+
+def _plain(value: Any) -> bool:
+    """Whether JSON can hold it and give it back."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str | int) and _plain(part) for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _counts(value: Any) -> bool:
+    """Whether there is an integer in it, hence perhaps a size."""
+    if isinstance(value, dict | list | tuple):
+        return any(map(_counts, value.values() if isinstance(value, dict) else value))
+    return type(value) is int
