@@ -10,6 +10,11 @@ from tas.methods.baselines import random, uniform
 from tas.space import Budget, Choice, Factor, LayerCost, SearchSpace, Term
 
 DATA = data()
+OPTIONS = {  # as little work as shows that a method works
+    "differentiable": {"epochs": 1, "batch": 64, "candidates": 3, "images": 50},
+    "adaptive_bn": {"candidates": 3, "images": 50},
+    "optuna": {"candidates": 4, "startup": 1, "images": 50},
+}
 
 
 def chain(widths: int = 4, size: int = 40) -> SearchSpace:
@@ -65,17 +70,49 @@ def test_random_widths_lie_in_the_band_and_follow_their_seed():
     assert all(0.45 <= cost.macs(space, one) / original <= 0.5 for one in found)
 
 
-def test_adaptive_bn_keeps_the_best_of_distinct_candidates():
+def test_adaptive_bn_races_distinct_candidates_and_keeps_the_best():
     source, rows = tas.trace(network(), torch.zeros(2, 1, 8, 8)), []
     budget = cost.budget(source.space, macs=0.5)
-    found = adaptive_bn.search(
-        source, DATA, budget, adaptive_bn.Settings(candidates=12, images=100), on_row=rows.append
-    )
-    assert len({scored.architecture for scored in found.candidates}) == len(found.candidates) > 5
+    settings = adaptive_bn.Settings(candidates=12, images=100, keep=0.5)
+    found = adaptive_bn.search(source, DATA, budget, settings, on_row=rows.append)
+    count = len(found.candidates)
+    assert len({scored.architecture for scored in found.candidates}) == count > 5
+    finalists = [scored for scored in found.candidates if scored.images == 100]
+    assert len(finalists) == -(-count // 2)
+    assert {scored.images for scored in found.candidates[len(finalists) :]} == {50}
     assert found.architecture == found.candidates[0].architecture
-    assert found.candidates[0].recalibrated == max(scored.recalibrated for scored in found.candidates)
-    assert [row["step"] for row in rows] == list(range(1, len(found.candidates) + 1))
-    assert sorted(row["loss"] for row in rows) == sorted(scored.loss for scored in found.candidates)
+    assert found.candidates[0].recalibrated == max(scored.recalibrated for scored in finalists)
+    assert [row["step"] for row in rows] == list(range(1, rows[0]["steps"] + 1))
+    assert [row["images"] for row in rows] == [50] * count + [100] * len(finalists)
+    assert rows == list(found.course)
+
+
+def test_several_budgets_of_adaptive_bn_are_as_good_as_a_run_each():
+    source, rows = tas.trace(network(), torch.zeros(2, 1, 8, 8)), []
+    budgets = [cost.budget(source.space, macs=ratio) for ratio in (0.7, 0.3, 0.5)]
+    options = {"candidates": 8, "images": 64, "seed": 1}
+    together = tas.search(source, DATA, budgets, "adaptive_bn", on_row=rows.append, **options)
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert sum(len(found.course) for found in together) == len(rows) == rows[0]["steps"]
+    for budget, found in zip(budgets, together, strict=True):
+        alone = tas.search(source, DATA, budget, "adaptive_bn", **options)
+        assert cost.macs(source.space, found.architecture) <= dict(budget.limits)["macs"]
+        assert set(alone.candidates) <= set(found.candidates)
+        assert found.candidates[0].recalibrated >= alone.candidates[0].recalibrated
+    scores = [found.candidates[0].recalibrated for found in together]
+    assert scores[1] <= scores[2] <= scores[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_several_budgets(method):
+    source = tas.trace(network(), torch.zeros(2, 1, 8, 8))
+    budgets = [cost.budget(source.space, macs=ratio) for ratio in (0.4, 0.8)]
+    found = tas.search(source, DATA, budgets, method, **OPTIONS.get(method, {}))
+    assert [type(one) for one in found] == [tas.SearchResult] * 2
+    for one, budget in zip(found, budgets, strict=True):
+        assert cost.macs(source.space, one.architecture) <= dict(budget.limits)["macs"] + 0.5
+    with pytest.raises(Infeasible, match="smallest reachable cost"):
+        tas.search(source, DATA, [budgets[0], Budget((("macs", 1.0),))], method)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -83,8 +120,7 @@ def test_adaptive_bn_keeps_the_best_of_distinct_candidates():
 def test_every_method_meets_the_budget_and_repeats_itself(method, ratio):
     source = tas.trace(network(), torch.zeros(2, 1, 8, 8))
     budget = cost.budget(source.space, macs=ratio, params=0.7)
-    options = {"differentiable": {"epochs": 1, "batch": 64, "candidates": 3}, "adaptive_bn": {"candidates": 3}}
-    first, second = (tas.search(source, DATA, budget, method, seed=2, **options.get(method, {})) for _ in range(2))
+    first, second = (tas.search(source, DATA, budget, method, seed=2, **OPTIONS.get(method, {})) for _ in range(2))
     assert first == second
     assert source.space.contains(first.architecture)
     limits = dict(budget.limits)

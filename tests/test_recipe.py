@@ -33,7 +33,10 @@ def test_amounts_have_units(text: str, number: float) -> None:
         ("distill.alpa=1", "did you mean 'alpha'?"),
         ("space.ratio=[0.5]", "did you mean 'ratios'?"),
         ("machine.xyzzy=1", "known are device, threads"),
-        ("search.method=gradient", "search.method should be one of differentiable, adaptive_bn, got 'gradient'"),
+        ("search.method=gradient", "search.method should be one of differentiable, adaptive_bn, optuna, got 'gradient'"),
+        ("search={method: optuna, sampler: tpee}", "search.sampler should be 'tpe', 'nsga2', 'gp' or 'random'"),
+        ("search={method: optuna, storage: nowhere}", "search.storage is journal:PATH or a URL"),
+        ("search={method: adaptive_bn, keep: 1.0}", "search.keep lies between 0 and 1"),
         ("search.epochs=2.5", "search.epochs should be a valid integer"),
         ("search.epochs=true", "search.epochs should be a valid integer"),
         ('search.epochs="2"', "search.epochs should be a valid integer"),
@@ -86,6 +89,14 @@ def test_overrides_reach_any_depth_and_are_typed_like_the_file() -> None:
     assert found.network.kwargs == {"width": 8}
     assert found.search.method == "adaptive_bn"
     assert found.data.flip is True
+
+
+def test_a_study_is_a_method_and_reads_back_as_itself(tmp_path: Path) -> None:
+    options = "{method: optuna, measures: [macs], warm_start: [{w: 3}], storage: 'sqlite:///s.db'}"
+    found = recipe.parse(BASE, [f"search={options}"])
+    (tmp_path / "r.yaml").write_text(recipe.dump(found))
+    assert recipe.read(tmp_path / "r.yaml") == found
+    assert found.search.warm_start == ({"w": 3},)
 
 
 def test_a_recipe_is_frozen() -> None:

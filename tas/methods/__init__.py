@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 
 from tas.errors import BadRecipe
-from tas.methods import adaptive_bn, baselines, differentiable
+from tas.methods import adaptive_bn, baselines, differentiable, optuna_study
+from tas.methods.budgets import at_budgets, front
 from tas.methods.result import OnRow, Row, SearchResult
 from tas.objectives import Objective
+from tas.sampling import require_feasible
 from tas.space import Budget
 from tas.supernet import Supernet
 from tas.tracing import Traced
 
-__all__ = ["METHODS", "OnRow", "Row", "SearchResult", "search"]
+__all__ = ["METHODS", "OnRow", "Row", "SearchResult", "at_budgets", "front", "search"]
 
-_S = TypeVar("_S", differentiable.Settings, adaptive_bn.Settings)
+_S = TypeVar("_S", differentiable.Settings, adaptive_bn.Settings, optuna_study.Settings)
 
-METHODS = ("differentiable", "adaptive_bn", "uniform", "random")
+METHODS = ("differentiable", "adaptive_bn", "optuna", "uniform", "random")
+
+
+@overload
+def search(
+    source: Traced | Supernet, data: Any, budget: Budget, method: str = "differentiable", **options: Any
+) -> SearchResult: ...
+
+
+@overload
+def search(
+    source: Traced | Supernet, data: Any, budget: Sequence[Budget], method: str = "differentiable", **options: Any
+) -> tuple[SearchResult, ...]: ...
 
 
 def search(
     source: Traced | Supernet,
     data: Any,
-    budget: Budget,
+    budget: Budget | Sequence[Budget],
     method: str = "differentiable",
     *,
     objective: Objective | None = None,
@@ -36,30 +51,94 @@ def search(
     checkpoint: Path | None = None,
     on_row: OnRow | None = None,
     **options: Any,
-) -> SearchResult:
-    """The best architecture within the budget, by one of `METHODS`.
+) -> SearchResult | tuple[SearchResult, ...]:
+    """The best architecture within the budget, by one of `METHODS`; for a sequence of budgets one result each.
 
     data: a named data set, a Dataset, or an iterable of batches; "uniform" and "random" do not look at it.
-    options: the fields of `Settings` of the method (`tas.methods.differentiable`, `tas.methods.adaptive_bn`).
-    checkpoint: file by which an interrupted "differentiable" search is resumed.
+    options: the fields of `Settings` of the method (`tas.methods.differentiable`, `.adaptive_bn`, `.optuna_study`).
+    checkpoint: file by which an interrupted "differentiable" or "optuna" search is resumed (optuna: a journal beside).
 
-    Raises `Infeasible`, with the smallest reachable cost, when no architecture meets the budget; BadRecipe for an
+    Several budgets share their work: "differentiable" searches at the first one and tilts what it learned to the
+    others (`at_budgets`), "adaptive_bn" decodes its images once, and in both whatever was scored for one budget
+    competes for all that it meets. "optuna" runs a study a budget, each starting from the best of the one before.
+
+    Raises `Infeasible`, with the smallest reachable cost, when no architecture meets a budget; BadRecipe for an
     unknown method or option.
     """
-    common: dict[str, Any] = {"objective": objective, "seed": seed, "device": device, "on_row": on_row}
+    budgets = [budget] if isinstance(budget, Budget) else list(budget)
+    for each in budgets:
+        require_feasible(source.space, each)
+    common: dict[str, Any] = {"objective": objective, "seed": seed, "device": device}
+    found: Sequence[SearchResult]
     match method:
         case "differentiable":
             trained = _settings(differentiable.Settings, options)
-            return differentiable.search(source, data, budget, trained, checkpoint=checkpoint, **common)
+            found = _differentiable(source, data, budgets, trained, checkpoint, on_row, common)
         case "adaptive_bn":
-            return adaptive_bn.search(source, data, budget, _settings(adaptive_bn.Settings, options), **common)
+            drawn = _settings(adaptive_bn.Settings, options)
+            found = adaptive_bn.search_many(source, data, budgets, drawn, on_row=on_row, **common)
+        case "optuna":
+            studied = _settings(optuna_study.Settings, options)
+            found = _optuna(source, data, budgets, studied, checkpoint, on_row, common)
         case "uniform":
             _refuse(options, [])
-            return SearchResult(baselines.uniform(source.space, budget))
+            found = [SearchResult(baselines.uniform(source.space, each)) for each in budgets]
         case "random":
             _refuse(options, [])
-            return SearchResult(baselines.random(source.space, budget, torch.Generator().manual_seed(seed))[0])
-    raise BadRecipe(f"method is one of {METHODS}, got {method!r}")
+            generator = torch.Generator().manual_seed(seed)
+            found = [SearchResult(baselines.random(source.space, each, generator)[0]) for each in budgets]
+        case _:
+            raise BadRecipe(f"method is one of {METHODS}, got {method!r}")
+    return found[0] if isinstance(budget, Budget) else tuple(found)
+
+
+def _differentiable(
+    source: Traced | Supernet,
+    data: Any,
+    budgets: Sequence[Budget],
+    settings: differentiable.Settings,
+    checkpoint: Path | None,
+    on_row: OnRow | None,
+    common: dict[str, Any],
+) -> list[SearchResult]:
+    """One search at the first budget; the others are tilted from it and scored with the same supernet."""
+    if not budgets:
+        return []
+    first = differentiable.search(source, data, budgets[0], settings, checkpoint=checkpoint, on_row=on_row, **common)
+    if len(budgets) == 1:
+        return [first]
+    others = at_budgets(
+        first.supernet,  # type: ignore[arg-type]
+        data,
+        first.probabilities,
+        budgets[1:],
+        known=first.candidates,
+        candidates=settings.candidates,
+        images=settings.images,
+        calibration_images=settings.calibration_images,
+        **common,
+    )
+    return [first, *others]
+
+
+def _optuna(
+    source: Traced | Supernet,
+    data: Any,
+    budgets: Sequence[Budget],
+    settings: optuna_study.Settings,
+    checkpoint: Path | None,
+    on_row: OnRow | None,
+    common: dict[str, Any],
+) -> list[SearchResult]:
+    """A study a budget, the later ones under names of their own."""
+    found: list[SearchResult] = []
+    for number, budget in enumerate(budgets):
+        mine = settings
+        if number:
+            start = (found[-1].architecture, *settings.warm_start)
+            mine = replace(settings, study=f"{settings.study}-{number}", warm_start=start)
+        found.append(optuna_study.search(source, data, budget, mine, checkpoint=checkpoint, on_row=on_row, **common))
+    return found
 
 
 def _settings(kind: type[_S], options: dict[str, Any]) -> _S:

@@ -3,17 +3,20 @@ the best. No weight is trained."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tas.errors import BadRecipe
+from tas.methods.budgets import best_within
 from tas.methods.result import OnRow, Row, SearchResult
-from tas.objectives import Objective, default_objective
-from tas.sampling import Aim, sample_many
-from tas.scoring import Score, ranked, score
-from tas.space import Budget
+from tas.objectives import Objective
+from tas.sampling import Aim, require_feasible, sample_many
+from tas.scoring import Score, judge, raced
+from tas.space import Architecture, Budget
 from tas.supernet import Supernet
 from tas.tracing import Traced
 
@@ -24,17 +27,24 @@ class Settings:
 
     candidates: architectures drawn and scored (1000). aim: how they are drawn, see `tas.sample_many` ("reject").
     images, calibration_images: see `tas.score` (10,000 and 13,056).
+    rungs, keep: of the race that the candidates run, see `tas.scoring.raced`; 1 rung scores all on all images (1).
+    raw: score with inherited statistics too, for the report; takes `images` forwards more a candidate (False).
     """
 
     candidates: int = 100
     aim: Aim = "tilt"
     images: int = 2000
     calibration_images: int = 2560
+    rungs: int = 2
+    keep: float = 0.25
+    raw: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "images", "calibration_images"):
+        for name in ("candidates", "images", "calibration_images", "rungs"):
             if getattr(self, name) < 1:
                 raise BadRecipe(f"search.{name} is at least 1, got {getattr(self, name)}")
+        if not 0 < self.keep < 1:
+            raise BadRecipe(f"search.keep lies between 0 and 1, got {self.keep}")
 
 
 def search(
@@ -50,38 +60,74 @@ def search(
 ) -> SearchResult:
     """The best of `settings.candidates` distinct random architectures within the budget, by recalibrated metric.
 
-    `on_row` is told of every scored candidate. A course row holds its step, metric, loss and the best metric so far.
+    `on_row` is told of every score, in a race of those of the earlier rungs too. A course row holds its step, metric,
+    loss, number of images, and how many scores so far were no numbers.
     """
-    settings, objective = settings or Settings(), objective or default_objective()
-    found = sample_many(
-        source.space, torch.Generator().manual_seed(seed), settings.candidates, budget, aim=settings.aim
-    )
-    distinct = list(dict.fromkeys(source.space.architecture(row) for row in found.tolist()))
-    course: list[Row] = []
+    options: dict[str, Any] = {"objective": objective, "seed": seed, "device": device, "on_row": on_row}
+    return search_many(source, data, [budget], settings, **options)[0]
 
-    def note(scored: Score) -> None:
-        course.append(
-            {
-                "step": len(course) + 1,
-                "steps": len(distinct),
-                "recalibrated": scored.recalibrated,
-                "raw": scored.raw,
-                "loss": scored.loss,
-            }
-        )
-        if on_row:
-            on_row(course[-1])
 
-    scores = score(
+def search_many(
+    source: Traced | Supernet,
+    data: Any,
+    budgets: Sequence[Budget],
+    settings: Settings | None = None,
+    *,
+    objective: Objective | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_row: OnRow | None = None,
+) -> tuple[SearchResult, ...]:
+    """One result a budget, from images that are decoded once.
+
+    Each budget has the candidates of a run of its own, and a race of its own. What was scored for another budget and
+    meets this one competes too, so that a larger budget never ends with a worse score.
+    """
+    settings, space = settings or Settings(), source.space
+    for budget in budgets:
+        require_feasible(space, budget)
+    drawn: list[list[Architecture]] = []
+    for budget in budgets:
+        generator = torch.Generator().manual_seed(seed)
+        found = sample_many(space, generator, settings.candidates, budget, aim=settings.aim)
+        drawn.append(list(dict.fromkeys(space.architecture(row) for row in found.tolist())))
+    chosen = judge(
         source,
-        distinct,
         data,
         objective=objective,
         calibration_images=settings.calibration_images,
         images=settings.images,
         seed=seed,
         device=device,
-        on_score=note,
     )
-    best = ranked(scores, objective)
-    return SearchResult(best[0].architecture, tuple(best), tuple(course))
+    course: list[Row] = []
+    note = _noting(course, sum(_scores(settings, len(some)) for some in drawn), on_row)
+    scores, courses = [], []
+    for some in drawn:
+        before = len(course)
+        scores.append(raced(chosen, some, settings.rungs, settings.keep, settings.raw, note))
+        courses.append(tuple(course[before:]))
+    ranks = [best_within(space, budget, scores, objective) for budget in budgets]
+    return tuple(SearchResult(best[0].architecture, tuple(best), its) for best, its in zip(ranks, courses, strict=True))
+
+
+def _scores(settings: Settings, candidates: int) -> int:
+    """How many scores a race takes, where none is lost."""
+    total, running = 0, candidates
+    for _ in range(settings.rungs):
+        total, running = total + running, math.ceil(settings.keep * running)
+    return total
+
+
+def _noting(course: list[Row], steps: int, on_row: OnRow | None) -> Callable[[Score], None]:
+    lost = 0
+
+    def note(scored: Score) -> None:
+        nonlocal lost
+        lost += not scored.valid
+        row = {"step": len(course) + 1, "steps": steps, "recalibrated": scored.recalibrated, "loss": scored.loss}
+        course.append({**row, "raw": scored.raw, "images": scored.images, "lost": lost})
+        if on_row:
+            on_row(course[-1])
+
+    return note

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from tas.errors import BadRecipe
-from tas.methods import adaptive_bn, differentiable
+from tas.methods import adaptive_bn, differentiable, optuna_study
 from tas.tracing import Rules
 from tas.training import TrainingPlan
 
@@ -98,7 +98,14 @@ class AdaptiveBN(adaptive_bn.Settings):
     method: Literal["adaptive_bn"] = "adaptive_bn"
 
 
-SEARCHES = {"differentiable": Differentiable, "adaptive_bn": AdaptiveBN}
+@dataclass(frozen=True)
+class OptunaStudy(optuna_study.Settings):
+    """An Optuna study whose trials are scored by adaptive batch norm."""
+
+    method: Literal["optuna"] = "optuna"
+
+
+SEARCHES = {"differentiable": Differentiable, "adaptive_bn": AdaptiveBN, "optuna": OptunaStudy}
 
 
 def _method(values: Any) -> str:
@@ -107,7 +114,9 @@ def _method(values: Any) -> str:
 
 
 Search = Annotated[
-    Annotated[Differentiable, Tag("differentiable")] | Annotated[AdaptiveBN, Tag("adaptive_bn")],
+    Annotated[Differentiable, Tag("differentiable")]
+    | Annotated[AdaptiveBN, Tag("adaptive_bn")]
+    | Annotated[OptunaStudy, Tag("optuna")],
     Discriminator(_method),
 ]
 
