@@ -62,8 +62,8 @@ def norm_without_statistics() -> Case:
 
 
 def instance_norm() -> Case:
-    layers = [conv(3, 8), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), conv(8, 6), nn.InstanceNorm2d(6), nn.ReLU()]
-    return Case(nn.Sequential(*layers, head(6)), images())
+    layers = [conv(3, 8), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), conv(8, 6), nn.InstanceNorm2d(6, affine=True)]
+    return Case(nn.Sequential(*layers, nn.ReLU(), head(6)), images())
 
 
 def no_norm_with_bias() -> Case:
@@ -225,3 +225,8 @@ def einsum_head() -> Case:
         return torch.einsum("nchw,kc->nk", torch.relu(m.a(x)), m.w)
 
     return Case(Net(run, a=conv_bn(3, 12), w=nn.Parameter(torch.randn(5, 12))), images())
+
+
+def channels_last_memory() -> Case:
+    net = nn.Sequential(conv_bn(3, 8), nn.ReLU(), conv_bn(8, 6), nn.ReLU(), head(6))
+    return Case(net.to(memory_format=torch.channels_last), images().to(memory_format=torch.channels_last))

@@ -203,7 +203,7 @@ def pixel_shuffle() -> Case:
 
 
 def modules_in_a_plain_list() -> Case:
-    """Layers that are registered elsewhere and reached through a Python list, whose own registration is another name."""
+    """Layers that are reached through a Python list: what is registered is not what is called."""
 
     class Plain(nn.Module):
         def __init__(self) -> None:

@@ -1,0 +1,388 @@
+"""The laws hold for adversarial and for real networks; and each law can fail."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import adversarial_layers
+import adversarial_streams
+import adversarial_wiring
+import pytest
+import torch
+from adversarial import Basic, Case, conv_bn, head, images
+from torch import Tensor, nn
+
+import tas.tracing
+from search_spaces.cifar_resnet import resnet20, resnet56
+from tas import cost, sampling, supernet
+from tas.distribution import Pick
+from tas.errors import Infeasible
+from tas.extraction import extract
+from tas.space import Factor, Term
+from tas.testing import check_space, laws
+from tas.tracing import Traced, folding, units
+
+# How many widths and depths must be found: a network that is kept whole would pass every law.
+FOUND = {
+    "tied_square_conv_used_twice": (1, 0),
+    "square_conv_in_a_stream": (1, 0),
+    "in_place_adds_and_relus": (1, 0),
+    "out_arguments": (1, 0),
+    "block_used_twice": (3, 1),
+    "one_norm_after_two_convs": (1, 0),
+    "weights_shared_by_two_blocks": (3, 1),
+    "weight_shared_with_transposed_use": (0, 0),
+    "pre_activation": (7, 2),
+    "unrectified_trunk": (1, 0),
+    "scaled_shortcut": (1, 0),
+    "squeeze_and_excite": (5, 1),
+    "excited_branch": (3, 1),
+    "dropout_and_stochastic_depth": (3, 1),
+    "blocks_with_arguments": (3, 0),
+    "blocks_in_a_comprehension": (4, 2),
+    "zero_initialised_branches": (3, 1),
+    "layer_scale": (3, 1),
+    "stages_with_projections": (6, 2),
+    "option_a": (3, 2),
+    "parallel_blocks": (3, 2),
+    "run_with_a_reader_in_between": (3, 1),
+    "block_fed_by_a_dead_block_of_another_run": (4, 2),
+    "one_block_has_an_inner_stream": (5, 2),
+    "conv_shared_by_blocks_of_two_runs": (3, 2),
+    "readers_behind_and_before_an_operator": (2, 0),
+    "one_layer_reads_with_and_without_the_factor": (2, 0),
+    "depthwise_multiplier_with_bias": (3, 0),
+    "depthwise_with_bias_between_norms": (2, 0),
+    "grouped": (5, 0),
+    "grouped_with_bias_without_norm": (4, 0),
+    "transposed": (3, 0),
+    "transposed_grouped": (4, 0),
+    "transposed_depthwise": (2, 0),
+    "norm_without_affine": (2, 0),
+    "norm_with_cumulative_statistics": (2, 0),
+    "norm_without_statistics": (2, 0),
+    "instance_norm": (2, 0),
+    "no_norm_with_bias": (2, 0),
+    "norm_before_relu_before_conv": (2, 0),
+    "two_norms_in_a_row": (2, 0),
+    "group_norm": (2, 0),
+    "parametric_relu": (2, 0),
+    "sigmoid_before_conv": (3, 0),
+    "shift_between_norm_and_conv": (3, 0),
+    "hard_clamps": (3, 0),
+    "reflect_padding_and_dilation": (3, 0),
+    "one_dimension": (2, 0),
+    "three_dimensions": (2, 0),
+    "flatten_with_spatial": (2, 0),
+    "channels_last_flatten": (1, 0),
+    "conv_after_unflatten": (2, 0),
+    "functional_convolution": (2, 0),
+    "weight_normed": (2, 0),
+    "weight_standardised": (1, 0),
+    "linear_network": (2, 0),
+    "local_response": (1, 0),
+    "channel_softmax_and_layer_norm": (2, 0),
+    "batch_of_three": (2, 0),
+    "sizes_equal_to_channels": (2, 0),
+    "bilinear": (2, 0),
+    "einsum_head": (1, 0),
+    "parameter_without_gradient": (2, 0),
+    "parameter_never_read": (1, 0),
+    "unused_branch": (1, 0),
+    "several_outputs": (1, 0),
+    "tuple_of_feature_maps": (1, 0),
+    "several_inputs": (1, 0),
+    "concatenation_with_itself": (2, 0),
+    "concatenation_behind_norms": (4, 0),
+    "dense_block": (4, 0),
+    "channel_slices": (2, 0),
+    "chunk": (2, 0),
+    "split_with_listed_sizes": (1, 0),
+    "gated_linear_unit": (2, 0),
+    "product_of_two_branches": (1, 0),
+    "maximum_and_where": (1, 0),
+    "negative_dims": (2, 0),
+    "decoder": (3, 0),
+    "channel_shuffle": (1, 0),
+    "shuffle_of_two_halves": (4, 0),
+    "pixel_shuffle": (2, 0),
+    "modules_in_a_plain_list": (3, 0),
+    "unregistered_layers": (0, 0),
+    "lambda_layers": (2, 0),
+    "loops_and_slice_assignment": (2, 0),
+    "channel_slice_assignment": (1, 0),
+    "in_place_on_a_slice_of_channels": (2, 0),
+    "shift_of_channels": (1, 0),
+    "constant_from_outside": (1, 0),
+    "buffer_table": (2, 0),
+    "dot_with_data": (1, 0),
+    "width_from_a_hard_coded_number": (1, 0),
+    "normalised_features": (1, 0),
+    "mean_over_channels": (2, 0),
+    "sum_over_channels": (1, 0),
+    "maxout": (1, 0),
+    "stack_and_mix": (3, 0),
+    "nothing_to_search": (0, 0),
+    "channels_last_memory": (2, 0),
+}
+
+
+def cases() -> dict[str, Callable[[], Case]]:
+    modules = (adversarial_streams, adversarial_layers, adversarial_wiring)
+    found = [f for m in modules for f in vars(m).values() if inspect.isfunction(f) and f.__module__ == m.__name__]
+    return {f.__name__: f for f in found if inspect.signature(f).return_annotation == "Case"}
+
+
+def test_every_adversarial_network_is_checked() -> None:
+    assert cases().keys() == FOUND.keys()
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_laws_hold_for_adversarial_networks(name: str) -> None:
+    torch.manual_seed(0)
+    case = cases()[name]()
+    space = check_space(case.network, case.inputs).space
+    kinds = [choice.kind for choice in space.choices]
+    assert (kinds.count("width"), kinds.count("depth")) == FOUND[name]
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B", "tas"])
+def test_laws_hold_for_cifar_resnet20(shortcut: str) -> None:
+    space = check_space(resnet20(shortcut=shortcut), images(size=16), architectures=1).space
+    assert cost.macs(space, space.smallest()) <= 0.25 * cost.macs(space, space.largest())
+    assert [choice.size for choice in space.choices if choice.kind == "depth"] == [3, 2, 2]
+
+
+@pytest.mark.slow
+def test_laws_hold_for_cifar_resnet56() -> None:
+    check_space(resnet56(), images(size=16), architectures=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v2", "vgg16_bn", "densenet121", "squeezenet1_0"],
+)
+def test_laws_hold_for_torchvision(name: str) -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    space = check_space(getattr(torchvision.models, name)(), images(size=64), architectures=2).space
+    assert cost.macs(space, space.smallest()) <= 0.25 * cost.macs(space, space.largest())
+
+
+# -- each law can fail -------------------------------------------------------------------------------------------------
+
+
+def residual() -> Case:
+    torch.manual_seed(0)
+    layers = [conv_bn(3, 8), nn.ReLU(), Basic(8, 8), Basic(8, 8), nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.ReLU()]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def fails(law: str, case: Case | None = None) -> None:
+    case = case or residual()
+    with pytest.raises(AssertionError, match=f"^law {law}"):
+        check_space(case.network, case.inputs)
+
+
+def wrapped(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, change: Callable[..., Any]) -> None:
+    """Replace owner.name by change(original result, arguments)."""
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *a, **k: change(original(*a, **k), *a))
+
+
+def test_law_1_fails_when_a_layer_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped(monkeypatch, tas.tracing, "_macs", lambda costs, *_: costs[1:])
+    fails("1")
+
+
+def test_law_1_fails_when_parameters_are_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped(monkeypatch, tas.tracing, "_params", lambda costs, *_: costs + costs[:1])
+    fails("1")
+
+
+def test_law_2_fails_when_a_power_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """w^2 counted as w x size: right for the largest architecture only."""
+
+    def flat(terms: tuple[Term, ...], size: Any, *_: Any) -> tuple[Term, ...]:
+        found = []
+        for term in terms:
+            squares = [f for f in term.factors if f.kind == "power" and f.number == 2]
+            factors = tuple(Factor(f.choice, "power", 1) if f in squares else f for f in term.factors)
+            found.append(Term(term.coefficient * 8 ** len(squares), factors))
+        return tuple(found)
+
+    wrapped(monkeypatch, tas.tracing, "terms", flat)
+    fails("2", adversarial_streams.square_conv_in_a_stream())
+
+
+def test_law_2_fails_when_dead_blocks_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def alive(terms: tuple[Term, ...], *_: Any) -> tuple[Term, ...]:
+        return tuple(Term(t.coefficient, tuple(f for f in t.factors if f.kind == "power")) for t in terms)
+
+    wrapped(monkeypatch, tas.tracing, "terms", alive)
+    fails("2")
+
+
+def test_law_3_fails_when_the_supernet_shares_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = residual()
+    traced = tas.tracing.trace(case.network.double(), case.inputs.double())
+
+    class Sharing(supernet.Supernet):
+        def __init__(self, traced: Traced) -> None:
+            super().__init__(traced)
+            self.network = traced.network
+            self._note_tensors()
+
+    monkeypatch.setattr(laws, "Supernet", Sharing)
+    with pytest.raises(AssertionError, match=r"^law 3: training a supernet changed"):
+        laws.law_3(traced.network, traced, case.inputs.double(), laws.Close(1e-9))
+
+
+def test_law_4_fails_when_other_units_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student keeps the last units, the supernet the first."""
+
+    def extract_last(source: Any, architecture: Any, keep: Any = None) -> nn.Module:
+        traced = source if isinstance(source, Traced) else source.current()
+        return extract(source, architecture, {n: range(s - architecture[n], s) for n, s in traced.sizes.items()})
+
+    monkeypatch.setattr(laws, "extract", extract_last)
+    fails("4")
+
+
+def test_law_4_fails_when_statistics_are_not_written_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supernet.Supernet, "_write_back", lambda *_: None)
+    fails("4.*running statistics", adversarial_wiring.concatenation_behind_norms())
+
+
+def test_law_4_fails_when_a_forgotten_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = supernet.Supernet._as_drawn
+    monkeypatch.setattr(supernet.Supernet, "_as_drawn", lambda self, attributes, dead: original(self, attributes, []))
+    fails("4")
+
+
+def test_law_5_fails_when_moments_are_products_of_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E[w]^2 instead of E[w^2]."""
+
+    def naive(space: Any, probabilities: Tensor, measure: str = "macs") -> Tensor:
+        total = probabilities.new_zeros(())
+        sizes = {
+            c.name: (torch.tensor(c.candidates) * probabilities[k, : len(c.candidates)]).sum()
+            for k, c in enumerate(space.choices)
+        }
+        for layer in (c for c in space.costs if c.measure == measure):
+            for term in layer.terms:
+                product = torch.as_tensor(float(term.coefficient)).double()
+                for factor in term.factors:
+                    row = probabilities[space.position[factor.choice]]
+                    values = space.choices[space.position[factor.choice]].candidates
+                    alive = sum(row[k] for k, value in enumerate(values) if value > factor.number)
+                    product = product * (sizes[factor.choice] ** factor.number if factor.kind == "power" else alive)
+                total = total + product
+        return total
+
+    monkeypatch.setattr(cost, "expected", naive)
+    monkeypatch.setattr(sampling.cost, "expected", naive)
+    fails("5: expected", adversarial_streams.square_conv_in_a_stream())
+
+
+def test_law_5_fails_when_the_expectation_has_no_gradient_of_one_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = cost.expected
+
+    def cut_off(space: Any, probabilities: Tensor, measure: str = "macs") -> Tensor:
+        return original(space, torch.cat([probabilities[:1].detach(), probabilities[1:]]), measure)
+
+    monkeypatch.setattr(cost, "expected", cut_off)
+    fails("5: gradient")
+
+
+def test_law_6_fails_when_one_tensor_is_not_permuted(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = tas.tracing._shared
+
+    def forgetful(tensors: Any) -> Any:
+        rows = original(tensors)
+        return {name: (None,) if name == "5.running_mean" else dims for name, dims in rows.items()}
+
+    case = residual()
+    traced = tas.tracing.trace(case.network.double(), case.inputs.double())
+    monkeypatch.setattr(tas.tracing, "_shared", forgetful)
+    broken = Traced(**{**vars(traced), "rows": forgetful({n: list(r) for n, r in traced.rows.items()})})
+    traced.network[5].running_mean.copy_(torch.arange(6))
+    with pytest.raises(AssertionError, match=r"^law 6"):
+        laws.law_6(traced.network, broken, case.inputs.double(), laws.Close(1e-9), torch.Generator().manual_seed(0))
+
+
+def test_law_7_fails_when_samples_exceed_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(space: Any, generator: torch.Generator, count: int, budget: Any = None) -> Tensor:
+        return torch.tensor(space.indices(space.largest())).expand(count, -1)
+
+    monkeypatch.setattr(sampling, "sample_many", careless)
+    fails("7: a sampled")
+
+
+def test_law_7_fails_when_an_impossible_budget_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = cost.budget
+
+    def lenient(space: Any, **limits: Any) -> Any:
+        try:
+            return original(space, **limits)
+        except Infeasible:
+            return None
+
+    monkeypatch.setattr(cost, "budget", lenient)
+    fails("7: below")
+
+
+def test_law_8_fails_when_the_factor_sits_before_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of the convolution instead of gamma and beta: normalised away in train mode, shifted by beta in eval."""
+
+    def before(folded: Any, *_: Any) -> Any:
+        folds, unmixable = folded
+        moved = {"1.weight": "0.weight", "5.weight": "4.weight", "5.bias": "4.bias"}
+        return {c: tuple((moved.get(n, n), d) for n, d in sites) for c, sites in folds.items()}, unmixable
+
+    wrapped(monkeypatch, tas.tracing, "fold_widths", before)
+    fails("8")
+
+
+def test_law_8_fails_when_a_factor_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped(monkeypatch, tas.tracing, "fold_widths", lambda folded, *_: (dict.fromkeys(folded[0], ()), folded[1]))
+    fails("8")
+
+
+def test_law_8_fails_when_the_mask_is_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped(monkeypatch, supernet, "channel_factor", lambda factor, *_: factor.roll(1))
+    fails("8")
+
+
+def test_law_8_fails_when_depth_weights_are_not_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks: the first is kept by depths 1 and 2, the second by depth 2 alone."""
+    original = supernet.Supernet._scale_branches
+
+    def single(self: Any, tensors: Any, picks: Any) -> None:
+        original(self, tensors, {n: p if p.weights is None else Pick(p.values, p.weights**2) for n, p in picks.items()})
+
+    monkeypatch.setattr(supernet.Supernet, "_scale_branches", single)
+    fails("8")
+
+
+def test_law_8_fails_when_the_weights_of_a_pick_have_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped(monkeypatch, supernet, "channel_factor", lambda factor, *_: factor.detach())
+    fails("8: gradient")
+
+
+def test_a_choice_that_changes_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the check for unread layers, `dead` could be searched."""
+    monkeypatch.setattr(tas.tracing.Recorder, "_freeze_unneeded", lambda *_: None)
+    fails("8 is vacuous", adversarial_wiring.unused_branch())
+
+
+def test_units_of_a_slice_taken_for_alike_break_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units.Recorder, "apart", property(lambda self: [], lambda self, value: None), raising=False)
+    fails("6", adversarial_wiring.in_place_on_a_slice_of_channels())
+
+
+def test_a_parameter_with_a_second_use_breaks_law_8_when_it_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped(monkeypatch, folding, "_uses", lambda uses, *_: type(uses)(set))
+    fails("8", adversarial_streams.weight_shared_with_transposed_use())
