@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tas.errors import BadRecipe, TasError
+from tas.printing import show
 
 if TYPE_CHECKING:
     from tas.recipe import Recipe
@@ -53,14 +54,14 @@ def init(
     """Write a commented recipe for a network, after trying the network on an input."""
     from tas.exporting import write_text
     from tas.originals import build, check_runs
-    from tas.recipe import template
+    from tas.recipe import input_shape, template
 
     if out.exists():
         raise BadRecipe(f"{out} is there already; choose another --out")
-    size = _shape(shape)
+    size = input_shape(shape)
     check_runs(build(network), size)
     write_text(out, template(network, size))
-    _print(as_json, {"recipe": str(out)}, f"Wrote {out}. Name your data in it, then: tas run {out} --plan")
+    show(as_json, {"recipe": str(out)}, f"Wrote {out}. Name your data in it, then: tas run {out} --plan")
 
 
 @app.command()
@@ -74,6 +75,7 @@ def space(
     """What can be searched in a network, what is kept and why, and how small it can become; trains nothing."""
     from tas import preparation
     from tas.exporting import write_json
+    from tas.reporting import tables
 
     recipe = _recipe(network, overrides, shape=shape)
     data = preparation.data_of(recipe.data) if _is_file(network) and not recipe.network.shape else None
@@ -85,7 +87,7 @@ def space(
     described = preparation.describe(found, preparation.budget_of(found, recipe.budget) if limited else None)
     if out:
         write_json(out, described)
-    _print(as_json, described, *_space_tables(described))
+    show(as_json, described, *tables.space_tables(described))
 
 
 @app.command()
@@ -138,7 +140,7 @@ def score(
     from tas.reporting import tables
 
     metric, rows = quick_scores(_recipe(str(recipe), overrides), architectures_in(architectures), out)
-    _print(as_json, {"metric": metric, "scores": rows}, tables.score_rows(rows, metric))
+    show(as_json, {"metric": metric, "scores": rows}, tables.score_rows(rows, metric))
 
 
 @app.command()
@@ -161,7 +163,35 @@ def evaluate(
     found = evaluate_target(network, split, lambda name: _recipe(name, [*(overrides or ()), *extra]))
     if out:
         write_json(out, found)
-    _print(as_json, found, (list(found), [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in found.values()]]))
+    show(as_json, found, (list(found), [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in found.values()]]))
+
+
+@app.command()
+def export(
+    network: Annotated[str, typer.Argument(help="A folder such as RUN/student, an import path, or a recipe.")],
+    format: Annotated[str, typer.Option(help="onnx, or torch for a torch.export program.")] = "onnx",
+    fold: Annotated[bool, typer.Option("--fold", help="Fold batch norms into the layers before them.")] = False,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Memory layout, for torch.")] = False,
+    fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="Where the network cannot take any.")] = False,
+    opset: Annotated[int, typer.Option(help="Version of the ONNX operators.")] = 20,
+    images: Annotated[int, typer.Option(min=2, help="How many examples the file is checked on.")] = 16,
+    overrides: Set = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The file; by default student.onnx in the folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a network as one file for another runtime, checked there on real inputs; exits 1 where it disagrees."""
+    from tas.exporting import Mismatch
+    from tas.judging import export_target
+
+    options = {"fold": fold, "dtype": dtype, "channels_last": channels_last, "opset": opset}
+    recipe_of = partial(_recipe, overrides=overrides)
+    try:
+        found = export_target(network, out, recipe_of, format, images, dynamic_batch=not fixed_batch, **options)
+    except Mismatch as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    show(as_json, found, (["", ""], [[name, str(value)] for name, value in found.items()]))
 
 
 @app.command()
@@ -170,7 +200,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_jso
     from tas.reporting import write_report
 
     page = write_report(folder)
-    _print(as_json, {"report": str(page)}, str(page))
+    show(as_json, {"report": str(page)}, str(page))
 
 
 def _finish(path: Path, out: Path | None, overrides: list[str] | None, as_json: bool, **options: Any) -> None:
@@ -191,7 +221,7 @@ def _finish(path: Path, out: Path | None, overrides: list[str] | None, as_json: 
     shown = [tables.result_rows(metrics, state["metric"])]
     if "student" not in metrics:  # searched, not trained yet
         shown.insert(0, tables.size_rows(space, architecture))
-    _print(as_json, {**metrics, "architecture": architecture, "folder": str(folder)}, *shown, paths)
+    show(as_json, {**metrics, "architecture": architecture, "folder": str(folder)}, *shown, paths)
 
 
 def _plan(path: Path, overrides: list[str] | None, as_json: bool) -> None:
@@ -200,16 +230,14 @@ def _plan(path: Path, overrides: list[str] | None, as_json: bool) -> None:
     from tas.reporting import tables
 
     found = estimate(prepare(_recipe(str(path), overrides)))
-    times = [[stage, tables.duration(seconds)] for stage, seconds in found["seconds"].items()]
-    memory = f"About {found['megabytes']:,.0f} MB for a training step of the original, besides the data."
-    _print(as_json, found, tables.feasibility_rows(found["feasibility"]), (["stage", "about"], times), memory)
+    show(as_json, found, *tables.plan_tables(found))
 
 
 def _recipe(name: str, overrides: list[str] | None, shape: str | None = None) -> Recipe:
     """The recipe of that path; a bare import path becomes one without data and budget."""
-    from tas.recipe import parse, read
+    from tas.recipe import input_shape, parse, read
 
-    changes = [*(overrides or ()), *([f"network.shape={list(_shape(shape))}"] if shape else [])]
+    changes = [*(overrides or ()), *([f"network.shape={list(input_shape(shape))}"] if shape else [])]
     if _is_file(name):
         return read(name, changes)
     return parse({"network": {"name": name}, "data": {"name": "none"}, "budget": {}}, changes)
@@ -217,34 +245,3 @@ def _recipe(name: str, overrides: list[str] | None, shape: str | None = None) ->
 
 def _is_file(name: str) -> bool:
     return Path(name).suffix in (".yaml", ".yml")
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        sizes = ()
-    if len(sizes) < 2 or min(sizes) < 1:
-        raise BadRecipe(f"--shape takes sizes from 1, batch first, such as 1,3,224,224; got {text!r}")
-    return sizes
-
-
-def _space_tables(described: Mapping[str, Any]) -> list[Any]:
-    from tas.reporting import tables
-
-    shown = [tables.choice_rows(described), tables.feasibility_rows(described["feasibility"])]
-    return [*shown[:1], *([tables.kept_rows(described)] if described["kept"] else []), *shown[1:], *described["notes"]]
-
-
-def _print(as_json: bool, value: Mapping[str, Any], *shown: Any) -> None:
-    """The object for machines, or tables and lines for people."""
-    if as_json:
-        print(json.dumps(value))
-        return
-    from rich.console import Console
-
-    from tas.reporting.tables import console
-
-    out = Console()
-    for part in shown:
-        out.print(part if isinstance(part, str) else console(part), highlight=False, soft_wrap=isinstance(part, str))

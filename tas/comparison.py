@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +104,15 @@ def _save_checked(
 ) -> None:
     """Save, read again, and compare: a student that cannot be read back the same must not be reported as done."""
     section = current.recipe.network
-    known = {"architecture": dict(architecture), "metrics": dict(facts), "network": section.model_dump(mode="json")}
-    save(student, place, **known)
+    save(
+        student,
+        place,
+        architecture=dict(architecture),
+        metrics=dict(facts),
+        original=numbers(current.folder.state["stages"]["original"], current),
+        network=section.model_dump(mode="json"),
+        provenance=_provenance(current),
+    )
     again = load(lambda: rebuild(section, architecture), place).to(current.prepared.device)
     inputs, _ = next(judged_on(current.prepared.data).batches(4, device=current.prepared.device))
     student.eval()
@@ -111,3 +120,12 @@ def _save_checked(
         same = tree_map(torch.equal, call(student, inputs), call(again, inputs))
     if not all(tree_leaves(same)):
         raise RuntimeError(f"the student saved in {place} computes something else when it is loaded again")
+
+
+def _provenance(current: Run) -> dict[str, Any]:
+    """What it takes to find the student again: seed, digests of recipe and data, versions, commit."""
+    environment = json.loads((current.folder.path / "environment.json").read_text())
+    recipe = sha256((current.folder.path / "recipe.yaml").read_bytes()).hexdigest()
+    data = {"data": current.prepared.data.name, "data_digest": current.prepared.data.digest}
+    names = ("tas", "torch", "commit", "seed", "device")
+    return {**data, "recipe_digest": recipe, **{name: environment[name] for name in names if environment.get(name)}}

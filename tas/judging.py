@@ -1,9 +1,10 @@
-"""Networks judged outside a run: quick scores of given architectures, the metric of any network or student folder."""
+"""Networks judged outside a run: quick scores of architectures; metric or export of any network or student folder."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from torch import nn
 
 from tas.comparison import rebuild
 from tas.errors import BadRecipe
-from tas.exporting import facts, load
+from tas.exporting import SUFFIXES, export, facts, load, note
 from tas.originals import build
 from tas.preparation import Prepared, data_of, device_of, objective_of, original_of, prepare
 from tas.recipe import Network, Recipe
 from tas.scoring import ranked, score
-from tas.stages import candidate_row, weighted
+from tas.stages import candidate_row, judged_on, weighted
 from tas.training import evaluate
 
 
@@ -58,10 +59,43 @@ def _trained(prepared: Prepared, run: Path | None) -> nn.Module:
 
 
 def evaluate_target(target: str, split: str, recipe_of: Callable[[str], Recipe]) -> dict[str, Any]:
-    """Metric, loss, number of images and of parameters on a split.
+    """Metric, loss, number of images and of parameters on a split; `target` and `recipe_of` as for `network_at`."""
+    network, recipe = network_at(target, recipe_of)
+    judge, data = objective_of(recipe.objective), data_of(recipe.data).split(split)
+    found = evaluate(network, data, judge, device=device_of(recipe.machine))
+    counted = {"images": len(data), "params": sum(parameter.numel() for parameter in network.parameters())}
+    return {"network": target, "split": split, **{k: round(v, 4) for k, v in found.items()}, **counted}
 
-    target: an import path, a recipe, or a folder that `tas.save` wrote; inside a run folder, the run's recipe says what
-    data it is judged on. `recipe_of` reads a recipe's path or completes an import path.
+
+def export_target(
+    target: str, out: Path | None, recipe_of: Callable[[str], Recipe], format: str, images: int, **options: Any
+) -> dict[str, Any]:
+    """Export `target` to the file `out` and check it on `images` of its test split; what `tas.export` reports.
+
+    By default the file is `student.onnx` or `student.pt2` in the student's folder, whose card then lists it. `options`
+    are those of `tas.export`.
+    """
+    if format not in SUFFIXES:
+        raise BadRecipe(f"an export format is {' or '.join(SUFFIXES)}, got {format!r}")
+    folder = Path(target)
+    if out is None and not folder.is_dir():
+        raise BadRecipe(f"{target} is not a student folder to write into: name the file with --out")
+    path = out or folder / f"student{SUFFIXES[format]}"
+    network, recipe = network_at(target, recipe_of)
+    inputs, _ = next(judged_on(data_of(recipe.data)).take(images).batches(images))
+    found = asdict(export(network, path, format, inputs=inputs, **options))  # type: ignore[arg-type]
+    found = {"file": path.name, **found, "path": str(path)}
+    if folder.is_dir() and path.parent.resolve() == folder.resolve():
+        others = [row for row in facts(folder).get("exports", ()) if row["file"] != path.name]
+        note(folder, exports=[*others, {name: value for name, value in found.items() if name != "path"}])
+    return found
+
+
+def network_at(target: str, recipe_of: Callable[[str], Recipe]) -> tuple[nn.Module, Recipe]:
+    """A network with its weights, and the recipe that says what data it is judged on.
+
+    target: an import path, a recipe, or a folder that `tas.save` wrote; inside a run folder, the recipe is the run's.
+    `recipe_of` reads a recipe's path or completes an import path.
     """
     folder = Path(target)
     if folder.is_dir():
@@ -69,16 +103,11 @@ def evaluate_target(target: str, split: str, recipe_of: Callable[[str], Recipe])
         section = Network.model_validate_json(json.dumps(known["network"]))
         near = [path / "recipe.yaml" for path in (folder.parent, folder.parent.parent)]
         recipe = recipe_of(next((str(path) for path in near if path.is_file()), section.name))
-        network = load(lambda: rebuild(section, known.get("architecture")), folder)
-    else:
-        recipe = recipe_of(target)
-        if recipe.network.weights is None:
-            raise BadRecipe(f"{target} names no weights: give --weights, or a folder such as RUN/original")
-        network = original_of(recipe.network)
-    judge, data = objective_of(recipe.objective), data_of(recipe.data).split(split)
-    found = evaluate(network, data, judge, device=device_of(recipe.machine))
-    counted = {"images": len(data), "params": sum(parameter.numel() for parameter in network.parameters())}
-    return {"network": target, "split": split, **{k: round(v, 4) for k, v in found.items()}, **counted}
+        return load(lambda: rebuild(section, known.get("architecture")), folder), recipe
+    recipe = recipe_of(target)
+    if recipe.network.weights is None:
+        raise BadRecipe(f"{target} names no weights: give --weights, or a folder such as RUN/original")
+    return original_of(recipe.network), recipe
 
 
 def architectures_in(path: Path) -> list[dict[str, int]]:

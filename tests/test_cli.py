@@ -13,7 +13,7 @@ from tiny_task import TinyNet, recipe_values
 import tas
 from tas import cli
 
-COMMANDS = ["init", "space", "run", "search", "distill", "score", "evaluate", "report"]
+COMMANDS = ["init", "space", "run", "search", "distill", "score", "evaluate", "export", "report"]
 Shell = Callable[..., tuple[int, str, str]]
 
 
@@ -185,6 +185,31 @@ def test_evaluate_a_network_by_import_path(shell: Shell, task: Path, tmp_path: P
     assert json.loads((tmp_path / "found.json").read_text()) == json.loads(out)
 
 
+def test_export_writes_into_the_students_folder_and_its_card(shell: Shell, task: Path) -> None:
+    code, out, _ = shell("export", task / "run" / "student", "--format", "torch", "--fold", "--images", "6", "--json")
+    found = json.loads(out)
+    path = task / "run" / "student" / "student.pt2"
+    assert code == 0
+    assert found["path"] == str(path)
+    assert found["bytes"] == path.stat().st_size
+    assert found["images"] == 6
+    assert found["largest_difference"] <= found["allowed"]
+    card = (task / "run" / "student" / "README.md").read_text()
+    assert "| student.pt2 | torch |" in card
+    assert "| `recipe_digest` |" in card
+    assert "| original |" in card
+
+
+def test_an_export_that_disagrees_exits_with_1(shell: Shell, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object, **__: object) -> None:
+        raise tas.exporting.Mismatch("outputs differ by 3")
+
+    monkeypatch.setattr("tas.judging.export", wrong)
+    code, out, err = shell("export", task / "run" / "student", "--out", "a.onnx")
+    assert (code, out) == (1, "")
+    assert err == "error: outputs differ by 3\n"
+
+
 def test_report_is_written_again(shell: Shell, task: Path) -> None:
     (task / "run" / "report.html").unlink()
     code, out, _ = shell("report", task / "run")
@@ -214,6 +239,10 @@ def test_report_is_written_again(shell: Shell, task: Path) -> None:
         (("score", "{task}/tiny.yaml", "--architectures", "{task}/run/metrics.json"), "must map names of choices"),
         (("score", "{task}/tiny.yaml", "--architectures", "{task}/run/architecture.json"), "need a trained original"),
         (("distill", "{task}/tiny.yaml", "--architecture", "{task}/wrong.json"), "every choice of the space"),
+        (("export", "{task}"), "must be a student folder"),
+        (("export", "tiny_task:TinyNet"), "name the file with --out"),
+        (("export", "tiny_task:TinyNet", "--out", "a.onnx"), "names no weights"),
+        (("export", "{task}/run/student", "--format", "tflite"), "onnx or torch"),
         (("report", "{task}"), "has no run.json"),
     ],
 )

@@ -17,7 +17,7 @@ ROWS = (
     "augment data objectives training",
     "importance scoring initialization distillation",
     "methods",
-    "loading exporting originals recipe preparation folder reporting stages comparison judging planning runner",
+    "loading exporting originals recipe preparation folder reporting stages comparison judging planning runner printing",
     "testing",
     "cli",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,12 +77,11 @@ def _fits(network: nn.Module, pair: Pair) -> bool:
 def _fold(network: nn.Module, pairs: Sequence[Pair]) -> None:
     for layer_name, norm_name in pairs:
         layer, norm = network.get_submodule(layer_name), network.get_submodule(norm_name)
-        tensors: tuple[Any, ...] = (layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps)
-        affine: tuple[Any, Any] = (norm.weight, norm.bias)
-        if isinstance(layer, nn.Linear):
-            layer.weight, layer.bias = fuse_linear_bn_weights(*tensors, *affine)
-        else:
-            layer.weight, layer.bias = fuse_conv_bn_weights(*tensors, *affine, bool(layer.transposed))
+        fuse: Any = fuse_linear_bn_weights
+        if not isinstance(layer, nn.Linear):
+            fuse = partial(fuse_conv_bn_weights, transpose=bool(layer.transposed))
+        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        layer.weight, layer.bias = fuse(layer.weight, layer.bias, *statistics)
         network.set_submodule(norm_name, nn.Identity())
 
 

@@ -1,6 +1,6 @@
 """A run as one YAML file: strict (an unknown key names the nearest right one), frozen, read alone."""
 
-from tas.recipe.reading import difference, dump, parse, read, template
+from tas.recipe.reading import difference, dump, input_shape, parse, read, template
 from tas.recipe.sections import (
     DataSource,
     Differentiable,
@@ -29,6 +29,7 @@ __all__ = [
     "amount",
     "difference",
     "dump",
+    "input_shape",
     "parse",
     "read",
     "template",

@@ -81,6 +81,19 @@ def score_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[s
     return header, rows
 
 
+def space_tables(described: Mapping[str, Any]) -> list[Any]:
+    """All of `tas space`: choices, kept sizes, feasibility, notes."""
+    kept = [kept_rows(described)] if described["kept"] else []
+    return [choice_rows(described), *kept, feasibility_rows(described["feasibility"]), *described["notes"]]
+
+
+def plan_tables(found: Mapping[str, Any]) -> list[Any]:
+    """All of `tas run --plan`: what is feasible, and what it takes."""
+    times = [[stage, duration(seconds)] for stage, seconds in found["seconds"].items()]
+    memory = f"About {found['megabytes']:,.0f} MB for a training step of the original, besides the data."
+    return [feasibility_rows(found["feasibility"]), (["stage", "about"], times), memory]
+
+
 def console(table: tuple[list[str], list[list[str]]], title: str = "") -> Table:
     """Header and rows for rich; columns of numbers are aligned to the right."""
     header, rows = table
