@@ -40,8 +40,7 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
     stages = {}
     if recipe.original is not None and recipe.network.weights is None:
         stages["original"] = timer.training(original) * recipe.original.epochs * train
-    scored = recipe.search.calibration_images + 2 * recipe.search.images
-    stages["search"] = timer.forward(student) * recipe.search.candidates * min(scored, 2 * train)
+    stages["search"] = timer.forward(student) * _scored_images(recipe.search, train)
     if isinstance(recipe.search, Differentiable):
         images = recipe.search.epochs * len(search_splits(prepared.data)[0])
         stages["search"] += timer.searching(prepared) * images
@@ -53,6 +52,18 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
         "seconds": {**stages, "together": sum(stages.values())},
         "megabytes": timer.megabytes(original),
     }
+
+
+def _scored_images(search: Any, train: int) -> float:
+    """Images that pass through candidates, on all rungs of a race; each side has half of the training images."""
+    passes = 2 if getattr(search, "raw", True) else 1
+    rungs, keep = getattr(search, "rungs", 1), getattr(search, "keep", 1.0)
+    calibration, held_out = (min(count, train / 2) for count in (search.calibration_images, search.images))
+    parts = [keep ** (rungs - 1 - rung) for rung in range(rungs)]  # of the images; of the candidates in reverse
+    held_out *= passes * sum(part * running for part, running in zip(parts, parts[::-1], strict=True))
+    steps = zip(parts, [0.0, *parts[:-1]], parts[::-1], strict=True)
+    calibration *= sum((part - before) * running for part, before, running in steps)
+    return float(search.candidates * (calibration + held_out))
 
 
 @dataclass(frozen=True)

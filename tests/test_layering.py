@@ -15,7 +15,7 @@ ROWS = (
     "cost sampling distribution elastic",
     "tracing reordering supernet extraction calibration",
     "augment data objectives training",
-    "importance scoring initialization distillation",
+    "importance scoring correlation initialization distillation",
     "methods",
     "loading exporting originals recipe preparation folder reporting stages comparison judging planning runner printing",
     "testing",

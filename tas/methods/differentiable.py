@@ -86,7 +86,7 @@ def _centre(distribution: ArchitectureDistribution, architecture: Architecture) 
     million MACs on ResNet-20, since half of the depth is gone), and it spends them on the way back."""
     centre = torch.tensor(distribution.space.indices(architecture), device=distribution.logits.device)
     steps = torch.arange(distribution.logits.shape[1], device=distribution.logits.device)
-    distribution.logits -= _SLOPE * (steps - centre[:, None]).abs()
+    distribution.logits.sub_(_SLOPE * (steps - centre[:, None]).abs())
 
 
 def _optimizers(

@@ -1,0 +1,107 @@
+"""What the score of one candidate costs in plain inferences of its network on the same images, CIFAR ResNet-56 at 50 %.
+
+    python scripts/benchmarks/scoring.py [--rounds 7] [--images 2000] [--calibration 2560] [--ratio 0.5] [--device cpu]
+
+A round times, in alternating order and in this process: the extracted network in eval mode on the calibration and the
+score images; a whole score of the candidate (extraction, calibration, hold-out metric and loss); the same with the raw
+metric. Each ratio is to the plain inference of its own round. On a CPU, processor time of this process with one thread
+is taken, so that other processes do not matter much; on a GPU, wall-clock time. Images are random: their content does
+not change the work. Printed: a table of medians with quartiles, and the same as one JSON line. Aim: at most 1.15.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import tas
+from search_spaces.cifar_resnet import resnet56
+from tas.data import Data, InMemory, Split
+from tas.methods.baselines import uniform
+from tas.scoring import Judge, judge, judged
+
+Work = Callable[[], object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--calibration", type=int, default=2560)
+    parser.add_argument("--ratio", type=float, default=0.5)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    traced = tas.trace(resnet56().eval(), torch.randn(2, 3, 32, 32))
+    architecture = uniform(traced.space, tas.budget(traced.space, macs=arguments.ratio))
+    data = random_data(2 * max(arguments.images, arguments.calibration))
+    chosen = judge(
+        traced, data, calibration_images=arguments.calibration, images=arguments.images, device=arguments.device
+    )
+    works = {
+        "plain inference": plain(chosen, architecture),
+        "score": lambda: judged(chosen, architecture),
+        "score, also raw": lambda: judged(chosen, architecture, raw=True),
+        "extraction alone": lambda: tas.extract(traced, architecture).to(arguments.device),
+    }
+    macs = tas.macs(traced.space, architecture) / tas.macs(traced.space, traced.space.largest())
+    report(ratios(works, arguments.rounds), {**vars(arguments), "macs": round(macs, 4), "torch": torch.__version__})
+
+
+def random_data(count: int) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator).to(torch.uint8)
+    split = Split("train", InMemory(images, torch.arange(count) % 10), mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Data("random", split, classes=10)
+
+
+def plain(chosen: Judge, architecture: tas.Architecture) -> Work:
+    student = tas.extract(chosen.source, architecture).to(chosen.device).eval()
+    batches = [*chosen.calibration, *(inputs for inputs, _ in chosen.held_out)]
+
+    @torch.inference_mode()
+    def work() -> None:
+        for inputs in batches:
+            student(inputs)
+
+    return work
+
+
+def ratios(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+    """Median and quartiles, [low, median, high], after one round of warming up."""
+    rows: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        order = list(works) if number % 2 else list(works)[::-1]
+        taken = {name: seconds(works[name]) for name in order}
+        if number:
+            for name, value in taken.items():
+                rows[name].append(value / taken["plain inference"])
+    quartiles = torch.tensor([0.25, 0.5, 0.75])
+    return {name: torch.tensor(values).quantile(quartiles).tolist() for name, values in rows.items()}
+
+
+def seconds(work: Work) -> float:
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    start = clock()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def report(rows: dict[str, list[float]], settings: dict[str, object]) -> None:
+    table = Table("", "plain inferences", title=f"ResNet-56 at {settings['macs']:.0%} of its MACs: median (quartiles)")
+    for name, (low, median, high) in rows.items():
+        table.add_row(name, f"{median:.3f} ({low:.3f}-{high:.3f})")
+    Console(stderr=True).print(table)
+    print(json.dumps({"benchmark": "scoring", **settings, "ratios": rows}))
+
+
+if __name__ == "__main__":
+    main()
