@@ -160,10 +160,11 @@ def scored(space: SearchSpace, study: optuna.Study) -> list[Score]:
 
 def _course(asked: Asked, scores: list[Score]) -> tuple[Row, ...]:
     rows: list[Row] = []
+    steps, lost = max(asked.settings.candidates, len(scores)), 0
     for step, each in enumerate(scores, 1):
-        row = {"step": step, "steps": max(asked.settings.candidates, len(scores)), "recalibrated": each.recalibrated}
-        lost = sum(not other.valid for other in scores[:step])
-        rows.append({**row, "loss": each.loss, "raw": each.raw, "images": each.images, "lost": lost})
+        lost += not each.valid
+        row = {"step": step, "steps": steps, "recalibrated": each.recalibrated, "loss": each.loss}
+        rows.append({**row, "raw": each.raw, "images": each.images, "lost": lost})
     return tuple(rows)
 
 
