@@ -49,6 +49,7 @@ class Asked:
 def opened(asked: Asked, data: Data) -> tuple[optuna.Study, bool]:
     """The study of the settings' name, and whether it is new. BadRecipe where its storage cannot be used, or it is one
     of another search."""
+    identity = _identity(asked, data)
     best = StudyDirection.MAXIMIZE if asked.objective.higher_is_better else StudyDirection.MINIMIZE
     try:
         study = optuna.create_study(
@@ -60,7 +61,6 @@ def opened(asked: Asked, data: Data) -> tuple[optuna.Study, bool]:
         )
         # In this order: a process that is about to enqueue trials has written the identity before.
         trials, known = study.get_trials(deepcopy=False), study.user_attrs.get("identity")
-        identity = _identity(asked, data)
         if known is None and not trials:
             study.set_user_attr("identity", identity)
             return study, True
