@@ -8,7 +8,7 @@ logits of the row stand still but for the cost: the shift by which log_softmax m
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +31,20 @@ class Pick:
 
     values: tuple[int, ...]
     weights: Tensor | None = None
+
+
+def multiplied(picks: Sequence[tuple[Pick, int]], times: int = 1) -> Pick:
+    """The pick of `times` x the product of independent sizes, each to a power."""
+    values, weights = [times], None
+    for pick, power in picks:
+        values = [value * other**power for value in values for other in pick.values]
+        if pick.weights is not None:
+            weights = pick.weights if weights is None else torch.outer(weights, pick.weights).flatten()
+    if weights is None:
+        return Pick(tuple(values))
+    distinct = sorted(set(values))
+    place = torch.tensor([distinct.index(value) for value in values], device=weights.device)
+    return Pick(tuple(distinct), weights.new_zeros(len(distinct)).index_add(0, place, weights))
 
 
 Draw = Mapping[str, Pick]  # one Pick for every choice

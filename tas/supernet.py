@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tas.distribution import Draw, Pick, one_hot
+from tas.distribution import Draw, Pick, multiplied, one_hot
 from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
 from tas.tracing.identity import Array, Rows
@@ -133,7 +133,7 @@ class Supernet(nn.Module):
 
     def _plan(self, widest: Mapping[str, int]) -> _Plan:
         """How to run when each width has this many units."""
-        key = tuple(widest[name] for name in self._traced.sizes)
+        key = tuple(widest[choice.name] for choice in self.space.choices if choice.kind == "width")
         if key not in self._plans:
             mask = self._traced.keep_mask(widest)
             cuts = {name: cut for name, cut in self._traced.cuts(mask).items() if name in self._tensors}
@@ -143,8 +143,9 @@ class Supernet(nn.Module):
         return self._plans[key]
 
     def _scale_widths(self, tensors: dict[str, Tensor], picks: Draw, mask: Array) -> None:
-        for choice, sites in self._traced.folds.items():
-            pick = picks[choice]
+        for group, sites in self._traced.folds.items():
+            size = self._traced.groups[group]
+            pick = multiplied([(picks[choice], power) for choice, power in size.choices], size.times)
             if pick.weights is None or len(pick.values) == 1:
                 continue
             factor = channel_factor(pick)
@@ -152,15 +153,15 @@ class Supernet(nn.Module):
             for name, dim in sites:
                 rows = self._traced.rows[name][dim]
                 if id(rows) not in known:
-                    known[id(rows)] = self._spread(factor, rows, choice, mask)
+                    known[id(rows)] = self._spread(factor, rows, group, mask)
                 tensor = tensors.get(name, self._tensors[name])
                 shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
                 tensors[name] = tensor * known[id(rows)].reshape(shape)
 
-    def _spread(self, factor: Tensor, rows: Rows, choice: str, mask: Array) -> Tensor:
-        """The factor of every kept position of a dimension: that of its unit of `choice`, 1 where it has none."""
+    def _spread(self, factor: Tensor, rows: Rows, group: str, mask: Array) -> Tensor:
+        """The factor of every kept position of a dimension: that of its unit of `group`, 1 where it has none."""
         assert rows is not None
-        kept = rows[mask[rows].all(1)] - self._traced.first[choice]
+        kept = rows[mask[rows].all(1)] - self._traced.first[group]
         if kept.shape[1] == 1 and len(kept) == len(factor) and (kept[:, 0] == np.arange(len(kept))).all():
             return factor  # the dimension is the choice itself
         mine = (kept >= 0) & (kept < len(factor))

@@ -137,7 +137,7 @@ def _keep_is_a_prefix_of_the_permuted(
     traced: Traced, architecture: Architecture, inputs: Any, close: Close, generator: torch.Generator
 ) -> None:
     orders = _orders(traced, generator)
-    keep = {name: sorted(order[: architecture[name]]) for name, order in orders.items()}
+    keep = {name: sorted(order[: traced.groups[name].kept(architecture)]) for name, order in orders.items()}
     arranged = {name: keep[name] + [u for u in range(traced.sizes[name]) if u not in keep[name]] for name in orders}
     args, kwargs = as_call(inputs)
     picked = extract(traced, architecture, keep=keep).eval()(*args, **kwargs)

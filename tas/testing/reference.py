@@ -21,6 +21,7 @@ from tas.extraction import extract
 from tas.supernet import Supernet
 from tas.tracing import Traced, as_call
 from tas.tracing.recording import Site
+from tas.tracing.units import Group
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _CHANNELS_SECOND = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
@@ -70,13 +71,13 @@ def drawn_wide(supernet: Supernet, traced: Traced, draw: Draw, inputs: Any) -> A
         network, mask = extract(supernet, widest), traced.keep_mask(widest)
         kept = lambda rows: rows[mask[rows].all(1)]  # noqa: E731
     wide = _Wide(network, inputs)
-    for choice, sites in traced.folds.items():
-        factor = _factor(draw, choice, traced.sizes[choice])
+    for group, sites in traced.folds.items():
+        factor = _group_factor(draw, traced.groups[group])
         along = {}
         for name, dim in sites:
             rows = traced.rows[name][dim]
             assert rows is not None
-            along[name, dim] = _along(rows if kept is None else kept(rows), traced.first[choice], factor)
+            along[name, dim] = _along(rows if kept is None else kept(rows), traced.first[group], factor)
         wide.multiply(along)
     for choice, modules in traced.runs.items():
         for index, block in enumerate(modules[: draw[choice].values[-1]] if kept is not None else modules):
@@ -91,6 +92,16 @@ def _factor(draw: Draw, choice: str, size: int) -> Tensor:
     weights = pick.weights if pick.weights is not None else torch.ones(1, dtype=torch.float64)
     has = torch.tensor([[value > u for value in pick.values] for u in range(size)], dtype=weights.dtype)
     return has @ weights
+
+
+def _group_factor(draw: Draw, group: Group) -> Tensor:
+    """[size]: for unit u, the summed weight of the combinations of candidates that keep more than u."""
+    kept = [(group.times, torch.ones((), dtype=torch.float64))]
+    for choice, power in group.choices:
+        pick = draw[choice]
+        weights = pick.weights if pick.weights is not None else torch.ones(1, dtype=torch.float64)
+        kept = [(n * v**power, w * q) for n, w in kept for v, q in zip(pick.values, weights, strict=True)]
+    return torch.stack([torch.stack([w * (n > unit) for n, w in kept]).sum() for unit in range(group.size)])
 
 
 def _along(rows: np.ndarray, first: int, factor: Tensor) -> Tensor:

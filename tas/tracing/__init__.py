@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tas.errors import BadNetwork
 from tas.space import Choice, Factor, Kept, LayerCost, SearchSpace, Term
 from tas.tracing.attributes import AttributeRule, in_units, with_integer
+from tas.tracing.counts import Size, terms, times
 from tas.tracing.folding import fold_regions, fold_widths
 from tas.tracing.identity import Array, Rows
 from tas.tracing.operators import HANDLERS, unknown
@@ -23,7 +24,7 @@ from tas.tracing.proof import leaves_traces, prove, skips_exactly
 from tas.tracing.recording import Recorder, Site
 from tas.tracing.regions import Region, chain, find_regions
 from tas.tracing.slicing import Cut, copy_sharing, cut_parameters, cut_size, cuts_of, layer_attributes
-from tas.tracing.units import Rules, Size, Units, find_units, terms, times
+from tas.tracing.units import Group, Rules, Units, find_units
 
 __all__ = ["Rules", "Traced", "trace"]
 
@@ -37,9 +38,11 @@ class Traced:
     `rows` says, for every parameter and buffer, which units each position of each dimension needs ([positions, k],
     indices of units; `units` stands for "always kept"; dimensions with the same units share their array). The
     `attribute_rules` say which integers of modules are sizes; modules in `caching` keep something from a forward.
-    `first` and `sizes` give the units of each width choice; an operator slides over those of the `ordered` ones, so
-    that only prefixes of them make sense. `runs` gives the modules of each depth choice, in order. `folds` names the parameter dimensions that a choice's channel
-    factors multiply, `branch_folds` those that scale the branch of a skippable module.
+    `groups` are the units that one prefix or keep set selects from, `first` the first unit of each: one for every width
+    choice, and those whose size is a product of choices. An operator slides over those of the `ordered` groups, so that
+    only prefixes of them make sense. `runs` gives the modules of each depth choice, in order. `folds` names the
+    parameter dimensions that a group's channel factors multiply, `branch_folds` those that scale the branch of a
+    skippable module.
     """
 
     network: nn.Module
@@ -49,6 +52,7 @@ class Traced:
     rows: Mapping[str, tuple[Rows, ...]]
     units: int
     first: Mapping[str, int]
+    groups: Mapping[str, Group]
     ordered: frozenset[str]
     grouped: Mapping[str, tuple[tuple[int, Rows], tuple[int, Rows]]]
     attribute_rules: tuple[AttributeRule, ...]
@@ -60,18 +64,19 @@ class Traced:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        return {choice.name: choice.size for choice in self.space.choices if choice.kind == "width"}
+        """The original's size of every group of units."""
+        return {name: group.size for name, group in self.groups.items()}
 
     def keep_mask(self, architecture: Mapping[str, int], keep: Mapping[str, Any] | None = None) -> Array:
-        """Which units stay: the first ones of every width choice, or the indices given in `keep` by choice name.
+        """Which units stay: the first ones of every group, or the indices given in `keep` by its name.
 
-        Raises ValueError where `keep` names no width choice, or other than as many distinct units as the architecture.
+        Raises ValueError where `keep` names no group of units, or other than as many distinct units as that keeps.
         """
         mask = np.zeros(self.units + 1, bool)
         mask[-1] = True
         chosen = dict(keep or {})
         for name, size in self.sizes.items():
-            first, count = self.first[name], architecture[name]
+            first, count = self.first[name], self.groups[name].kept(architecture)
             if name not in chosen:
                 mask[first : first + count] = True
                 continue
@@ -84,7 +89,7 @@ class Traced:
                 )
             mask[first + kept] = True
         if chosen:
-            raise ValueError(f"keep names width choices of the space, got {sorted(chosen)}")
+            raise ValueError(f"keep names groups of units, width choices for the most part; got {sorted(chosen)}")
         return mask
 
     def cuts(self, mask: Array) -> dict[str, Cut]:
@@ -193,8 +198,9 @@ def _widths(
         kwargs=kwargs,
         rows=_shared({name: [units.rows(part) for part in rows] for name, rows in recorder.tensors.items()}),
         units=units.total,
-        ordered=frozenset(name for rows in recorder.ordered for name in units.choices_of(rows)),
-        first={choice.name: units.start(number) for number, choice in enumerate(units.choices)},
+        ordered=frozenset(name for rows in recorder.ordered for name in units.groups_of(rows)),
+        first={group.name: units.start(number) for number, group in enumerate(units.groups)},
+        groups={group.name: group for group in units.groups},
         grouped={
             name: tuple((n, units.rows(rows)) for n, rows in axes)  # type: ignore[misc]
             for name, axes in recorder.grouped.items()

@@ -25,9 +25,9 @@ def fold_widths(recorder: Recorder, units: Units) -> tuple[dict[str, tuple[Site,
     carried, uses = _Carried(recorder, units), _uses(recorder)
     folds: dict[str, tuple[Site, ...]] = {}
     unmixable: list[tuple[Rows, str]] = []
-    for number, choice in enumerate(units.choices):
-        sites, why = _fold_width(recorder, carried, uses, choice.name)
-        folds[choice.name] = sites
+    for number, group in enumerate(units.groups):
+        sites, why = _fold_width(recorder, carried, uses, group.name)
+        folds[group.name] = sites
         if why:
             unmixable.append((units.atoms(number), why))
     return folds, unmixable
@@ -70,19 +70,19 @@ class _Carried:
         self._summed: dict[int, list[tuple[int, frozenset[str], Site | None]]] = {}
         self.records: dict[str, list[Record]] = defaultdict(list)
         for record in recorder.records:
-            names = (units.choices_of(rows) for _, rows, _ in record.contracted)
+            names = (units.groups_of(rows) for _, rows, _ in record.contracted)
             for name in set().union(*names, *map(self, (*record.inputs, *record.outputs))):
                 self.records[name].append(record)
 
     def __call__(self, value: Value) -> frozenset[str]:
         if id(value) not in self._known:
-            names = frozenset(name for rows in value.rows for name in self._units.choices_of(rows))
+            names = frozenset(name for rows in value.rows for name in self._units.groups_of(rows))
             self._known[id(value)] = (value, names)
         return self._known[id(value)][1]
 
     def summed(self, record: Record) -> list[tuple[int, frozenset[str], Site | None]]:
         if record.index not in self._summed:
-            found = [(index, self._units.choices_of(rows), site) for index, rows, site in record.contracted]
+            found = [(index, self._units.groups_of(rows), site) for index, rows, site in record.contracted]
             self._summed[record.index] = found
         return self._summed[record.index]
 
@@ -102,18 +102,13 @@ def _fold_width(
         for index, names, column in carried.summed(record)
         if choice in names
     ]
-    marked = set()
-    for record in records:
-        for index, names, _ in carried.summed(record):
-            if choice in names:
-                marked |= {maker.index for maker in _upstream(recorder, record.inputs[index], carries) or []}
+    given = [r.inputs[index] for r in records for index, names, _ in carried.summed(r) if choice in names]
+    marked = {maker.index for value in given for maker in _upstream(recorder, value, carries) or []}
     while True:
         reached, conflict = _spread(carried, choice, marked)
         bare = [(record, column) for record, made_by, column in reads if made_by not in reached]
-        for index in marked:  # a parameter that others use too would bring them the factor
-            scales = recorder.records[index].scales
-            if any(not uses[site] <= marked for site in scales):
-                conflict.add(index)
+        # a parameter that others use too would bring them the factor
+        conflict |= {i for i in marked if any(not uses[site] <= marked for site in recorder.records[i].scales)}
         for _, made_by, column in reads:  # one layer, called with the factor and without
             if made_by in reached and column in {c for _, c in bare}:
                 conflict |= reached[made_by]

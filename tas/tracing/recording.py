@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from tas.tracing.identity import Identities, Rows
+from tas.tracing.identity import Array, Identities, Rows
 
 # How a channel factor m >= 0 on an operator's inputs shows in its output:
 #   pass      zero stays zero on every channel (relu, pooling, cat, views)
@@ -105,6 +105,7 @@ class Recorder(TorchDispatchMode):
         self.spans: list[Span] = []
         self.tensors: dict[str, tuple[Rows, ...]] = {}  # parameters and buffers
         self.inexact: dict[str, int] = {}
+        self.counts: list[tuple[Array, Array, str]] = []  # dimensions of which the code needs equally many positions
         self.ordered: list[Rows] = []  # dimensions whose positions must keep their neighbours
         self.apart: list[Rows] = []  # positions that were taken out of others: units in and outside are no longer alike
         self.grouped: dict[
@@ -151,6 +152,18 @@ class Recorder(TorchDispatchMode):
     def unify(self, left: Rows, right: Rows) -> None:
         self.identities.unify(left, right, self.current.where())
 
+    def tie_counts(self, left: Rows, right: Rows, why: str) -> bool:
+        """The code needs as many kept positions of one as of the other: whether that was not known."""
+        left, right = self.identities.canonical(left), self.identities.canonical(right)
+        if left is None or right is None:
+            self.identities.unify(left, right, why)
+            return left is not right
+        known = [(self.identities.canonical(a), self.identities.canonical(b)) for a, b, _ in self.counts]
+        if np.array_equal(left, right) or any(np.array_equal(left, a) and np.array_equal(right, b) for a, b in known):
+            return False
+        self.counts.append((left, right, why))
+        return True
+
     def freeze(self, *parts: Rows, why: str = "") -> None:
         for part in parts:
             self.identities.freeze(part, f"{why}{': ' if why else ''}{self.current.where()}")
@@ -184,10 +197,10 @@ class Recorder(TorchDispatchMode):
         """torch's own attention computes the head size as embedding // heads: the embedding is heads x head size."""
         why = f"the embedding is heads x head size: {name}"
         given, made_of = (self.rows(w)[1] for w in (module.in_proj_weight, module.out_proj.weight))
-        self.identities.unify(given, made_of, why)
+        self.tie_counts(given, made_of, why)
         sizes = [module.num_heads, module.embed_dim // module.num_heads]
-        inside = self.identities.factor(given, sizes, why, [True, True])[1]
-        self.grouped[name] = (module.embed_dim, given), (sizes[1], inside)
+        inside = self.identities.factor(made_of, sizes, why, [True, True])[1]
+        self.grouped[name] = (module.embed_dim, made_of), (sizes[1], inside)
 
     # -- the forward -----------------------------------------------------------------------------------------------
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

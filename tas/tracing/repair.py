@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from tas.tracing.attributes import AttributeRule
-from tas.tracing.identity import Rows
 from tas.tracing.recording import Axis, Record, Recorder, Span
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "unflatten"}
@@ -62,8 +61,9 @@ def _tie(recorder: Recorder, record: Record, span: Span, start: int, stop: int) 
             mine = identities.canonical(identities.outer(rows, sizes))
             if mine is None or np.array_equal(mine, identities.canonical(theirs)):
                 continue
-            identities.unify(mine, theirs, f"its size is computed from the width of an input: {record.where()}")
-            return True
+            why = f"its size is computed from the width of an input: {record.where()}"
+            if recorder.tie_counts(theirs, mine, why):
+                return True
     return False
 
 
@@ -78,11 +78,8 @@ def _merge_served(recorder: Recorder, record: Record, rules: list[AttributeRule]
             if other.module == rule.module and other.operator in _SIZED:
                 served += [r for v in other.outputs for n, r in v.axes() if n == rule.was]
         served = [r for r in served if r is not None and recorder.carries(r)]
-        before = [recorder.identities.canonical(r) for r in served]
-        for rows in served[1:]:
-            recorder.identities.unify(served[0], rows, f"one attribute, {rule.key[0]} of {rule.module}, is both sizes")
-        after = [recorder.identities.canonical(r) for r in served]
-        changed = changed or any(not _equal(a, b) for a, b in zip(before, after, strict=True))
+        why = f"one attribute, {rule.key[0]} of {rule.module}, is both sizes"
+        changed |= sum(recorder.tie_counts(served[0], rows, why) for rows in served[1:]) > 0  # all of them, not any
     return changed
 
 
@@ -143,7 +140,3 @@ def _ranges(n: int) -> Iterator[tuple[int, int]]:
 
 def _axes_of(record: Record) -> list[Axis]:
     return [axis for value in (*record.outputs, *record.inputs) for axis in value.axes()]
-
-
-def _equal(a: Rows, b: Rows) -> bool:
-    return (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))

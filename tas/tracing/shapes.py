@@ -130,8 +130,6 @@ def split(t: Recorder, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 
     dim %= x.dim()
     rows = t.rows(x)
     equal = isinstance(sizes, int) and len(out) > 1 and len({part.shape[dim] for part in out}) == 1
-    if equal:
-        t.identities.factor(rows[dim], [len(out), out[0].shape[dim]], t.current.where(), [False, True])
     whole = t.identities.canonical(rows[dim])
     start = 0
     for part in out:
@@ -139,6 +137,8 @@ def split(t: Recorder, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 
         t.put(part, [*rows[:dim], None if whole is None else whole[start:stop], *rows[dim + 1 :]])
         if whole is not None and len(out) > 1:
             t.apart.append(whole[start:stop])
+        if equal and whole is not None:
+            t.tie_counts(whole[: out[0].shape[dim]], whole[start:stop], f"equal parts: {t.current.where()}")
         start = stop
     t.current.flow = "pass"
 

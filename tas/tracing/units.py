@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from math import prod
 
 import numpy as np
 
-from tas.space import Choice, Factor, Kept, Term
+from tas.space import Choice, Kept
+from tas.tracing.counts import Powers, Size, equalize
 from tas.tracing.identity import Array, Rows
 from tas.tracing.recording import Recorder, Site
 
 _PAPER_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-Size = dict[tuple[tuple[str, int], ...], int]  # a polynomial: {((choice, power), ...): coefficient}
 
 
 @dataclass(frozen=True)
@@ -32,31 +33,63 @@ class Rules:
         return tuple(sorted({n for n in cut if 0 < n < size} | {size}))
 
 
+@dataclass(frozen=True)
+class Group:
+    """Units that are alike, in one order of their own. How many of them are kept is `times` x the product of choices,
+    each to a power: a choice of that name alone, unless the code computes the number from others (`counts`)."""
+
+    name: str
+    size: int
+    times: int
+    choices: Powers
+
+    def kept(self, architecture: Mapping[str, int]) -> int:
+        return self.times * prod(architecture[name] ** power for name, power in self.choices)
+
+
 @dataclass
 class Units:
-    """Every searchable unit of a network has an index; units of one choice are consecutive, in their present order.
+    """Every searchable unit of a network has an index; units of one group are consecutive, in their present order.
 
-    Index `total`, one more than the last unit, stands for what is always kept; it is owned by no choice.
+    Index `total`, one more than the last unit, stands for what is always kept; it is owned by no group.
     """
 
     recorder: Recorder
-    choices: list[Choice]
-    owner: Array  # [total + 1]: the number of the choice that a unit belongs to, len(choices) for none
+    groups: list[Group]
+    rules: Rules
+    owner: Array  # [total + 1]: the number of the group that a unit belongs to, len(groups) for none
     unit: Array  # [atoms]: the unit that a free atom is
     _known: dict[int, tuple[Rows, Rows]] = field(default_factory=dict)  # by id, with what keeps the id taken
-    _choices: dict[int, frozenset[str]] = field(default_factory=dict)
+    _groups: dict[int, frozenset[str]] = field(default_factory=dict)
     _sizes: dict[int, Size] = field(default_factory=dict)
+
+    @property
+    def choices(self) -> list[Choice]:
+        """A width choice for every group whose size is not computed from those of others."""
+        free = [group for group in self.groups if group.choices == ((group.name, 1),)]
+        return [Choice(group.name, "width", self.rules.candidates(group.size)) for group in free]
+
+    def substitute(self, name: str, times: int, choices: Powers) -> None:
+        """Choice `name` is no longer free: its size is `times` x the product of others."""
+        for number, group in enumerate(self.groups):
+            power = dict(group.choices).get(name, 0)
+            if power:
+                powers = Counter({key: p for key, p in group.choices if key != name})
+                powers.update({key: p * power for key, p in choices})
+                changed = group.times * times**power, tuple(sorted(powers.items()))
+                self.groups[number] = replace(group, times=changed[0], choices=changed[1])
+        self._sizes.clear()
 
     @property
     def total(self) -> int:
         return len(self.owner) - 1
 
     def start(self, number: int) -> int:
-        """The first unit of a choice."""
+        """The first unit of a group."""
         return int(np.searchsorted(self.owner, number))
 
     def atoms(self, number: int) -> Array:
-        """The identities [n, 1] of a choice's units."""
+        """The identities [n, 1] of a group's units."""
         return np.flatnonzero(self.owner[self.unit] == number)[:, None]
 
     def rows(self, rows: Rows) -> Rows:
@@ -67,15 +100,19 @@ class Units:
             self._known[id(rows)] = rows, None if units is None or (units == self.total).all() else units
         return self._known[id(rows)][1]
 
-    def choices_of(self, rows: Rows) -> frozenset[str]:
-        """Names of the choices that decide which positions are kept."""
+    def groups_of(self, rows: Rows) -> frozenset[str]:
+        """Names of the groups that decide which positions are kept."""
         units = self.rows(rows)
         if units is None:
             return frozenset()
-        if id(units) not in self._choices:
+        if id(units) not in self._groups:
             numbers = np.unique(self.owner[units])
-            self._choices[id(units)] = frozenset(self.choices[n].name for n in numbers if n < len(self.choices))
-        return self._choices[id(units)]
+            self._groups[id(units)] = frozenset(self.groups[n].name for n in numbers if n < len(self.groups))
+        return self._groups[id(units)]
+
+    def full(self, name: str) -> int:
+        """The original's size of a choice."""
+        return next(group.size for group in self.groups if group.name == name)
 
     def size(self, n: int, rows: Rows) -> Size:
         """The number of kept positions of a dimension as a polynomial in the choices' sizes."""
@@ -90,45 +127,28 @@ class Units:
         size: Size = defaultdict(int)
         patterns, counts = np.unique(np.sort(self.owner[units], 1), axis=0, return_counts=True)
         for pattern, count in zip(patterns, counts, strict=True):
-            choices = [self.choices[number] for number in pattern if number < len(self.choices)]
-            whole = int(np.prod([choice.size for choice in choices], initial=1))
-            powers = Counter(choice.name for choice in choices)
-            size[tuple(sorted(powers.items()))] += int(count) // whole
+            groups = [self.groups[number] for number in pattern if number < len(self.groups)]
+            powers: Counter[str] = Counter()
+            for group in groups:
+                powers.update(dict(group.choices))
+            coefficient = int(count) // prod(group.size for group in groups) * prod(group.times for group in groups)
+            size[tuple(sorted(powers.items()))] += coefficient
         return dict(size)
 
 
-def times(*sizes: Size) -> Size:
-    """The product of polynomials."""
-    total: Size = {(): 1}
-    for size in sizes:
-        product: Size = defaultdict(int)
-        for left, a in total.items():
-            for right, b in size.items():
-                powers: dict[str, int] = defaultdict(int)
-                for name, power in (*left, *right):
-                    powers[name] += power
-                product[tuple(sorted(powers.items()))] += a * b
-        total = product
-    return dict(total)
-
-
-def terms(size: Size, alive: tuple[Factor, ...] = (), divide: int = 1) -> tuple[Term, ...]:
-    """A polynomial as cost terms, counted only while the blocks around the layer are `alive`."""
-    return tuple(
-        Term(coefficient // divide, tuple(Factor(name, "power", power) for name, power in powers) + alive)
-        for powers, coefficient in size.items()
-    )
-
-
 def find_units(recorder: Recorder, rules: Rules) -> tuple[Units, list[Kept]]:
-    """Group atoms into choices. Atoms whose combinations are not whole products are frozen, and all is done again."""
+    """Group atoms. Those whose combinations are not whole products are frozen, sizes that must be equal and cannot be
+    made so by a formula are made of the same units, and all is done again."""
     while True:
         units = _group(recorder, rules)
         entangled = _entangled(recorder, units)
-        if not entangled:
-            return units, _kept(recorder, units)
         for rows, where in entangled:
             recorder.identities.freeze(rows, f"its combinations with other sizes are irregular: {where}")
+        unequal = [] if entangled else equalize(units)
+        for left, right, why in unequal:
+            recorder.identities.unify(left, right, why)
+        if not entangled and not unequal:
+            return units, _kept(recorder, units)
 
 
 def _axes(recorder: Recorder) -> Iterator[tuple[Site | str, Rows]]:
@@ -180,20 +200,20 @@ def _group(recorder: Recorder, rules: Rules) -> Units:
         groups[int(signature[atom])].append(int(atom))
     lone = [members[0] for members in groups.values() if len(members) == 1]
     identities.freeze(np.array(lone)[:, None] if lone else None, "one unit alone cannot shrink")
-    choices: list[Choice] = []
+    found: list[Group] = []
     free: list[list[int]] = []
     for members in groups.values():
         if len(members) > 1:
-            name = _name(site[members[0]], members, [choice.name for choice in choices])
+            name = _name(site[members[0]], members, [group.name for group in found])
             if any(fnmatchcase(name, pattern) for pattern in rules.fix):
                 identities.freeze(np.array(members)[:, None], "a rule fixes it")
             else:
-                choices.append(Choice(name, "width", rules.candidates(len(members))))
+                found.append(Group(name, len(members), 1, ((name, 1),)))
                 free.append(members)
     owner = np.repeat(np.arange(len(free) + 1), [*map(len, free), 1])
     unit = np.full(atoms, len(owner) - 1)
     unit[[atom for members in free for atom in members]] = np.arange(len(owner) - 1)
-    return Units(recorder, choices, owner, unit)
+    return Units(recorder, found, rules, owner, unit)
 
 
 def _name(place: tuple[Site | str, Array], members: list[int], taken: list[str]) -> str:
@@ -229,7 +249,7 @@ def _entangled(recorder: Recorder, units: Units) -> list[tuple[Array, str]]:
         numbers, known = np.take_along_axis(numbers, order, 1), np.take_along_axis(known, order, 1)
         for pattern in np.unique(numbers, axis=0):
             mine = known[(numbers == pattern).all(1)]
-            whole = np.prod([units.choices[int(p)].size for p in pattern if p < len(units.choices)], initial=1)
+            whole = prod(units.groups[int(p)].size for p in pattern if p < len(units.groups))
             _, counts = np.unique(mine, axis=0, return_counts=True)
             if len(counts) != whole or (counts != counts[0]).any():
                 bad.append((rows, place if isinstance(place, str) else f"{place[0]}, dimension {place[1]}"))

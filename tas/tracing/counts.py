@@ -1,0 +1,81 @@
+"""Sizes as polynomials in the choices, and the equations between them that the code demands.
+
+Code that takes a width in equal parts, or computes a head size as width // heads, needs equal *numbers* of units, not
+the same units: which channels a stream keeps is free of which heads a block keeps. Such an equation is met by a
+formula: a width becomes the product of choices, or two choices become one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from math import prod
+from typing import TYPE_CHECKING
+
+from tas.space import Factor, Term
+from tas.tracing.identity import Array
+
+if TYPE_CHECKING:
+    from tas.tracing.units import Units
+
+Powers = tuple[tuple[str, int], ...]
+Size = dict[Powers, int]  # a polynomial: {((choice, power), ...): coefficient}
+Monomial = tuple[Powers, int]
+
+
+def equalize(units: Units) -> list[tuple[Array, Array, str]]:
+    """Make the sizes equal that the code needs equal (`Recorder.counts`). Returns those for which no formula serves."""
+    return [(left, right, why) for left, right, why in units.recorder.counts if not _equal(units, left, right)]
+
+
+def _equal(units: Units, left: Array, right: Array) -> bool:
+    """Solve term by term, smaller ones first: each solution changes the formulas of all."""
+
+    def full(term: Monomial) -> int:
+        return term[1] * prod(units.full(name) ** power for name, power in term[0])
+
+    while True:
+        a, b = units.size(len(left), left), units.size(len(right), right)
+        ours = sorted(((p, c) for p, c in a.items() if b.get(p) != c), key=full)
+        theirs = sorted(((p, c) for p, c in b.items() if a.get(p) != c), key=full)
+        if not ours and not theirs:
+            return True
+        if [*map(full, ours)] != [*map(full, theirs)] or not _solve(units, ours[0], theirs[0]):
+            return False
+
+
+def _solve(units: Units, left: Monomial, right: Monomial) -> bool:
+    """Make two products equal: a lone choice becomes the other product, or choices of equal size become one."""
+    (mine, a), (others, b) = left, right
+    x, y = Counter(dict(mine)) - Counter(dict(others)), Counter(dict(others)) - Counter(dict(mine))
+    for lone, over, product, times in ((y, b, x, a), (x, a, y, b)):
+        if list(lone.values()) == [1] and product and times % over == 0:
+            units.substitute(next(iter(lone)), times // over, tuple(sorted(product.items())))
+            return True
+    ours, theirs = (sorted(side.elements(), key=lambda name: (units.full(name), name)) for side in (x, y))
+    if a != b or not ours or [*map(units.full, ours)] != [*map(units.full, theirs)]:
+        return False
+    units.substitute(theirs[0], 1, ((ours[0], 1),))
+    return True
+
+
+def times(*sizes: Size) -> Size:
+    """The product of polynomials."""
+    total: Size = {(): 1}
+    for size in sizes:
+        product: Size = defaultdict(int)
+        for left, a in total.items():
+            for right, b in size.items():
+                powers: dict[str, int] = defaultdict(int)
+                for name, power in (*left, *right):
+                    powers[name] += power
+                product[tuple(sorted(powers.items()))] += a * b
+        total = product
+    return dict(total)
+
+
+def terms(size: Size, alive: tuple[Factor, ...] = (), divide: int = 1) -> tuple[Term, ...]:
+    """A polynomial as cost terms, counted only while the blocks around the layer are `alive`."""
+    return tuple(
+        Term(coefficient // divide, tuple(Factor(name, "power", power) for name, power in powers) + alive)
+        for powers, coefficient in size.items()
+    )

@@ -1,0 +1,72 @@
+"""Sizes in Python attributes are found by running cut networks, and set in students; look-alikes are left alone."""
+
+import torch
+from torch import Tensor, nn
+
+from tas.extraction import extract
+from tas.testing import check_space
+from tas.tracing import trace
+
+
+class Named(nn.Module):
+    """Attention that keeps its numbers in attributes; `shift` and `steps` merely look like sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.shift, self.steps = 3, 4, 3, [4, 2]
+        self.qkv, self.out, self.head = nn.Linear(6, 36), nn.Linear(12, 10), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.roll(self.shift, 1)
+        n, length, _ = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (q @ k.transpose(-2, -1)).softmax(-1)
+        x = (scores @ v).transpose(1, 2).reshape(n, length, self.num_heads * self.head_dim)
+        return self.head(self.out(x).mean(1))
+
+
+class Listed(nn.Module):
+    """The parts of a layer are listed, unequal, and go different ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [4, 8]
+        self.stem, self.left, self.right = nn.Conv2d(3, 12, 1), nn.Conv2d(4, 6, 1), nn.Conv2d(8, 6, 1)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.stem(x).relu().split(self.sizes, dim=1)
+        return self.head((self.left(a).relu() + self.right(b).relu()).mean((2, 3)))
+
+
+def test_heads_and_head_size_follow_their_attributes_and_look_alikes_stay() -> None:
+    traced = check_space(Named(), torch.randn(2, 7, 6))
+    assert {rule.key[0] for rule in traced.attribute_rules} == {"num_heads", "head_dim"}
+    student = extract(traced, traced.space.smallest())
+    assert (student.num_heads, student.head_dim) == (1, 1)
+    assert (student.shift, student.steps) == (3, [4, 2])
+
+
+def test_listed_parts_follow_and_the_list_of_the_original_is_not_touched() -> None:
+    traced = check_space(Listed(), torch.randn(2, 3, 8, 8))
+    assert [choice.size for choice in traced.space.choices] == [4, 8, 6]
+    student = extract(traced, traced.space.smallest())
+    assert sum(student.sizes) == student.stem.out_channels < 12
+    assert traced.network.sizes == [4, 8]
+
+
+def test_every_module_of_a_class_gets_the_rule_that_one_needed() -> None:
+    traced = trace(
+        nn.Sequential(*(Block() for _ in range(3)), nn.Flatten(), nn.Linear(7 * 12, 5)), torch.randn(2, 7, 12)
+    )
+    assert {(rule.module, rule.key[0]) for rule in traced.attribute_rules} >= {(f"{i}", "heads") for i in range(3)}
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.made, self.out = 3, nn.Linear(12, 12), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.made(x).unflatten(-1, (self.heads, -1))
+        return x + self.out((heads * heads.mean(1, keepdim=True)).flatten(-2))

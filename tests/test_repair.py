@@ -1,0 +1,55 @@
+"""Where no attribute follows a size, identities give way: exactly those concerned, with operator, module and line."""
+
+import torch
+from torch import Tensor, nn
+
+from tas.testing import check_space
+from tas.tracing import trace
+
+
+class HardCoded(nn.Module):
+    """One layer whose code knows the number 12, and one that is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bound, self.free, self.head = nn.Linear(6, 12), nn.Linear(12, 10), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bound(x).view(-1, 3, 4).transpose(1, 2).reshape(-1, 12)
+        return self.head(self.free(x).relu())
+
+
+class OneNumber(nn.Module):
+    """One attribute is the head size of two projections of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim = 4
+        self.q, self.v, self.head = nn.Linear(6, 12), nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, v = self.q(x).unflatten(-1, (-1, self.dim)), self.v(x).unflatten(-1, (-1, self.dim))
+        return self.head((v * q.relu().sum((-2, -1), keepdim=True)).flatten(-2))
+
+
+def test_a_hard_coded_size_is_kept_with_operator_and_line_and_the_rest_is_free() -> None:
+    traced = check_space(HardCoded(), torch.randn(2, 6))
+    assert [choice.name for choice in traced.space.choices] == ["free"]
+    (kept,) = (kept for kept in traced.space.kept if kept.name == "bound.weight[0]")
+    assert "view" in kept.reason
+    assert "test_repair.py:" in kept.reason
+
+
+def test_one_attribute_for_two_sizes_makes_them_equal_in_number() -> None:
+    traced = check_space(OneNumber(), torch.randn(2, 6))
+    assert [rule.key[0] for rule in traced.attribute_rules] == ["dim"]
+    dims = [group for group in traced.groups.values() if group.size == 4]
+    assert len({group.choices for group in dims}) == 1
+
+
+def test_a_trace_changes_nothing_of_the_network() -> None:
+    network = HardCoded()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    trace(network, torch.randn(2, 6))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert network.bound.out_features == 12
