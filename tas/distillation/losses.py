@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,15 +17,52 @@ def soft_targets(student: Any, teacher: Any, temperature: float = 4.0) -> Tensor
 
     Logits [batch, classes] of both. The factor T^2 keeps gradients as large as those of cross-entropy, whatever T.
     """
-    if not isinstance(student, Tensor) or not isinstance(teacher, Tensor) or student.shape != teacher.shape:
-        found = " and ".join(_described(outputs) for outputs in (student, teacher))
-        raise BadNetwork(
-            f"soft targets need one tensor of logits, of one shape, from student and teacher; got {found}; "
-            "pass soft_loss(student_outputs, teacher_outputs) to compare other outputs"
-        )
+    _check(student, teacher)
     log_student = functional.log_softmax(student / temperature, dim=1)
     log_teacher = functional.log_softmax(teacher / temperature, dim=1)
     return temperature**2 * functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def decoupled(
+    student: Any, teacher: Any, targets: Any, temperature: float = 4.0, target: float = 1.0, others: float = 8.0
+) -> Tensor:
+    """T^2 x (`target` x TCKD + `others` x NCKD), mean over the batch: DKD (Zhao et al. 2022, eq. 7).
+
+    Soft targets are TCKD + (1 - p) NCKD: a KL divergence between the pairs (p, 1 - p) of the true class and the rest,
+    and one among the other classes, which counts the less the surer the teacher is (p its probability of the true
+    class). Here both have weights of their own. 1 and 8 are the authors' for CIFAR-100, beside cross-entropy of weight
+    1: alpha 0.5. Logits [batch, classes], targets int64 [batch] (BadNetwork otherwise).
+    """
+    _check(student, teacher)
+    if student.dim() != 2 or not isinstance(targets, Tensor) or targets.shape != student.shape[:1]:
+        raise BadNetwork(
+            f"dkd needs logits [batch, classes] and one true class an example, got outputs {_described(student)} and "
+            f"targets {_described(targets)}; use kd, or dist"
+        )
+    true = targets[:, None]
+    logs = [functional.log_softmax(logits / temperature, dim=1) for logits in (student, teacher)]
+    log_others = [_without(log, true) for log in logs]
+    both = zip(logs, log_others, strict=True)
+    pairs = [torch.cat([log.gather(1, true), rest.logsumexp(1, keepdim=True)], 1) for log, rest in both]
+    rests = [functional.log_softmax(rest, dim=1) for rest in log_others]
+    between, among = (functional.kl_div(*two, reduction="batchmean", log_target=True) for two in (pairs, rests))
+    return temperature**2 * (target * between + others * among)
+
+
+def relational(student: Any, teacher: Any, temperature: float = 4.0, inter: float = 1.0, intra: float = 1.0) -> Tensor:
+    """T^2 x (`inter` x L_inter + `intra` x L_intra): DIST (Huang et al. 2022, eq. 8-10).
+
+    With probabilities Y [batch, classes] at temperature T: 1 - Pearson's correlation of student and teacher, of every
+    example's row (mean over the batch), and of every class's column (mean over classes). It asks for the teacher's
+    rankings, not for its values. The authors' weights are 1 and 1 on CIFAR-100 beside cross-entropy of weight 1: alpha
+    0.5. A batch of one example has no L_intra.
+    """
+    _check(student, teacher)
+    ours, theirs = (functional.softmax(logits / temperature, dim=1) for logits in (student, teacher))
+    apart = inter * (1 - _correlation(ours, theirs, 1)).mean()
+    if len(ours) > 1:
+        apart = apart + intra * (1 - _correlation(ours, theirs, 0)).mean()
+    return temperature**2 * apart
 
 
 def kd(
@@ -37,6 +75,26 @@ def kd(
     """
     soft = soft_targets(student_logits, teacher_logits, temperature)
     return (1 - alpha) * cross_entropy(student_logits, targets) + alpha * soft
+
+
+def _check(student: Any, teacher: Any) -> None:
+    if not isinstance(student, Tensor) or not isinstance(teacher, Tensor) or student.shape != teacher.shape:
+        found = " and ".join(_described(outputs) for outputs in (student, teacher))
+        raise BadNetwork(
+            f"soft targets need one tensor of logits, of one shape, from student and teacher; got {found}; "
+            "pass soft_loss(student_outputs, teacher_outputs) to compare other outputs"
+        )
+
+
+def _without(values: Tensor, true: Tensor) -> Tensor:
+    """[batch, classes - 1]: without the entry of the true class, [batch, 1]."""
+    other = torch.ones_like(values, dtype=torch.bool).scatter(1, true, False)
+    return values[other].reshape(len(values), -1)
+
+
+def _correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """Pearson's, along `dim`; where one of them is constant, 0."""
+    return functional.cosine_similarity(a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True), dim=dim, eps=1e-8)
 
 
 def _described(outputs: Any) -> str:
