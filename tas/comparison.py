@@ -18,7 +18,7 @@ from tas.distillation import distill
 from tas.errors import BadNetwork
 from tas.exporting import load, save
 from tas.importing import imported
-from tas.initialization import student_at
+from tas.initialization import MERGE_IMAGES, student_at
 from tas.methods.baselines import random, uniform
 from tas.originals import build
 from tas.preparation import costs
@@ -70,8 +70,10 @@ def _distill(
 ) -> nn.Module:
     prepared, recipe = current.prepared, current.recipe
     options = asdict(recipe.distill)
-    alpha, heat = options.pop("alpha"), options.pop("temperature")
-    student = student_at(source, architecture, recipe.initialize.weights, seed)
+    alpha, heat, soft = (options.pop(name) for name in ("alpha", "temperature", "loss"))
+    weights = recipe.initialize.weights
+    batches = prepared.data.train.take(MERGE_IMAGES).batches(64) if weights == "merge" else ()
+    student = student_at(source, architecture, weights, seed, (inputs for inputs, _ in batches))
     checkpoint = current.folder.checkpoint(stage)
     with current.display.bar(stage) as bar:
         distill(
@@ -83,6 +85,7 @@ def _distill(
             generator=torch.Generator().manual_seed(seed),
             alpha=alpha,
             temperature=heat,
+            soft=soft,
             device=prepared.device,
             progress=lambda at: show(current, stage, at, bar),
             checkpoint=checkpoint,
@@ -128,4 +131,5 @@ def _provenance(current: Run) -> dict[str, Any]:
     recipe = sha256((current.folder.path / "recipe.yaml").read_bytes()).hexdigest()
     data = {"data": current.prepared.data.name, "data_digest": current.prepared.data.digest}
     names = ("tas", "torch", "commit", "seed", "device")
-    return {**data, "recipe_digest": recipe, **{name: environment[name] for name in names if environment.get(name)}}
+    known = {name: environment[name] for name in names if environment.get(name) is not None}
+    return {**data, "recipe_digest": recipe, **known}

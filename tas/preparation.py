@@ -45,7 +45,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """Everything that can be wrong with a recipe is found here, in the order: names, network, data, space, budget."""
     if recipe.network.weights is None and recipe.original is None:
         raise BadRecipe("the recipe needs network.weights, or a section `original` that says how to train the original")
-    if recipe.network.supernet is not None and recipe.initialize.weights == "inherit":
+    if recipe.network.supernet is not None and recipe.initialize.weights != "scratch":
         raise BadRecipe("students of network.supernet start from fresh weights: set initialize.weights to scratch")
     device = device_of(recipe.machine)
     judge = objective_of(recipe.objective)

@@ -122,16 +122,19 @@ Search = Annotated[
 
 
 class Initialize(Section):
-    """How a student gets its weights: the original's most important channels ("inherit"), or fresh ones ("scratch")."""
+    """How a student gets its weights: the original's most important channels ("inherit"), those with the removed ones
+    merged into the layers that read them ("merge"), or fresh ones ("scratch")."""
 
-    weights: Literal["inherit", "scratch"] = "inherit"
+    weights: Literal["inherit", "merge", "scratch"] = "inherit"
     importance: Literal["l1", "l1_first", "l2", "bn_scale", "random"] = "l1"
 
 
 @dataclass(frozen=True)
 class Distillation(TrainingPlan):
-    """A training plan, and loss = (1 - alpha) CE + alpha T^2 KL (TAS: alpha 0.9, T 4)."""
+    """A training plan, and the loss (1 - alpha) CE + alpha x agreement with the original: "kd" T^2 KL (TAS: alpha 0.9,
+    T 4), "dkd" decoupled (alpha 0.5), "dist" correlations (alpha 0.5); see `tas.distillation.losses`."""
 
+    loss: Literal["kd", "dkd", "dist"] = "kd"
     alpha: float = 0.9
     temperature: float = 4.0
 
