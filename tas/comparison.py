@@ -56,6 +56,7 @@ def distilled(
             if repeat == 0:
                 place = current.folder.path / ("student" if name == "student" else f"baselines/{name}")
                 _save_checked(current, student, place, architecture, facts)
+            current.folder.checkpoint(stage).unlink(missing_ok=True)  # not before: an interruption would train it again
             return facts
 
         rows.append(numbers(current.staged(stage, work), current))
@@ -74,7 +75,6 @@ def _distill(
     weights = recipe.initialize.weights
     batches = prepared.data.train.take(MERGE_IMAGES).batches(64) if weights == "merge" else ()
     student = student_at(source, architecture, weights, seed, (inputs for inputs, _ in batches))
-    checkpoint = current.folder.checkpoint(stage)
     with current.display.bar(stage) as bar:
         distill(
             student,
@@ -88,9 +88,8 @@ def _distill(
             soft=soft,
             device=prepared.device,
             progress=lambda at: show(current, stage, at, bar),
-            checkpoint=checkpoint,
+            checkpoint=current.folder.checkpoint(stage),
         )
-    checkpoint.unlink(missing_ok=True)
     return student
 
 

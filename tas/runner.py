@@ -16,6 +16,7 @@ from tas.folder import RunFolder, check_owner
 from tas.preparation import costs, describe, prepare
 from tas.recipe import Recipe, read
 from tas.reporting import write_report
+from tas.reporting.page import read_json
 from tas.reporting.progress import Display, Events
 from tas.stages import Run, judged_on, original, searched, weighted
 
@@ -56,8 +57,10 @@ def run(
 
 def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict[str, Any]:
     network, facts = original(current)
-    metrics = {"original": {**facts, **costs(current.prepared.space, current.prepared.space.largest())}}
-    write_json(current.folder.path / "metrics.json", metrics)
+    path = current.folder.path / "metrics.json"
+    metrics = read_json(path) or {}  # rows that were finished before stay, also where this call stops earlier
+    metrics["original"] = {**facts, **costs(current.prepared.space, current.prepared.space.largest())}
+    write_json(path, metrics)
     if until == "original":
         return metrics
     source = weighted(current.prepared, network)
@@ -67,5 +70,5 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
     rivals = {"student": [found] * current.recipe.report.repeats, **baselines(current)}
     for name, architectures in rivals.items():
         metrics[name] = distilled(current, name, architectures, source, network)
-        write_json(current.folder.path / "metrics.json", metrics)
+        write_json(path, metrics)
     return metrics

@@ -72,7 +72,10 @@ def original(current: Run) -> tuple[nn.Module, dict[str, float]]:
         if plan is not None:
             _train_original(current, network, plan)
             save(network, folder.path / "original", network=current.recipe.network.model_dump(mode="json"))
-        return current.judged(network)
+        reached = current.judged(network)
+        if plan is not None:
+            folder.checkpoint("original").unlink(missing_ok=True)  # not before: an interruption would train it again
+        return reached
 
     facts = current.staged("original", work)
     if plan is not None:
@@ -96,7 +99,6 @@ def _train_original(current: Run, network: nn.Module, plan: TrainingPlan) -> Non
             progress=lambda at: show(current, "original", at, bar),
             checkpoint=checkpoint,
         )
-    checkpoint.unlink(missing_ok=True)
 
 
 def show(current: Run, stage: str, at: Progress, bar: Callable[[int, int, str], None]) -> None:
