@@ -99,17 +99,21 @@ def original_of(section: Network, seed: int = 0) -> nn.Module:
 def example_inputs(
     section: Network, network: nn.Module, data: Data | None = None, judge: Objective | None = None
 ) -> Any:
-    """Two inputs, from the data where no shape is given, that the network has been seen to take."""
+    """Two inputs, from the data where no shape is given, that the network has been seen to take.
+
+    The data's are tried in any case: a network that refuses them, or has too few classes, is told of before a run.
+    """
     if section.shape is not None:
         check_runs(network, section.shape)
-        return torch.randn((2, *section.shape[1:]), generator=torch.Generator().manual_seed(0))
-    if data is None:
+    elif data is None:
         raise BadRecipe("the shape of an input is needed: give --shape or network.shape, such as 1,3,224,224")
-    inputs, _ = next(data.train.take(2).batches(2))
+    inputs = None if data is None else next(data.train.take(2).batches(2))[0]
     if isinstance(inputs, Tensor):
         check_runs(network, tuple(inputs.shape))
-        if judge is not None:
+        if data is not None and judge is not None:
             _check_outputs(network, inputs, class_check(data.train, judge))
+    if section.shape is not None:
+        return torch.randn((2, *section.shape[1:]), generator=torch.Generator().manual_seed(0))
     return inputs
 
 

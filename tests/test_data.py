@@ -153,6 +153,8 @@ def test_the_users_batches_pass_through_are_counted_taken_and_dealt() -> None:
     dealt = [[int(y[0]) for _, y in half.batches(1)] for half in (weights, architecture)]
     assert sorted(dealt[0] + dealt[1]) == [0, 1, 2, 3, 4]
     assert (len(weights), len(architecture)) == (12, 8)
+    with pytest.raises(BadData, match="needs more batches than 1"):
+        halves(as_data(batches[:1]).train, seeded())
     with pytest.raises(BadData, match="cannot be picked"):
         split.take(torch.tensor([0]))
 
@@ -283,6 +285,10 @@ def test_more_classes_than_asked_for_are_refused(tmp_path: Path) -> None:
 def test_a_missing_or_broken_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="there is none at"):
         load("npz", tmp_path / "none.npz")
+    whole = npz(tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadData, match="cannot be read as"):
+        load("npz", tmp_path / "cut.npz")
     (tmp_path / "broken.npz").write_bytes(b"no archive")
     with pytest.raises(BadData, match="cannot be read"):
         load("npz", tmp_path / "broken.npz")

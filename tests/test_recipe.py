@@ -33,7 +33,10 @@ def test_amounts_have_units(text: str, number: float) -> None:
         ("distill.alpa=1", "did you mean 'alpha'?"),
         ("space.ratio=[0.5]", "did you mean 'ratios'?"),
         ("machine.xyzzy=1", "known are device, threads"),
-        ("search.method=gradient", "search.method should be one of differentiable, adaptive_bn, optuna, got 'gradient'"),
+        (
+            "search.method=gradient",
+            "search.method should be one of differentiable, adaptive_bn, optuna, got 'gradient'",
+        ),
         ("search={method: optuna, sampler: tpee}", "search.sampler should be 'tpe', 'nsga2', 'gp' or 'random'"),
         ("search={method: optuna, storage: nowhere}", "search.storage is journal:PATH or a URL"),
         ("search={method: adaptive_bn, keep: 1.0}", "search.keep lies between 0 and 1"),
@@ -44,6 +47,7 @@ def test_amounts_have_units(text: str, number: float) -> None:
         ("distill.lr=-1", "lr must be above 0"),
         ("distill.alpha=2", "distill.alpha lies in [0, 1]"),
         ("budget.macs=5X", "must be a number such as 0.5, 50%, 22.44M"),
+        ("budget.macs=150%", "budget.macs must be at most 100% of the original, got '150%'"),
         ("budget.macs=true", "budget.macs"),
         ("budget.macs=.inf", "budget.macs"),
         ("report.baselines=[unifrm]", "should be 'uniform' or 'random'"),
@@ -75,6 +79,9 @@ def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:
         recipe.read(path)
     path.write_text("network: [unclosed\n")
     with pytest.raises(BadRecipe, match="is not YAML"):
+        recipe.read(path)
+    path.write_text("seed: 0\nsearch:\n  epochs: 2\n  epochs: 3\n")
+    with pytest.raises(BadRecipe, match=r"line 4 is not YAML: the key 'epochs' stands twice"):
         recipe.read(path)
     path.write_text("- 1\n")
     with pytest.raises(BadRecipe, match="must be a mapping of sections, got list"):

@@ -18,6 +18,7 @@ from tas.reporting.progress import Display
 from tas.runner import run
 
 QUIET = Display(Console(quiet=True))
+TOO_FEW = "network={name: tiny_task:TinyNet, shape: [1, 1, 8, 8], kwargs: {classes: 2}}"
 
 
 def values_of(folder: Path, *overrides: str) -> recipe.Recipe:
@@ -84,6 +85,20 @@ def test_a_finished_run_is_not_run_again(finished: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(name, forbidden)
     again = run(values_of(finished.parent), finished, display=QUIET)
     assert again == read(finished / "metrics.json")
+    run(values_of(finished.parent), finished, until="search", display=QUIET)
+    assert read(finished / "metrics.json") == again  # asking for less takes nothing away
+
+
+def test_an_evaluation_that_is_interrupted_costs_no_training(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, "tas.stages.Run.judged", 1)
+        with pytest.raises(KeyboardInterrupt):
+            run(values_of(finished.parent), folder, until="original", display=QUIET)
+    monkeypatch.setattr("tas.training.checkpoint.write", None)  # no epoch is trained again
+    run(values_of(finished.parent), folder, until="original", display=QUIET)
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(
@@ -172,6 +187,7 @@ def test_students_of_a_search_network_with_its_own_rules_start_from_scratch(tmp_
         ("network.shape=[1, 3, 8, 8]", BadNetwork, "refuses an input of shape"),
         ("network.weights=absent.safetensors", BadNetwork, "there is none at"),
         ("network.kwargs.classes=2", BadData, "labels must lie in 0..1"),
+        (TOO_FEW, BadData, "labels must lie in 0..1"),
         ("original=null", BadRecipe, "needs network.weights, or a section `original`"),
         ("data.root=absent.npz", BadData, "absent.npz"),
         ("machine.device=abacus", BadRecipe, "machine.device must be a device of this machine"),

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -152,9 +153,9 @@ def _npz(path: Path) -> dict[str, Split]:
     if not path.is_file():
         raise BadData(f"data must be an .npz file, there is none at {path}")
     try:
-        with np.load(path) as file:
+        with path.open("rb") as raw, np.load(raw) as file:  # opened here: numpy leaves a broken one open
             arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, TypeError, BadZipFile) as error:  # TypeError: a single array, as .npy
         if "Object arrays" in str(error):
             raise BadData(f"images of {path} must be one array of numbers: do they have mixed shapes?") from error
         raise BadData(f"{path} cannot be read as .npz: {error}") from error
@@ -176,5 +177,8 @@ def _built(path: str, arguments: Mapping[str, Any]) -> Any:
         return factory
     try:
         return factory(**arguments)
-    except (TypeError, RuntimeError, OSError) as error:
-        raise BadData(f"{path}({', '.join(arguments)}) fails: {str(error).splitlines()[0]}") from error
+    except BadData:
+        raise
+    except Exception as error:  # the user's code may fail in any way
+        reason = (str(error).splitlines() or [""])[0]
+        raise BadData(f"{path}({', '.join(arguments)}) fails: {type(error).__name__}: {reason}") from error

@@ -108,6 +108,8 @@ def halves(split: Split, generator: torch.Generator, fraction: float = 0.5) -> t
     """
     if isinstance(split.source, Batches):
         parts = [replace(split, source=Batches(Dealt(split.source, fraction, first))) for first in (True, False)]
+        if not all(map(len, parts)):
+            raise BadData(f"{split.name!r} is dealt into two parts, so it needs more batches than {split.steps(1)}")
     else:
         chosen = stratified(split.targets, len(split), round(fraction * len(split)), generator)
         rest = torch.ones(len(split), dtype=torch.bool).index_fill(0, chosen, False).nonzero().flatten()

@@ -28,6 +28,8 @@ def amount(value: Any) -> Any:
     if match is None:
         raise ValueError("must be a number such as 0.5, 50%, 22.44M, 350k or 22440000")
     number = float(match[1]) * _UNITS[match[2]]
+    if match[2] == "%" and number > 1:
+        raise ValueError("must be at most 100% of the original")
     return number if match[2] == "%" or number <= 1 else round(number)
 
 
