@@ -141,8 +141,8 @@ def budget(space: SearchSpace, slack: float = 0.05, **limits: float | int | None
             )
         if absolute < smallest:
             raise Infeasible(
-                f"the {measure} budget {absolute:,.0f} ({absolute / largest:.1%} of the original) is below the smallest "
-                f"architecture's {smallest:,} ({smallest / largest:.1%}); ask for at least that"
+                f"the {measure} budget {absolute:,.0f} ({absolute / largest:.1%} of the original) is below the "
+                f"smallest architecture's {smallest:,} ({smallest / largest:.1%}); ask for at least that"
             )
         resolved[measure] = float(absolute)
     if not resolved:
@@ -159,7 +159,7 @@ def feasible(space: SearchSpace, indices: Tensor, limits: Budget) -> Tensor:
 
 
 def penalty(space: SearchSpace, limits: Budget, probabilities: Tensor) -> Tensor:
-    """The cost term of the TAS architecture loss (tas-eagleeye §1.5; Dong & Yang 2019, eq. 8): +log E where the most
+    """The cost term of the TAS architecture loss (Dong & Yang 2019, eq. 8, and its code): +log E where the most
     probable architecture costs more than the limit R, -log E where it costs less than R - slack x original, else 0;
     E is the expected cost in millions. Only log E has a gradient; no value is read back to the host."""
     total = probabilities.new_zeros((), dtype=torch.float64)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def extract(
     source: Traced | Supernet, architecture: Mapping[str, int], keep: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """A new network at `architecture`, with weights taken over from `source`, its modules in the training mode that they have there.
+    """A new network at `architecture`, with weights taken over from `source`, its modules in the training mode that
+    they have there.
 
     Of every width the first units are kept, or those whose indices `keep` lists by choice name (as many as the
     architecture says). Blocks that are left out become `nn.Identity`, so the other names in the state dict stay.

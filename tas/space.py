@@ -33,7 +33,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Factor:
-    """A function of the value v of one choice: v ** number, or whether v > number, v == number, v <= number (0 or 1)."""
+    """A function of the value v of one choice: v ** number, or whether v > number, == number, <= number (0 or 1)."""
 
     choice: str
     kind: Literal["power", "above", "equal", "atmost"]

@@ -17,7 +17,8 @@ ROWS = (
     "augment data objectives training",
     "importance scoring correlation initialization distillation",
     "methods",
-    "loading exporting originals recipe preparation folder reporting stages comparison judging planning runner printing",
+    "loading exporting originals recipe preparation folder reporting",
+    "stages comparison judging planning runner printing",
     "testing",
     "cli",
 )
