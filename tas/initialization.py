@@ -96,14 +96,15 @@ def _readers(traced: Traced, student: nn.Module, mask: np.ndarray) -> dict[str, 
     found = {}
     for name, layer in traced.network.named_modules():
         plain = isinstance(layer, nn.Linear) or (isinstance(layer, _ConvNd) and layer.groups == 1)
-        if not plain or type(alive.get(name)) is not type(layer) or uses.get(id(layer.weight)) != 1:
+        if not plain or type(alive.get(name)) is not type(layer) or uses.get(id(getattr(layer, "weight", None))) != 1:
             continue
         dim = 0 if getattr(layer, "transposed", False) else 1
         rows = traced.rows.get(f"{name}.weight", (None, None))[dim]
         if rows is None or mask[rows].all():
             continue
         places = _places(rows)
-        if len(places) <= _WIDEST and (kept := mask[rows].all(1)[places[:, 0]]).any():
+        kept = np.asarray(mask[rows].all(1))[places[:, 0]]
+        if len(places) <= _WIDEST and kept.any():
             found[name] = _Reader(dim, torch.from_numpy(places), torch.from_numpy(kept))
     return found
 

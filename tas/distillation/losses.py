@@ -45,7 +45,8 @@ def decoupled(
     both = zip(logs, log_others, strict=True)
     pairs = [torch.cat([log.gather(1, true), rest.logsumexp(1, keepdim=True)], 1) for log, rest in both]
     rests = [functional.log_softmax(rest, dim=1) for rest in log_others]
-    between, among = (functional.kl_div(*two, reduction="batchmean", log_target=True) for two in (pairs, rests))
+    between = functional.kl_div(pairs[0], pairs[1], reduction="batchmean", log_target=True)
+    among = functional.kl_div(rests[0], rests[1], reduction="batchmean", log_target=True)
     return temperature**2 * (target * between + others * among)
 
 
