@@ -114,7 +114,7 @@ class Identities:
         mine, others = _without_common([*left.T], [*right.T])
         if not mine or not others:
             for column in mine + others:
-                self.freeze(column[:, None], why)
+                self.freeze(column[:, None], f"it meets a size that cannot change: {why}")
         elif len(mine) == len(others) == 1:
             self._merge(mine[0], others[0], why)
         elif len(mine) > 1 and len(others) > 1:
@@ -129,7 +129,7 @@ class Identities:
             left, right = left[differ], right[differ]
             kept = (left == 0) | (right == 0)
             if kept.any():
-                self.freeze(np.maximum(left, right)[kept, None], why)
+                self.freeze(np.maximum(left, right)[kept, None], f"it meets a size that cannot change: {why}")
                 left, right = (np.where(self._frozen[side], 0, side)[~kept] for side in (left, right))
             elif len(left):
                 np.minimum.at(self._parent, np.maximum(left, right), np.minimum(left, right))

@@ -1,0 +1,192 @@
+from typing import Any
+
+import adversarial_streams
+import adversarial_wiring
+import pytest
+import torch
+from adversarial import Basic, Net, conv_bn, head, images
+from torch import Tensor, nn
+
+import tas
+from tas.distribution import Pick, one_hot
+from tas.supernet import Supernet, channel_factor
+
+
+def blocks() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(conv_bn(3, 8), nn.ReLU(), Basic(8, 8), Basic(8, 8), head(8))
+
+
+def supernet() -> Supernet:
+    return tas.Supernet(tas.trace(blocks(), images()))
+
+
+def statistics(module: nn.Module) -> Tensor:
+    assert isinstance(module.running_mean, Tensor)
+    return module.running_mean.clone()
+
+
+def test_channel_factor_sums_the_weights_of_wider_candidates() -> None:
+    factor = channel_factor(Pick((2, 3, 5), torch.tensor([0.2, 0.3, 0.5])))
+    assert torch.allclose(factor, torch.tensor([1.0, 1.0, 0.8, 0.5, 0.5]))
+
+
+def test_an_architecture_is_a_draw_of_single_picks() -> None:
+    net = supernet().eval()
+    a = net.space.smallest()
+    assert torch.equal(net(images(), a), net(images(), one_hot(a)))
+
+
+def test_foreign_architectures_are_refused() -> None:
+    net = supernet()
+    with pytest.raises(ValueError, match="takes one of"):
+        net(images(), {**net.space.largest(), "0.0": 7.5})
+    with pytest.raises(ValueError, match="missing"):
+        net(images(), {"0.0": 8})
+
+
+def test_prefixes_are_views_whose_statistics_write_through() -> None:
+    net = supernet().train()
+    norm: Any = net.network[0][1]
+    before = statistics(norm)
+    net(images() + 1, {**net.space.largest(), "0.0": 4})
+    assert (statistics(norm)[:4] != before[:4]).all()
+    assert torch.equal(statistics(norm)[4:], before[4:])
+
+
+def test_gathered_statistics_are_written_back_where_they_came_from() -> None:
+    """Behind a concatenation, the channels that an architecture keeps are two prefixes of two segments."""
+    case = adversarial_wiring.concatenation_behind_norms()
+    net = tas.Supernet(tas.trace(case.network, case.inputs)).train()
+    before = statistics(net.network.bn)
+    net(case.inputs, {**net.space.largest(), "left": 2, "right": 1})
+    changed = (statistics(net.network.bn) != before).nonzero().flatten().tolist()
+    assert changed == [0, 1, 6]
+
+
+def test_eval_mode_writes_nothing() -> None:
+    net = supernet().eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    net(images(), net.space.smallest())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_the_module_is_put_back_after_a_forward_and_after_an_error() -> None:
+    net = supernet().eval()
+    modules = dict(net.network.named_modules())
+    channels = net.network[0][0].out_channels
+    net(images(), net.space.smallest())
+    with pytest.raises(RuntimeError):
+        net(torch.randn(2, 4, 6, 6), net.space.smallest())
+    assert dict(net.network.named_modules()) == modules
+    assert net.network[0][0].out_channels == channels == 8
+    assert all(isinstance(p, nn.Parameter) for p in net.network.parameters())
+
+
+def test_weights_of_unused_channels_and_blocks_get_no_gradient() -> None:
+    net = supernet()
+    net(images(), {**net.space.largest(), "0.0": 4, "2..3.depth": 1}).square().sum().backward()
+    weight: Any = net.network[0][0].weight
+    assert weight.grad[:4].abs().sum() > 0
+    assert weight.grad[4:].abs().sum() == 0
+    assert net.network[3].conv1.weight.grad is None
+
+
+def test_frozen_weights_leave_only_the_gradient_of_the_draw() -> None:
+    net = supernet()
+    net.network[0][0].weight.requires_grad_(False)
+    logits = torch.zeros(2, requires_grad=True)
+    draw = {**one_hot(net.space.largest()), "0.0": Pick((4, 8), logits.softmax(0))}
+    with net.frozen_weights():
+        net(images(), draw).square().sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().sum() > 0
+    assert all(p.grad is None for p in net.weight_parameters())
+    assert [p.requires_grad for p in net.weight_parameters()].count(False) == 1
+
+
+def test_frozen_weights_are_freed_after_an_error() -> None:
+    net = supernet()
+    with pytest.raises(ZeroDivisionError), net.frozen_weights():
+        raise ZeroDivisionError
+    assert all(p.requires_grad for p in net.weight_parameters())
+
+
+def test_the_original_is_not_touched() -> None:
+    traced = tas.trace(blocks(), images())
+    before = {name: tensor.clone() for name, tensor in traced.network.state_dict().items()}
+    net = tas.Supernet(traced).train()
+    with torch.no_grad():
+        net(images(), net.space.smallest())
+        for p in net.weight_parameters():
+            p.add_(1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in traced.network.state_dict().items())
+
+
+def test_the_current_trace_has_the_trained_weights() -> None:
+    net = supernet()
+    with torch.no_grad():
+        net.network[0][0].weight.add_(1)
+    assert torch.equal(net.current().network[0][0].weight, net.network[0][0].weight)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        adversarial_streams.weights_shared_by_two_blocks,
+        adversarial_streams.conv_shared_by_blocks_of_two_runs,
+        adversarial_streams.block_used_twice,
+    ],
+)
+def test_shared_parameters_stay_shared(case: Any) -> None:
+    network, inputs = case()
+    net = tas.Supernet(tas.trace(network, inputs))
+    for a in (net.space.smallest(), net.space.uniform(0.5), net.space.largest()):
+        net(inputs, a)
+        student = tas.extract(net, a)
+        assert len(list(student.parameters())) <= len(list(net.parameters()))
+    assert len(list(net.network.parameters())) == len(list(network.parameters()))
+    assert [p.shape for p in net.network.parameters()] == [p.shape for p in network.parameters()]
+
+
+def test_a_supernet_may_move_and_change_type() -> None:
+    net = supernet().eval()
+    a = net.space.uniform(0.5)
+    wanted = net(images(), a)
+    net.double()
+    assert torch.allclose(net(images().double(), a).float(), wanted, atol=1e-5)
+    net.to("meta")
+    assert net(images().to("meta"), a).shape == wanted.shape
+
+
+def test_weights_loaded_into_a_supernet_count() -> None:
+    one, other = supernet().eval(), supernet().eval()
+    with torch.no_grad():
+        for p in other.weight_parameters():
+            p.mul_(1.1)
+    a = one.space.uniform(0.5)
+    assert not torch.equal(one(images(), a), other(images(), a))
+    one.load_state_dict(other.state_dict())
+    assert torch.equal(one(images(), a), other(images(), a))
+
+
+def test_many_architectures_are_not_all_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tas.supernet._REMEMBERED", 3)
+    net = supernet().eval()
+    for width in net.space.choices[0].candidates:
+        for depth in (0, 1, 2):
+            net(images(), {**net.space.largest(), "0.0": width, "2..3.depth": depth})
+    assert len(net._plans) <= 3
+    assert len(net._slots) <= 3
+
+
+def test_several_inputs_and_outputs_pass_through() -> None:
+    def run(m: Any, x: Tensor, *, y: Tensor) -> Any:
+        z = torch.relu(m.a(x) + m.b(y))
+        return {"logits": m.head(z), "mean": [z.mean()]}
+
+    inputs = {"x": images(3), "y": images(2)}
+    net = tas.Supernet(tas.trace(Net(run, a=conv_bn(3, 8), b=conv_bn(2, 8), head=head(8)), inputs)).eval()
+    out = net(inputs, net.space.smallest())
+    assert out["logits"].shape == (2, 5)
+    assert out["mean"][0].shape == ()
