@@ -123,8 +123,10 @@ def distill(
     """Train the student of an architecture, and its baselines, by distillation."""
     from tas.judging import architectures_in
 
-    given = None if architecture is None else architectures_in(architecture)[0]
-    _finish(recipe, out, overrides, as_json, architecture=given)
+    given = [] if architecture is None else architectures_in(architecture)
+    if len(given) > 1:
+        raise BadRecipe(f"--architecture takes a file with one architecture, {architecture} holds {len(given)}")
+    _finish(recipe, out, overrides, as_json, architecture=given[0] if given else None)
 
 
 @app.command()

@@ -31,7 +31,8 @@ from tas.training import TrainingPlan, call
 def baselines(current: Run) -> dict[str, list[Architecture]]:
     """For every baseline of the recipe one architecture a repeat."""
     prepared, repeats = current.prepared, current.recipe.report.repeats
-    generator = torch.Generator().manual_seed(current.recipe.seed)
+    # a stream of its own: from the recipe's seed, adaptive_bn would draw the same networks among its candidates
+    generator = torch.Generator().manual_seed(current.recipe.seed + 1_000_003)
     found = {
         "uniform": lambda: [uniform(prepared.space, prepared.budget)] * repeats,
         "random": lambda: random(prepared.space, prepared.budget, generator, repeats),

@@ -161,12 +161,15 @@ def feasible(space: SearchSpace, indices: Tensor, limits: Budget) -> Tensor:
 def penalty(space: SearchSpace, limits: Budget, probabilities: Tensor) -> Tensor:
     """The cost term of the TAS architecture loss (Dong & Yang 2019, eq. 8, and its code): +log E where the most
     probable architecture costs more than the limit R, -log E where it costs less than R - slack x original, else 0;
-    E is the expected cost in millions. Only log E has a gradient; no value is read back to the host."""
-    total = probabilities.new_zeros((), dtype=torch.float64)
+    E is the expected cost in millions. With several limits the lower branch needs room under all of them: a limit that
+    does not bind would else pull against the one that does. Only log E has a gradient; no value is read back to the
+    host."""
     mode = probabilities.argmax(-1)
+    above, below, logs = [], [], []
     for measure, limit in limits.limits:
-        original = _of(space, space.largest(), measure)
-        actual = count(space, mode, measure)
-        sign = (actual > limit + 0.5).double() - (actual < limit - limits.slack * original).double()
-        total = total + sign * (expected(space, probabilities, measure) / 1e6).log()
-    return total
+        actual, original = count(space, mode, measure), _of(space, space.largest(), measure)
+        above.append((actual > limit + 0.5).double())
+        below.append((actual < limit - limits.slack * original).double())
+        logs.append((expected(space, probabilities, measure) / 1e6).log())
+    sign = torch.stack(above) - torch.stack(below).amin(0)
+    return (sign * torch.stack(logs)).sum()

@@ -215,3 +215,11 @@ def test_penalties_of_several_limits_add() -> None:
     both = Budget((("macs", 100.0), ("params", 60.0)))
     total = cost.penalty(SPACE, one, table) + cost.penalty(SPACE, two, table)
     assert float(cost.penalty(SPACE, both, table)) == pytest.approx(float(total))
+
+
+def test_below_the_band_of_one_limit_is_fine_while_another_binds() -> None:
+    table = peaked(SPACE.largest())
+    macs = float(cost.macs(SPACE, SPACE.largest()))
+    binds, idle = ("macs", macs), ("params", 1e9)
+    assert float(cost.penalty(SPACE, Budget((idle,), slack=0.0), table)) != 0
+    assert float(cost.penalty(SPACE, Budget((binds, idle), slack=0.0), table)) == 0

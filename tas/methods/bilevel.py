@@ -83,6 +83,12 @@ class Settings:
         for name in ("weight_lr", "architecture_lr", "temperature_start", "temperature_end"):
             if not getattr(self, name) > 0:
                 raise BadRecipe(f"search.{name} is above 0, got {getattr(self, name)}")
+        for name in ("momentum", "weight_decay", "architecture_decay", "penalty_weight"):
+            if not getattr(self, name) >= 0:
+                raise BadRecipe(f"search.{name} is at least 0, got {getattr(self, name)}")
+        if self.momentum >= 1 or not all(0 <= beta < 1 for beta in self.architecture_betas):
+            found = f"{self.momentum} and {self.architecture_betas}"
+            raise BadRecipe(f"search.momentum and search.architecture_betas lie in [0, 1), got {found}")
 
 
 @dataclass

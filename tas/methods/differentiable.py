@@ -96,7 +96,7 @@ def _optimizers(
         supernet.weight_parameters(),
         lr=settings.weight_lr,
         momentum=settings.momentum,
-        nesterov=settings.nesterov,
+        nesterov=settings.nesterov and settings.momentum > 0,
         weight_decay=settings.weight_decay,
     )
     architecture = torch.optim.Adam(
