@@ -44,9 +44,8 @@ def reorder(traced: Traced, importance: str | Criterion = "l1", generator: torch
     orders = {}
     for name in (name for name in traced.sizes if name not in traced.ordered):
         places = sites(traced, name)
-        by_name = isinstance(importance, str)
-        found = order(importance, places, generator) if by_name else _falling(importance(places))
-        orders[name] = found.tolist()
+        score = scores(importance, places, generator) if isinstance(importance, str) else importance(places)
+        orders[name] = _falling(score).tolist()
     return permute(traced, orders)
 
 

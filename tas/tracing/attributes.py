@@ -72,7 +72,7 @@ def with_integer(old: Any, index: Any, value: int) -> Any:
     if index is None:
         return value
     if isinstance(old, tuple):
-        items = [value if i == index else item for i, item in enumerate(old)]
+        items: list[Any] = [value if i == index else item for i, item in enumerate(old)]
         return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
     new = copy.copy(old)
     new[index] = value

@@ -282,3 +282,8 @@ def _independent(lone: Array, factors: Array) -> Array:
 def _pattern(column: Array) -> Array:
     _, first, inverse = np.unique(column, return_index=True, return_inverse=True)
     return first[inverse]
+
+
+def same(left: Rows, right: Rows) -> bool:
+    """Whether two canonical rows are equal position by position."""
+    return left is right or (left is not None and right is not None and np.array_equal(left, right))

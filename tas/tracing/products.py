@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tas.tracing.identity import Rows
 from tas.tracing.pointwise import broadcast
-from tas.tracing.recording import Handler, Recorder, Site
+from tas.tracing.recording import Axis, Handler, Recorder, Site
 
 
 def convolution(
@@ -47,9 +47,9 @@ def convolution(
         t.unify(channels, t.rows(bias)[0])
     t.put(out, [*given[:at], channels, *space])
     size = weight.shape[reads] if groups == 1 or not transposed else x.shape[at] // groups
-    taps = [(n, None) for n in weight.shape[2:]]
-    points = list(zip(x.shape[at + 1 :], [None] * len(space), strict=True)) if transposed else None
-    axes = list(zip(out.shape, t.rows(out), strict=True))
+    taps: list[Axis] = [(n, None) for n in weight.shape[2:]]
+    points: list[Axis] = [(n, None) for n in x.shape[at + 1 :]] if transposed else []
+    axes: list[Axis] = list(zip(out.shape, t.rows(out), strict=True))
     t.current.products = [(axes[: at + 1] + points if points else axes) + [(size, summed)] + taps]
     t.current.flow = "product"
     if groups == 1 or not transposed:

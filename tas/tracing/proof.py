@@ -91,8 +91,8 @@ class _Proof:
         while replay.error is not None or not (replay.aligned or self._equals_masked(replay)):
             found = self._mend(replay)
             if found is None:
-                record = replay.at()
-                if not give_way(self.recorder, record, replay.asked, self.kept, self.rules, replay.error):
+                record, error = replay.at(), replay.error or "its values differ from those of the masked network"
+                if not give_way(self.recorder, record, replay.asked, self.kept, self.rules, error):
                     raise AssertionError(
                         f"the cut network fails where nothing is cut: {record.where()}: {replay.error}"
                     )

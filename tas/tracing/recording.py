@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from tas.tracing.identity import Array, Identities, Rows
+from tas.tracing.identity import Array, Identities, Rows, same
 
 # How a channel factor m >= 0 on an operator's inputs shows in its output:
 #   pass      zero stays zero on every channel (relu, pooling, cat, views)
@@ -159,7 +159,7 @@ class Recorder(TorchDispatchMode):
             self.identities.unify(left, right, why)
             return left is not right
         known = [(self.identities.canonical(a), self.identities.canonical(b)) for a, b, _ in self.counts]
-        if np.array_equal(left, right) or any(np.array_equal(left, a) and np.array_equal(right, b) for a, b in known):
+        if same(left, right) or any(same(left, a) and same(right, b) for a, b in known):
             return False
         self.counts.append((left, right, why))
         return True

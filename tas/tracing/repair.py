@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tas.tracing.attributes import AttributeRule
+from tas.tracing.identity import same
 from tas.tracing.recording import Axis, Record, Recorder, Span
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "unflatten"}
@@ -59,7 +60,7 @@ def _tie(recorder: Recorder, record: Record, span: Span, start: int, stop: int) 
             if n != int(np.prod(sizes)) or identities.canonical(theirs) is None:
                 continue
             mine = identities.canonical(identities.outer(rows, sizes))
-            if mine is None or np.array_equal(mine, identities.canonical(theirs)):
+            if mine is None or same(mine, identities.canonical(theirs)):
                 continue
             why = f"its size is computed from the width of an input: {record.where()}"
             if recorder.tie_counts(theirs, mine, why):

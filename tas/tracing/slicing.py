@@ -102,4 +102,4 @@ def cut_parameters(network: nn.Module, cuts: Mapping[str, Any]) -> None:
                     part = apply_cut(tensor.detach(), cut).clone(memory_format=torch.contiguous_format)
                     is_parameter = isinstance(tensor, nn.Parameter)
                     done[id(tensor)] = nn.Parameter(part, tensor.requires_grad) if is_parameter else part
-                store[key] = done[id(tensor)]  # type: ignore[assignment]
+                store[key] = done[id(tensor)]

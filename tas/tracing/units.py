@@ -202,14 +202,14 @@ def _group(recorder: Recorder, rules: Rules) -> Units:
     identities.freeze(np.array(lone)[:, None] if lone else None, "one unit alone cannot shrink")
     found: list[Group] = []
     free: list[list[int]] = []
-    for members in groups.values():
-        if len(members) > 1:
-            name = _name(site[members[0]], members, [group.name for group in found])
+    for alike in groups.values():
+        if len(alike) > 1:
+            name = _name(site[alike[0]], alike, [group.name for group in found])
             if any(fnmatchcase(name, pattern) for pattern in rules.fix):
-                identities.freeze(np.array(members)[:, None], "a rule fixes it")
+                identities.freeze(np.array(alike)[:, None], "a rule fixes it")
             else:
-                found.append(Group(name, len(members), 1, ((name, 1),)))
-                free.append(members)
+                found.append(Group(name, len(alike), 1, ((name, 1),)))
+                free.append(alike)
     owner = np.repeat(np.arange(len(free) + 1), [*map(len, free), 1])
     unit = np.full(atoms, len(owner) - 1)
     unit[[atom for members in free for atom in members]] = np.arange(len(owner) - 1)
@@ -235,9 +235,9 @@ def _name(place: tuple[Site | str, Array], members: list[int], taken: list[str])
     return unique
 
 
-def _entangled(recorder: Recorder, units: Units) -> list[tuple[Array, str]]:
+def _entangled(recorder: Recorder, units: Units) -> list[tuple[Rows, str]]:
     """Dimensions in which some combination of units is missing, or appears more often than the others."""
-    bad: list[tuple[Array, str]] = []
+    bad: list[tuple[Rows, str]] = []
     seen: set[bytes] = set()
     for place, rows in _axes(recorder):
         known = units.rows(rows)
@@ -259,7 +259,8 @@ def _entangled(recorder: Recorder, units: Units) -> list[tuple[Array, str]]:
 
 def _kept(recorder: Recorder, units: Units) -> list[Kept]:
     """Sizes of parameters that stay, each once, at the first parameter that has it."""
-    kept, seen = [], set()
+    kept: list[Kept] = []
+    seen: set[int] = set()
     for name, dims in recorder.tensors.items():
         for dim, rows in enumerate(dims):
             if rows is None:
