@@ -68,7 +68,7 @@ def test_wrong_keep_sets_are_refused(keep: list[int]) -> None:
 def test_keep_names_widths_only() -> None:
     t = traced()
     for name in ("nonsense", "blocks.0..1.depth"):
-        with pytest.raises(ValueError, match="names width choices"):
+        with pytest.raises(ValueError, match="keep names groups of units"):
             tas.extract(t, t.space.largest(), keep={name: [0]})
 
 
