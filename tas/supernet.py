@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tas.distribution import Draw, Pick, multiplied, one_hot
+from tas.elastic import extension_mask
 from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
 from tas.tracing.identity import Array, Rows
@@ -148,7 +149,7 @@ class Supernet(nn.Module):
             pick = multiplied([(picks[choice], power) for choice, power in size.choices], size.times)
             if pick.weights is None or len(pick.values) == 1:
                 continue
-            factor = channel_factor(pick)
+            factor = extension_mask(pick.values, pick.weights)
             known: dict[int, Tensor] = {}
             for name, dim in sites:
                 rows = self._traced.rows[name][dim]
@@ -205,14 +206,6 @@ class Supernet(nn.Module):
             for name, part in copied.items():
                 ((dim, positions),) = cuts[name].items()
                 self._tensors[name].index_copy_(dim, positions.to(part.device), part)  # type: ignore[union-attr]
-
-
-def channel_factor(pick: Pick) -> Tensor:
-    """m_c for every channel c of the widest candidate: the summed weight of the candidates that are wider than c."""
-    assert pick.weights is not None
-    tails = pick.weights.flip(0).cumsum(0).flip(0)
-    steps = np.diff([0, *pick.values])
-    return tails[torch.from_numpy(np.repeat(np.arange(len(steps)), steps)).to(tails.device)]
 
 
 def _gathers(cut: Cut) -> bool:

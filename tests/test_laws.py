@@ -352,7 +352,7 @@ def test_law_8_fails_when_a_factor_is_forgotten(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_law_8_fails_when_the_mask_is_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrapped(monkeypatch, supernet, "channel_factor", lambda factor, *_: factor.roll(1))
+    wrapped(monkeypatch, supernet, "extension_mask", lambda factor, *_: factor.roll(1))
     fails("8")
 
 
@@ -368,7 +368,7 @@ def test_law_8_fails_when_depth_weights_are_not_summed(monkeypatch: pytest.Monke
 
 
 def test_law_8_fails_when_the_weights_of_a_pick_have_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrapped(monkeypatch, supernet, "channel_factor", lambda factor, *_: factor.detach())
+    wrapped(monkeypatch, supernet, "extension_mask", lambda factor, *_: factor.detach())
     fails("8: gradient")
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import tas
 from tas.distribution import Pick, one_hot
-from tas.supernet import Supernet, channel_factor
+from tas.elastic import extension_mask
+from tas.supernet import Supernet
 
 
 def blocks() -> nn.Sequential:
@@ -27,7 +28,7 @@ def statistics(module: nn.Module) -> Tensor:
 
 
 def test_channel_factor_sums_the_weights_of_wider_candidates() -> None:
-    factor = channel_factor(Pick((2, 3, 5), torch.tensor([0.2, 0.3, 0.5])))
+    factor = extension_mask((2, 3, 5), torch.tensor([0.2, 0.3, 0.5]))
     assert torch.allclose(factor, torch.tensor([1.0, 1.0, 0.8, 0.5, 0.5]))
 
 
