@@ -30,15 +30,25 @@ class RunFolder:
         file = self.path / "run.json"
         begun = {"title": title, "metric": metric, "stages": {}, "warnings": []}
         self.state: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else begun
-        write_text(self.path / "recipe.yaml", dump(recipe))
-        write_json(self.path / "environment.json", environment(recipe.seed, device))
-        self._write()
+        self._texts = {
+            "recipe.yaml": dump(recipe),
+            "environment.json": json.dumps(environment(recipe.seed, device), indent=2) + "\n",
+        }
+        if not file.is_file():
+            self._sign()
+            self._write()
+
+    def _sign(self) -> None:
+        """Note the recipe and where it runs: of the last command that did work here, not of one that only looked."""
+        for name, text in self._texts.items():
+            write_text(self.path / name, text)
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The facts that `work` returns; from `run.json` where the stage was finished before."""
         known = self.state["stages"].get(name, {"seconds": 0.0, "done": False})
         if known["done"]:
             return known
+        self._sign()
         started, facts, done = time.perf_counter(), {}, False
         try:
             facts = work()

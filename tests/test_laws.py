@@ -386,3 +386,18 @@ def test_units_of_a_slice_taken_for_alike_break_a_law(monkeypatch: pytest.Monkey
 def test_a_parameter_with_a_second_use_breaks_law_8_when_it_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     wrapped(monkeypatch, folding, "_uses", lambda uses, *_: type(uses)(set))
     fails("8", adversarial_streams.weight_shared_with_transposed_use())
+
+
+def test_laws_hold_where_the_halves_of_a_grouped_layers_input_share_a_choice() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+            self.grouped = nn.Conv2d(16, 16, 3, groups=2)
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            return self.head(self.grouped(torch.cat([x, x.sigmoid()], 1)).mean((2, 3)))
+
+    check_space(Halves(), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))

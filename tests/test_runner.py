@@ -242,3 +242,14 @@ def test_an_original_that_knows_the_images_by_heart_is_warned_about(tmp_path: Pa
     (warning,) = read(tmp_path / "run" / "run.json")["warnings"]
     assert "has seen them" in warning
     assert warning in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_refused_command_leaves_what_a_finished_folder_says_of_its_run(finished: Path) -> None:
+    before = (finished / "environment.json").read_text()
+    given, space = read(finished / "architecture.json"), read(finished / "space.json")
+    choice = space["choices"][0]
+    other = {**given, choice["name"]: next(n for n in choice["candidates"] if n != given[choice["name"]])}
+    (finished / "environment.json").write_text(before + " ")
+    with pytest.raises(BadRecipe, match="another architecture"):
+        tas.run(values_of(finished.parent), finished, architecture=other, display=QUIET)
+    assert (finished / "environment.json").read_text() == before + " "

@@ -155,6 +155,9 @@ class _Wide:
                     self.scaled[name] = tensor * (factor.reshape(shape) if factor.dim() else factor)
 
     def _hang(self, module: nn.Module, factor: Tensor, behind: bool) -> None:
+        if not behind and factor.dim():  # the columns of a grouped convolution serve every group
+            factor = factor.repeat(getattr(module, "groups", 1))
+
         def shaped(x: Tensor) -> Tensor:
             channels = 1 if isinstance(module, _CHANNELS_SECOND) else x.dim() - 1
             shape = [-1 if d == channels else 1 for d in range(x.dim())]
