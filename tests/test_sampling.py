@@ -228,8 +228,8 @@ def test_with_the_mode_far_above_the_budget_no_random_feasible_draw_is_more_prob
 
 
 def test_a_hundred_thousand_draws_take_about_a_second():
-    """Of processor time, on one thread, best of three; twice the time is allowed, since a busy neighbour on the same core
-    slows processor time too (measured: 0.4 s alone)."""
+    """Processor time on one thread, best of three; 2 s are allowed, since a busy neighbour on the same core slows that
+    too (measured: 0.4 s alone)."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     budget, table, seconds = cost.budget(RESNET50, macs=0.5), rates(RESNET50), []
