@@ -22,8 +22,8 @@ step) takes about 1.9 plain training steps, and the paper's code 4.2 for the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import cast
 
@@ -36,6 +36,7 @@ from search_spaces.cifar_resnet_space import search_space, student, width_candid
 from tas.distribution import Draw, Pick, one_hot
 from tas.elastic import interpolation, interpolations, mix_channels, prefix_add, sliced_conv2d, sliced_linear
 from tas.space import Architecture
+from tas.supernet import without_gradients
 
 
 class CifarSupernet(nn.Module):
@@ -77,17 +78,9 @@ class CifarSupernet(nn.Module):
         """All of them: what the optimizer of the weight step takes."""
         return list(self.parameters())
 
-    @contextmanager
-    def frozen_weights(self) -> Iterator[None]:
+    def frozen_weights(self) -> AbstractContextManager[None]:
         """No gradients of weights inside: only what the draw's weights need is computed."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_(True)
+        return without_gradients(self.weight_parameters())
 
     def student(self, architecture: Mapping[str, int]) -> CifarResNet:
         """The final network at an architecture of `.space`, with fresh weights."""

@@ -9,8 +9,8 @@ that keep its block, and a block that none keeps is not run.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,17 +75,9 @@ class Supernet(nn.Module):
     def weight_parameters(self) -> list[nn.Parameter]:
         return list(self.network.parameters())
 
-    @contextmanager
-    def frozen_weights(self) -> Iterator[None]:
+    def frozen_weights(self) -> AbstractContextManager[None]:
         """Without gradients of the weights, for the architecture step: only the picks' weights need one."""
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_(True)
+        return without_gradients(self.weight_parameters())
 
     def forward(self, x: Any, draw: Draw | Mapping[str, int]) -> Any:
         picks = self._picks(draw)
@@ -210,3 +202,16 @@ class Supernet(nn.Module):
 
 def _gathers(cut: Cut) -> bool:
     return any(isinstance(kept, Tensor) for kept in cut.values())
+
+
+@contextmanager
+def without_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, no gradients of these parameters are computed."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
