@@ -24,7 +24,7 @@ from tas.elastic import extension_mask
 from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
 from tas.tracing.identity import Array, Rows
-from tas.tracing.proof import unchanged
+from tas.tracing.replay import unchanged
 from tas.tracing.slicing import Cut, apply_cut
 
 _REMEMBERED = 64  # plans of architectures that are kept: a score runs one many times, a search each once

@@ -20,7 +20,7 @@ from tas.distribution import Draw
 from tas.extraction import extract
 from tas.supernet import Supernet
 from tas.tracing import Traced, as_call
-from tas.tracing.recording import Site
+from tas.tracing.records import Site
 from tas.tracing.units import Group
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

@@ -16,7 +16,8 @@ from typing import Any
 from torch import nn
 
 from tas.tracing.identity import Rows
-from tas.tracing.recording import Axis, Record, Recorder
+from tas.tracing.recording import Recorder
+from tas.tracing.records import Axis, Record
 from tas.tracing.units import Units
 
 Key = tuple[str, Any]  # attribute, and index or key inside a tuple, list or dict (None for a plain integer)

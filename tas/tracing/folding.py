@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from tas.tracing.identity import Rows
-from tas.tracing.recording import Record, Recorder, Site, Value
+from tas.tracing.recording import Recorder
+from tas.tracing.records import Record, Site, Value
 from tas.tracing.regions import Region
 from tas.tracing.units import Units
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tas.tracing import pointwise, products, shapes
+from tas.tracing import pieces, pointwise, products, views
 from tas.tracing.recording import Handler, Recorder
 
-HANDLERS: dict[str, Handler] = {**pointwise.HANDLERS, **products.HANDLERS, **shapes.HANDLERS}
+HANDLERS: dict[str, Handler] = {**pointwise.HANDLERS, **products.HANDLERS, **views.HANDLERS, **pieces.HANDLERS}
 
 
 def unknown(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
@@ -20,7 +20,7 @@ def unknown(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
     if not inputs:
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.dtype.is_floating_point:
-                shapes.created(t, tensor)
+                views.created(t, tensor)
         return
     for tensor in inputs:
         t.freeze(*t.rows(tensor), why=f"tas has no handler for {t.current.operator}")

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tas.tracing.identity import Rows
 from tas.tracing.pointwise import broadcast
-from tas.tracing.recording import Axis, Handler, Recorder, Site
+from tas.tracing.recording import Handler, Recorder
+from tas.tracing.records import Axis, Site
 
 
 def convolution(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,76 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tas.tracing.identity import Array, Identities, Rows, same
-
-# How a channel factor m >= 0 on an operator's inputs shows in its output:
-#   pass      zero stays zero on every channel (relu, pooling, cat, views)
-#   add       so it does where every operand carries the factor
-#   multiply  one operand with the factor is enough (squeeze-excite, gates)
-#   norm      normalised away, then scaled by an affine of its own
-#   product   a linear operator with weights; `contracted` names what is summed over (convolution, linear, attention)
-#   other     anything else
-Flow = Literal["pass", "add", "multiply", "norm", "product", "other"]
-Site = tuple[str, int]  # a parameter's name and one of its dimensions
-Axis = tuple[int, Rows]  # size and identities of one dimension
-
-
-@dataclass(frozen=True)
-class Value:
-    """One tensor as an operator read or wrote it: `made_by` is the record that computed it last (-1: given)."""
-
-    shape: tuple[int, ...]
-    rows: tuple[Rows, ...]
-    made_by: int
-    real: bool  # of floating point
-    sites: tuple[Site | None, ...]  # for each dimension, the parameter dimension that it shows, if it shows one
-
-    def axes(self) -> list[Axis]:
-        return list(zip(self.shape, self.rows, strict=True))
-
-
-@dataclass
-class Record:
-    """One operator of the forward."""
-
-    index: int
-    operator: str
-    module: str
-    source: str
-    inputs: tuple[Value, ...]
-    before: int  # bit set of the records that its inputs descend from
-    input_before: tuple[int, ...]
-    numbers: tuple[float, ...] = ()  # among its arguments
-    outputs: tuple[Value, ...] = ()
-    flow: Flow = "other"
-    products: list[list[Axis]] = field(default_factory=list)  # one multiply-accumulate per point of these axes
-    scales: tuple[Site, ...] = ()  # parameters that scale every output channel: gamma and beta, or rows and bias
-    contracted: tuple[tuple[int, Rows, Site | None], ...] = ()  # which input, what is summed over, what it meets
-
-    def where(self) -> str:
-        return f"{self.operator} in {self.module or 'the network'} ({self.source})"
-
-
-@dataclass(frozen=True)
-class Span:
-    """One call of a module: the tensors given to it; records first..last-1 belong to it."""
-
-    module: str
-    first: int
-    last: int
-    inputs: tuple[Value, ...]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a module with one tensor in and one out: records first..last-1 belong to it."""
-
-    module: str
-    first: int
-    last: int
-    input: Value
-    output: Value
-    input_descends_from: int
-
+from tas.tracing.records import Axis, Call, Record, Site, Span, Value
 
 Handler = Callable[..., None]
 _OWN = f"{Path(__file__).parent}/"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tas.tracing.identity import Rows
-from tas.tracing.recording import Call, Record, Recorder, Value
+from tas.tracing.recording import Recorder
+from tas.tracing.records import Call, Record, Value
 
 
 @dataclass(frozen=True)

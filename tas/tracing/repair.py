@@ -9,7 +9,8 @@ import numpy as np
 
 from tas.tracing.attributes import AttributeRule
 from tas.tracing.identity import same
-from tas.tracing.recording import Axis, Record, Recorder, Span
+from tas.tracing.recording import Recorder
+from tas.tracing.records import Axis, Record, Span
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "unflatten"}
 _SIZED = {*_VIEWS, "split_with_sizes", "split", "slice"}

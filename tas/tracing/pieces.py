@@ -1,0 +1,181 @@
+"""Handlers of the operators that join tensors or take parts of them: concatenation, slices, padding, indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from tas.tracing.recording import Handler, Recorder
+
+
+def cat(t: Recorder, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
+    tensors = [x for x in tensors if not (x.dim() == 1 and x.numel() == 0)]
+    dim %= out.dim()
+    rows = [t.rows(x) for x in tensors]
+    for d in range(out.dim()):
+        for other in rows[1:] if d != dim else []:
+            t.unify(rows[0][d], other[d])
+    parts = [t.identities.canonical(r[dim]) for r in rows]
+    widest = max((part.shape[1] for part in parts if part is not None), default=0)
+    joined: list[np.ndarray] = []
+    for part, x in zip(parts, tensors, strict=True):
+        columns = np.zeros((x.shape[dim], widest), int)
+        if part is not None:
+            columns[:, : part.shape[1]] = part
+        joined.append(columns)
+    t.put(out, [rows[0][d] if d != dim else np.concatenate(joined) if widest else None for d in range(out.dim())])
+    t.current.flow = "pass"
+
+
+def stack(t: Recorder, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
+    rows = [t.rows(x) for x in tensors]
+    for d in range(len(rows[0])):
+        for other in rows[1:]:
+            t.unify(rows[0][d], other[d])
+    first = list(rows[0])
+    first.insert(dim % out.dim(), None)
+    t.put(out, first)
+    t.current.flow = "pass"
+
+
+def split(t: Recorder, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 0) -> None:
+    """`chunk` computes equal parts from the width: they must stay equal. Sizes that are listed are attributes."""
+    dim %= x.dim()
+    rows = t.rows(x)
+    equal = isinstance(sizes, int) and len(out) > 1 and len({part.shape[dim] for part in out}) == 1
+    whole = t.identities.canonical(rows[dim])
+    start = 0
+    for part in out:
+        stop = start + part.shape[dim]
+        t.put(part, [*rows[:dim], None if whole is None else whole[start:stop], *rows[dim + 1 :]])
+        if whole is not None and len(out) > 1:
+            t.apart.append(whole[start:stop])
+        if equal and whole is not None:
+            t.tie_counts(whole[: out[0].shape[dim]], whole[start:stop], f"equal parts: {t.current.where()}")
+        start = stop
+    t.current.flow = "pass"
+
+
+def unbind(t: Recorder, out: Sequence[Tensor], x: Tensor, dim: int = 0) -> None:
+    dim %= x.dim()
+    rows = t.rows(x)
+    t.freeze(rows[dim], why="taken apart one by one")
+    for part in out:
+        t.put(part, rows[:dim] + rows[dim + 1 :])
+    t.current.flow = "pass"
+
+
+def select(t: Recorder, out: Tensor, x: Tensor, dim: int, _: int) -> None:
+    dim %= x.dim()
+    rows = t.rows(x)
+    t.freeze(rows[dim], why="one position is picked")
+    t.put(out, rows[:dim] + rows[dim + 1 :])
+    t.current.flow = "pass"
+
+
+def slice_(
+    t: Recorder, out: Tensor, x: Tensor, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1
+) -> None:
+    dim %= x.dim()
+    rows, n = t.rows(x), x.shape[dim]
+    part = t.identities.canonical(rows[dim])
+    if part is not None and step != 1:
+        if n % step == 0:
+            t.identities.factor(part, [n // step, step], t.current.where(), [True, False])
+        else:
+            t.freeze(part, why="every n-th position is picked")
+        part = t.identities.canonical(part)
+    cut = None if part is None else part[slice(start, stop, step)]
+    if cut is not None and step == 1 and len(cut) < n:
+        t.apart.append(cut)
+    if cut is not None and out.shape[dim] == 1:
+        t.freeze(cut, why="one position is picked")
+    t.put(out, [*rows[:dim], cut if out.shape[dim] > 1 else None, *rows[dim + 1 :]])
+    t.current.flow = "pass"
+
+
+def pad(t: Recorder, out: Tensor, x: Tensor, amounts: Sequence[int], value: float = 0.0) -> None:
+    rows = t.rows(x)
+    for index in range(len(amounts) // 2):
+        d = x.dim() - 1 - index
+        before, after = amounts[2 * index], amounts[2 * index + 1]
+        part = t.identities.canonical(rows[d])
+        if part is None or before == after == 0:
+            continue
+        if min(before, after) < 0:
+            t.freeze(part, why="cropped by padding")
+            rows[d] = None
+        else:
+            rows[d] = np.pad(part, ((before, after), (0, 0)))
+    t.put(out, rows)
+    t.current.flow = "pass" if not value else "other"
+
+
+def scrambled(t: Recorder, out: Any, x: Tensor, *args: Any, **_: Any) -> None:
+    """roll, flip: the touched dimensions must stay whole."""
+    name = t.current.operator
+    dims = args[-1] if name == "flip" or len(args) > 1 else range(x.dim())
+    rows = t.rows(x)
+    t.freeze(*(rows[d] for d in dims), why="positions change places")
+    t.put(out, rows)
+    t.current.flow = "pass"
+
+
+def ordered(t: Recorder, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
+    """cumsum, sort, topk, gather ...: nothing of the tensor may be cut."""
+    t.freeze(*t.rows(x), why="all positions are needed")
+    for tensor in tree_leaves(out):
+        if isinstance(tensor, Tensor):
+            t.put(tensor, [None] * tensor.dim())
+
+
+def index(t: Recorder, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> None:
+    rows = t.rows(x)
+    given = [(d, i) for d, i in enumerate(indices) if i is not None]
+    if any(i.dtype in (torch.bool, torch.uint8) for _, i in given):
+        t.freeze(*rows, why="picked by a mask")
+        t.put(out, [None] * out.dim())
+        return
+    dims = [d for d, _ in given]
+    t.freeze(*(rows[d] for d in dims), why="picked by an index")
+    width = max(i.dim() for _, i in given)
+    kept = [r for d, r in enumerate(rows) if d not in dims]
+    at = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
+    t.put(out, kept[:at] + [None] * width + kept[at:])
+    t.current.flow = "pass"
+
+
+def index_select(t: Recorder, out: Tensor, x: Tensor, dim: int, _: Tensor) -> None:
+    rows = t.rows(x)
+    t.freeze(rows[dim], why="picked by an index")
+    rows[dim] = None
+    t.put(out, rows)
+    t.current.flow = "pass"
+
+
+def embedding(t: Recorder, out: Tensor, weight: Tensor, indices: Tensor, *_: Any) -> None:
+    rows = t.rows(weight)
+    t.freeze(rows[0], why="rows of an embedding")
+    t.put(out, [None] * indices.dim() + [rows[1]])
+    t.current.flow, t.current.scales = "product", t.site(weight, 1)
+
+
+HANDLERS: dict[str, Handler] = {
+    "cat": cat,
+    "stack": stack,
+    **dict.fromkeys(["split", "split_with_sizes", "chunk", "unsafe_split", "split_with_sizes_copy"], split),
+    "unbind": unbind,
+    **dict.fromkeys(["select", "select_copy"], select),
+    **dict.fromkeys(["slice", "slice_copy"], slice_),
+    **dict.fromkeys(["constant_pad_nd", "pad"], pad),
+    **dict.fromkeys(["roll", "flip"], scrambled),
+    **dict.fromkeys(["cumsum", "cumprod", "logcumsumexp", "sort", "argsort", "topk", "gather"], ordered),
+    **dict.fromkeys(["index", "_unsafe_index"], index),
+    "index_select": index_select,
+    "embedding": embedding,
+}

@@ -1,0 +1,107 @@
+"""A cut network run beside the record of the whole one: the first operator that gives another shape than predicted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tas.tracing.recording import Recorder, fractions
+from tas.tracing.records import Axis, Record
+
+# contiguity and sizes of one decide whether these appear: never compare on them
+_COMES_AND_GOES = {"clone", "_to_copy", "alias", "detach", "lift_fresh", "contiguous", "copy_"}
+_ALIKE = {"_unsafe_view": "view", "_reshape_alias": "view", "reshape": "view", "unsafe_split": "split"}
+
+
+class _Differs(Exception):
+    pass
+
+
+class Replay(TorchDispatchMode):
+    """Compares each operator's output shapes with the prediction; goes on unaligned where operators differ."""
+
+    def __init__(self, recorder: Recorder, kept: Callable[[Axis], int]) -> None:
+        super().__init__()
+        self.recorder, self.kept = recorder, kept
+        self.position, self.aligned = 0, True
+        self.asked: list[int] | None = None  # the sizes that a failing operator was given
+        self.error: str | None = None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see Recorder
+
+    def run(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        try:
+            with self:
+                network(*args, **kwargs)
+        except _Differs as error:
+            self.error = str(error)
+        except Exception as error:  # whatever the user's forward raises at a wrong size
+            lines = str(error).strip().splitlines()
+            self.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+    def at(self) -> Record:
+        """The operator that is due, or failed."""
+        records = self.recorder.records
+        while self.position < len(records) - 1 and records[self.position].operator in _COMES_AND_GOES:
+            self.position += 1
+        return records[min(self.position, len(records) - 1)]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.asked = list(args[1]) if len(args) > 1 and isinstance(args[1], (list, tuple)) else None
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name.split("::")[-1]
+        whole = name == "alias" and self.at().operator == "slice"  # a slice up to the end or beyond
+        if not self.aligned or (name in _COMES_AND_GOES and not whole):
+            return out
+        record = self.at()
+        if _ALIKE.get(record.operator, record.operator) != _ALIKE.get(name, name) and not whole:
+            self.aligned = False  # a size of one can change a decomposition: the forward still has to finish
+            return out
+        tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        for tensor, value in zip(tensors, record.outputs, strict=False):
+            wanted = tuple(self.kept(axis) for axis in value.axes())
+            if tuple(tensor.shape) != wanted and value.real:
+                raise _Differs(f"it gives {tuple(tensor.shape)} where {wanted} was due")
+        if record.numbers != fractions((args, kwargs)):  # a scale computed from the head size, say
+            self.recorder.mark_inexact(f"a number follows a width: {record.where()}")
+        self.position += 1
+        self.asked = None
+        return out
+
+
+def leaves_traces(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
+    """The modules that a forward left something in: those of `after`, a copy of `before` that has run, that hold other
+    names, or more or less in a list or dict."""
+    modules, found = dict(before.named_modules()), []
+    for name, module in after.named_modules():
+        old, new = vars(modules[name]), vars(module)
+        stores = [key for key in new if _is_store(key, new[key]) and isinstance(old.get(key), (dict, list))]
+        if old.keys() != new.keys() or any(len(old[key]) != len(new[key]) for key in stores):
+            found.append(name)
+    return tuple(found)
+
+
+@contextmanager
+def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Puts back what a forward leaves in its modules (caches filled in eval mode hold sizes of this forward)."""
+    before = [(m, dict(vars(m)), {k: copy.copy(v) for k, v in vars(m).items() if _is_store(k, v)}) for m in modules]
+    try:
+        yield
+    finally:
+        for module, values, stores in before:
+            vars(module).clear()
+            vars(module).update(values)
+            vars(module).update(stores)
+
+
+def _is_store(name: str, value: Any) -> bool:
+    torchs_own = name in ("_parameters", "_buffers", "_modules") or name.endswith("_hooks")
+    return isinstance(value, (dict, list)) and not torchs_own

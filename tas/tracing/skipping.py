@@ -1,0 +1,55 @@
+"""Proof by a run that a module can be left out: its branch scaled by 0 gives what the network without it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from tas.tracing.records import Site
+from tas.tracing.slicing import copy_sharing
+
+
+def skips_exactly(
+    network: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    folds: Mapping[str, tuple[Site, ...]],
+    modules: list[str],
+) -> list[str]:
+    """The modules of which leaving out equals scaling the branch by 0: all at once, else one by one."""
+    if not modules or _skips(network, args, kwargs, folds, modules):
+        return modules
+    return [module for module in modules if _skips(network, args, kwargs, folds, [module])]
+
+
+def _skips(
+    network: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    folds: Mapping[str, tuple[Site, ...]],
+    modules: list[str],
+) -> bool:
+    names = {name for module in modules for name, _ in folds[module]}
+    alike = {name for name, p in network.named_parameters() if p.numel() and p.min() == p.max()}
+    without = copy_sharing(network, [p for name, p in network.named_parameters() if name not in alike]).eval()
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # zero-initialised heads and gammas would make everything equal
+        for name, parameter in without.named_parameters():
+            if name in alike:
+                parameter.add_(torch.randn(parameter.shape, generator=noise).to(parameter), alpha=0.05)
+        scaled = copy_sharing(without, [p for name, p in without.named_parameters() if name not in names])
+        for name, parameter in scaled.named_parameters():
+            if name in names:
+                parameter.zero_()
+        for module in modules:
+            without.set_submodule(module, nn.Identity())
+        try:
+            outputs = [tree_leaves(n(*args, **kwargs)) for n in (scaled, without)]
+        except Exception:  # the network needs something else of the module: it cannot be left out
+            return False
+    pairs = zip(*outputs, strict=True)
+    return all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))

@@ -1,0 +1,125 @@
+"""A traced network: its space, and how to cut it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from tas.space import SearchSpace
+from tas.tracing.attributes import AttributeRule, with_integer
+from tas.tracing.identity import Array, Rows
+from tas.tracing.records import Site
+from tas.tracing.slicing import Cut, copy_sharing, cut_parameters, cut_size, cuts_of, layer_attributes
+from tas.tracing.units import Group
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A network with its search space, and what is needed to run or build it at any architecture.
+
+    `rows` says, for every parameter and buffer, which units each position of each dimension needs ([positions, k],
+    indices of units; `units` stands for "always kept"; dimensions with the same units share their array). The
+    `attribute_rules` say which integers of modules are sizes; modules in `caching` keep something from a forward.
+    `groups` are the units that one prefix or keep set selects from, `first` the first unit of each: one for every width
+    choice, and those whose size is a product of choices. An operator slides over those of the `ordered` groups, so that
+    only prefixes of them make sense. `runs` gives the modules of each depth choice, in order. `folds` names the
+    parameter dimensions that a group's channel factors multiply, `branch_folds` those that scale the branch of a
+    skippable module.
+    """
+
+    network: nn.Module
+    space: SearchSpace
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    rows: Mapping[str, tuple[Rows, ...]]
+    units: int
+    first: Mapping[str, int]
+    groups: Mapping[str, Group]
+    ordered: frozenset[str]
+    grouped: Mapping[str, tuple[tuple[int, Rows], tuple[int, Rows]]]
+    attribute_rules: tuple[AttributeRule, ...]
+    caching: tuple[str, ...]
+    runs: Mapping[str, tuple[str, ...]]
+    folds: Mapping[str, tuple[Site, ...]]
+    branch_folds: Mapping[str, tuple[Site, ...]]
+    seconds: float = 0.0
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The original's size of every group of units."""
+        return {name: group.size for name, group in self.groups.items()}
+
+    def keep_mask(self, architecture: Mapping[str, int], keep: Mapping[str, Any] | None = None) -> Array:
+        """Which units stay: the first ones of every group, or the indices given in `keep` by its name.
+
+        Raises ValueError where `keep` names no group of units, or other than as many distinct units as that keeps.
+        """
+        mask = np.zeros(self.units + 1, bool)
+        mask[-1] = True
+        chosen = dict(keep or {})
+        for name, size in self.sizes.items():
+            first, count = self.first[name], self.groups[name].kept(architecture)
+            if name not in chosen:
+                mask[first : first + count] = True
+                continue
+            kept = np.asarray(chosen.pop(name), dtype=int)
+            if len(np.unique(kept)) != count or kept.size != count or kept.min() < 0 or kept.max() >= size:
+                raise ValueError(f"keep[{name!r}] lists {count} distinct units of 0..{size - 1}, got {kept.tolist()}")
+            if name in self.ordered and sorted(kept.tolist()) != list(range(count)):
+                raise ValueError(
+                    f"of {name!r} the first units are kept: an operator slides over it; got {kept.tolist()}"
+                )
+            mask[first + kept] = True
+        if chosen:
+            raise ValueError(f"keep names groups of units, width choices for the most part; got {sorted(chosen)}")
+        return mask
+
+    def cuts(self, mask: Array) -> dict[str, Cut]:
+        """What stays of every parameter and buffer that loses something."""
+        return cuts_of(self.rows, mask)
+
+    def attributes(self, network: nn.Module, cuts: Mapping[str, Cut], mask: Array) -> dict[str, dict[str, Any]]:
+        """By module, the attributes that must be set to run at these cuts."""
+        touched = dict.fromkeys(name.rpartition(".")[0] for name in cuts)
+        found = {}
+        for name in touched:
+            module = network.get_submodule(name)
+            shapes = {}
+            for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                cut = cuts.get(f"{name}.{key}" if name else key, {})
+                shapes[key] = tuple(cut_size(n, cut.get(d)) for d, n in enumerate(tensor.shape))
+            groups = None
+            if name in self.grouped:
+                reads, inside = (_count(n, rows, mask) for n, rows in self.grouped[name])
+                groups = reads // inside
+            found[name] = layer_attributes(module, shapes, groups)
+        for rule in self.attribute_rules:
+            own, (name, index) = found.setdefault(rule.module, {}), rule.key
+            old = own.get(name, getattr(network.get_submodule(rule.module), name))
+            own[name] = with_integer(old, index, rule.was * _count(rule.full, rule.rows, mask) // rule.full)
+        return found
+
+    def cut(self, mask: Array, share: bool = False) -> nn.Module:
+        """A copy of the network with cut parameters and buffers, all blocks present; with `share`, the
+        parameters that lose nothing are the network's own."""
+        cuts = self.cuts(mask)
+        named = self.network.named_parameters(remove_duplicate=False)
+        network = copy_sharing(self.network, [tensor for name, tensor in named if share or name in cuts])
+        for name, attributes in self.attributes(network, cuts, mask).items():
+            for key, value in attributes.items():
+                setattr(network.get_submodule(name), key, value)
+        cut_parameters(network, cuts)
+        return network
+
+    def dead(self, architecture: Mapping[str, int]) -> list[str]:
+        """The modules that an architecture leaves out."""
+        return [module for name, run in self.runs.items() for module in run[architecture[name] :]]
+
+
+def _count(n: int, rows: Rows, mask: Array) -> int:
+    return n if rows is None else int(mask[rows].all(1).sum())

@@ -1,0 +1,183 @@
+"""Handlers of the operators that show the same elements in another shape: views, permutations, repetitions, windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tas.tracing.identity import Rows
+from tas.tracing.recording import Handler, Recorder
+
+
+def view(t: Recorder, out: Tensor, x: Tensor, *args: Any, **_: Any) -> None:
+    if out.shape == x.shape:  # also a view as another dtype
+        t.put(out, t.rows(x))
+        t.keep_origin(x, out, range(x.dim()))
+    else:
+        t.put(out, t.identities.view(x.shape, t.rows(x), out.shape, t.current.where()))
+        long = [d for d, n in enumerate(x.shape) if n != 1]
+        if [x.shape[d] for d in long] == [n for n in out.shape if n != 1]:
+            t.keep_origin(x, out, _spread(long, out.shape))
+    t.current.flow = "pass"
+
+
+def _spread(dims: list[int], shape: Sequence[int]) -> list[int | None]:
+    rest = iter(dims)
+    return [None if n == 1 else next(rest) for n in shape]
+
+
+def _moved(t: Recorder, out: Tensor, x: Tensor, order: Sequence[int | None]) -> None:
+    rows = t.rows(x)
+    t.put(out, [None if d is None else rows[d] for d in order])
+    t.keep_origin(x, out, order)
+    t.current.flow = "pass"
+
+
+def permute(t: Recorder, out: Tensor, x: Tensor, dims: Sequence[int]) -> None:
+    _moved(t, out, x, [d % x.dim() for d in dims])
+
+
+def transpose(t: Recorder, out: Tensor, x: Tensor, a: int, b: int) -> None:
+    order = list(range(x.dim()))
+    if order:
+        order[a], order[b] = order[b], order[a]
+    _moved(t, out, x, order)
+
+
+def reverse(t: Recorder, out: Tensor, x: Tensor) -> None:
+    _moved(t, out, x, list(range(x.dim()))[::-1])
+
+
+def unsqueeze(t: Recorder, out: Tensor, x: Tensor, dim: int) -> None:
+    order: list[int | None] = list(range(x.dim()))
+    order.insert(dim % out.dim(), None)
+    _moved(t, out, x, order)
+
+
+def squeeze(t: Recorder, out: Tensor, x: Tensor, dim: Any = None) -> None:
+    dims = range(x.dim()) if dim is None else [d % x.dim() for d in ([dim] if isinstance(dim, int) else dim)]
+    _moved(t, out, x, [d for d in range(x.dim()) if not (d in dims and x.shape[d] == 1)])
+
+
+def expand(t: Recorder, out: Tensor, x: Tensor, *_: Any, **__: Any) -> None:
+    """A size that the code chose to repeat to goes with whatever meets it."""
+    rows, more = t.rows(x), out.dim() - x.dim()
+    new = [d < more or x.shape[d - more] != n for d, n in enumerate(out.shape)]
+    t.put(
+        out,
+        [_open(t, n) if is_new else rows[d - more] for d, (n, is_new) in enumerate(zip(out.shape, new, strict=True))],
+    )
+    t.current.flow = "pass"
+
+
+def created(t: Recorder, out: Tensor, *_: Any, **__: Any) -> None:
+    """zeros, ones, new_zeros ...: sizes that the code chose go with whatever meets them."""
+    t.put(out, [_open(t, n) for n in out.shape])
+
+
+def _open(t: Recorder, n: int) -> Rows:
+    return t.identities.fresh(n) if n > 1 else None
+
+
+def repeat(t: Recorder, out: Tensor, x: Tensor, _: Any) -> None:
+    rows, more = t.rows(x), out.dim() - x.dim()
+    parts: list[Rows] = []
+    for d, n in enumerate(out.shape):
+        size = x.shape[d - more] if d >= more else 1
+        part = t.identities.canonical(rows[d - more]) if d >= more else None
+        parts.append(_open(t, n) if size == 1 else None if part is None else np.tile(part, (n // size, 1)))
+    t.put(out, parts)
+    t.current.flow = "pass"
+
+
+def strided(t: Recorder, out: Tensor, x: Tensor, size: Sequence[int], stride: Sequence[int], *_: Any) -> None:
+    """The same elements where sizes agree and every dimension steps over those behind it, as in dense memory (pooling
+    to one position of a channels-last picture ends like that); anything else is not followed."""
+    dense = [int(np.prod(size[d + 1 :])) for d in range(len(size))]
+    if tuple(size) == tuple(x.shape) and all(n == 1 or s == d for n, s, d in zip(size, stride, dense, strict=True)):
+        t.put(out, t.rows(x))
+        t.current.flow = "pass"
+    else:
+        t.freeze(*t.rows(x), why="its memory is read in another order")
+        t.put(out, [None] * out.dim())
+
+
+def pixel_shuffle(t: Recorder, out: Tensor, x: Tensor, factor: int) -> None:
+    parts = t.identities.factor(t.rows(x)[-3], [out.shape[-3], factor**2], t.current.where(), [True, False])
+    t.put(out, [*t.rows(x)[:-3], parts[0], None, None])
+    t.current.flow = "pass"
+
+
+def pixel_unshuffle(t: Recorder, out: Tensor, x: Tensor, factor: int) -> None:
+    part = t.identities.canonical(t.rows(x)[-3])
+    t.put(out, [*t.rows(x)[:-3], None if part is None else np.repeat(part, factor**2, 0), None, None])
+    t.current.flow = "pass"
+
+
+def channel_shuffle(t: Recorder, out: Tensor, x: Tensor, groups: int) -> None:
+    rows, size = t.rows(x), x.shape[1] // groups
+    parts = t.identities.factor(rows[1], [groups, size], t.current.where(), [False, True])
+    rows[1] = t.identities.outer([parts[1], parts[0]], [size, groups])
+    t.put(out, rows)
+    t.current.flow = "pass"
+
+
+def im2col(t: Recorder, out: Tensor, x: Tensor, kernel: Sequence[int], *_: Any) -> None:
+    part = t.identities.canonical(t.rows(x)[1])
+    t.put(out, [t.rows(x)[0], None if part is None else np.repeat(part, kernel[0] * kernel[1], 0), None])
+    t.current.flow = "pass"
+
+
+def col2im(t: Recorder, out: Tensor, x: Tensor, _: Any, kernel: Sequence[int], *__: Any) -> None:
+    taps = kernel[0] * kernel[1]
+    parts = t.identities.factor(t.rows(x)[1], [x.shape[1] // taps, taps], t.current.where(), [True, False])
+    t.put(out, [t.rows(x)[0], parts[0], None, None])
+    t.current.flow = "pass"
+
+
+def unfold(t: Recorder, out: Tensor, x: Tensor, dim: int, *_: Any) -> None:
+    rows = t.rows(x)
+    t.freeze(rows[dim], why="windows slide over it")
+    rows[dim] = None
+    t.put(out, [*rows, None])
+
+
+def glu(t: Recorder, out: Tensor, x: Tensor, dim: int = -1) -> None:
+    """One half gates the other: the two must stay equal."""
+    rows = t.rows(x)
+    halves = t.identities.factor(rows[dim], [2, out.shape[dim]], t.current.where(), [False, True])
+    rows[dim] = halves[1]
+    t.put(out, rows)
+
+
+HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(
+        ["view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "_reshape_copy", "unflatten", "flatten"],
+        view,
+    ),
+    **dict.fromkeys(["permute", "permute_copy"], permute),
+    **dict.fromkeys(["transpose", "transpose_copy", "swapaxes"], transpose),
+    **dict.fromkeys(["t", "numpy_T", "mT", "adjoint", "t_copy"], reverse),
+    **dict.fromkeys(["unsqueeze", "unsqueeze_copy"], unsqueeze),
+    **dict.fromkeys(["squeeze", "squeeze_copy"], squeeze),
+    **dict.fromkeys(["expand", "expand_copy"], expand),
+    **dict.fromkeys(
+        [
+            *("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided", "empty", "zeros", "ones", "full"),
+            *("empty_strided", "rand", "randn"),
+        ],
+        created,
+    ),
+    "repeat": repeat,
+    "glu": glu,
+    **dict.fromkeys(["as_strided", "as_strided_copy"], strided),
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    **dict.fromkeys(["channel_shuffle", "native_channel_shuffle"], channel_shuffle),
+    "im2col": im2col,
+    "col2im": col2im,
+    **dict.fromkeys(["unfold", "unfold_copy"], unfold),
+}
