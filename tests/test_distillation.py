@@ -67,6 +67,12 @@ def logits(batch: int = 7, classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     return student, teacher, torch.arange(batch) % classes
 
 
+def test_soft_targets_of_pixels_are_the_mean_of_those_of_every_pixel() -> None:
+    student, teacher = torch.randn(2, 3, 5, 4, 6, dtype=torch.float64, generator=seeded())
+    pixels = [logits.movedim(1, -1).reshape(-1, 5) for logits in (student, teacher)]
+    assert float(soft_targets(student, teacher)) == pytest.approx(float(soft_targets(*pixels)), rel=1e-12)
+
+
 def test_decoupled_targets_are_the_equation_derived_with_numpy() -> None:
     student, teacher, targets = logits()
     value = 0.0

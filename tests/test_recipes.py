@@ -9,7 +9,12 @@ import yaml
 from tas import preparation, recipe
 
 ROOT = Path(__file__).parents[1]
-SHAPES = {"quickstart": (2, 1, 28, 28), "cifar10": (2, 3, 32, 32)}  # by the first word of the file's name
+SHAPES = {  # by the first word of the file's name
+    "quickstart": (2, 1, 28, 28),
+    "cifar10": (2, 3, 32, 32),
+    "mnist": (2, 1, 28, 28),
+    "scenes": (2, 1, 48, 48),
+}
 PATHS = sorted((ROOT / "configs").glob("*.yaml"))
 
 

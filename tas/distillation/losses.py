@@ -15,12 +15,14 @@ from tas.objectives import cross_entropy
 def soft_targets(student: Any, teacher: Any, temperature: float = 4.0) -> Tensor:
     """T^2 x KL(softmax(teacher / T) || softmax(student / T)), mean over the batch (Hinton et al. 2015, §2).
 
-    Logits [batch, classes] of both. The factor T^2 keeps gradients as large as those of cross-entropy, whatever T.
+    Logits [batch, classes] of both, or [batch, classes, ...], one prediction a pixel: then the mean over pixels too, as
+    cross-entropy takes it. The factor T^2 keeps gradients as large as those of cross-entropy, whatever T.
     """
     _check(student, teacher)
     log_student = functional.log_softmax(student / temperature, dim=1)
     log_teacher = functional.log_softmax(teacher / temperature, dim=1)
-    return temperature**2 * functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    pointwise = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+    return temperature**2 * pointwise.sum(1).mean()
 
 
 def decoupled(
