@@ -160,6 +160,8 @@ def evaluate(
     from tas.exporting import write_json
     from tas.judging import evaluate_target
 
+    if weights is not None and Path(network).is_dir():
+        raise BadRecipe(f"--weights is for networks without their own, {network} is a folder that holds some")
     given = {"network.weights": weights, "data.name": data, "data.root": root}
     extra = [f"{key}={json.dumps(str(value))}" for key, value in given.items() if value is not None]
     found = evaluate_target(network, split, lambda name: _recipe(name, [*(overrides or ()), *extra]))

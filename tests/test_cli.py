@@ -235,6 +235,7 @@ def test_report_is_written_again(shell: Shell, task: Path) -> None:
         (("evaluate", "tiny_task:TinyNet"), "names no weights"),
         (("evaluate", "{task}"), "must be a student folder"),
         (("evaluate", "{task}/run/student", "--split", "exam"), "exam"),
+        (("evaluate", "{task}/run/student", "--weights", "other.safetensors"), "--weights is for networks without"),
         (("score", "{task}/tiny.yaml", "--architectures", "absent.json"), "cannot read architectures"),
         (("score", "{task}/tiny.yaml", "--architectures", "{task}/run/metrics.json"), "must map names of choices"),
         (("score", "{task}/tiny.yaml", "--architectures", "{task}/run/architecture.json"), "need a trained original"),

@@ -282,6 +282,12 @@ def test_more_classes_than_asked_for_are_refused(tmp_path: Path) -> None:
         load("npz", npz(tmp_path / "d.npz"), mean=(0.5,))
 
 
+@pytest.mark.parametrize(("mean", "std"), [((0.5, 0.5), (0.2, 0.2)), ((), ()), ((0.5,), (0.0,)), ((0.5,), (0.2, 0.2))])
+def test_mean_and_std_of_another_length_are_refused(tmp_path: Path, mean: tuple, std: tuple) -> None:
+    with pytest.raises(BadData, match="one number or 3, one a channel"):
+        load("npz", npz(tmp_path / "d.npz"), mean=mean, std=std)
+
+
 def test_a_missing_or_broken_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="there is none at"):
         load("npz", tmp_path / "none.npz")

@@ -112,6 +112,9 @@ def normalised(
         raise BadData(f"mean and std are given together or not at all, got {mean=} and {std=}")
     if mean is None or std is None:
         mean, std = channel_statistics(train)
+    channels = _channels(train)
+    if not {len(mean), len(std)} <= {1, channels} or min(std) <= 0:
+        raise BadData(f"mean and std have one number or {channels}, one a channel, std above 0; got {mean=} and {std=}")
     return {name: replace(split, mean=tuple(mean), std=tuple(std)) for name, split in splits.items()}
 
 
@@ -119,8 +122,16 @@ def _has_pixels(split: Split) -> bool:
     """Whether the inputs are uint8 images; of a Dataset the first example tells, a user's batches are left alone."""
     if isinstance(split.source, Batches):
         return False
-    first = split.source.inputs[0] if isinstance(split.source, InMemory) else split.source.dataset[0][0]
+    first = _first(split)
     return isinstance(first, Tensor) and first.dtype == torch.uint8 and first.dim() == 3
+
+
+def _channels(split: Split) -> int:
+    return int(_first(split).shape[0])
+
+
+def _first(split: Split) -> Any:
+    return split.source.inputs[0] if isinstance(split.source, InMemory) else split.source.dataset[0][0]  # type: ignore[union-attr]
 
 
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
