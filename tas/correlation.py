@@ -20,7 +20,7 @@ _NUMBERS_AT_ONCE = 1 << 22  # pairs x resamples held at once: 32 MB
 
 @dataclass(frozen=True)
 class Correlation:
-    """A coefficient in [-1, 1] with its bootstrap interval, of `count` networks (for "within" and "across": pairs).
+    """A coefficient in [-1, 1] with its bootstrap interval, of `count` networks (see `by_group` for its counts).
     NaN where it is not defined: all values equal, or no such pair."""
 
     value: float
@@ -55,19 +55,32 @@ def by_group(
     generator: torch.Generator,
     resamples: int = 2000,
     level: float = 0.95,
-) -> dict[str, Correlation]:
-    """Kendall over the pairs of networks "within" a group and over those "across" two groups, such as depths: a score
-    may rank networks of one depth well and still misjudge depths."""
+) -> dict[str, dict[str, Correlation]]:
+    """The three coefficients "within" groups and "across" them, such as depths: a score may rank networks of one depth
+    well and still misjudge depths.
+
+    Kendall counts the pairs of one group, or of two. Pearson correlates the deviations from the means of the groups, or
+    these means, each as often as its group has networks; Spearman does so with the ranks among all. Means of fewer than
+    3 groups are NaN: two points always lie on a line. `count` is of pairs, of networks not alone in their group, and of
+    groups.
+    """
     x, y = _columns(scores, reached)
     if len(groups) != len(x):
         raise BadData(f"every network needs a group, got {len(groups)} groups of {len(x)} networks")
-    group = torch.tensor(groups)
+    group = torch.tensor(groups).unique(return_inverse=True)[1]
+    member = torch.nn.functional.one_hot(group).double()
     drawn = _drawn(len(x), resamples, generator)
     same = _pairs(group[None], torch.eq)
+    sizes = member.sum(0)
     found = {}
     for name, alike in (("within", True), ("across", False)):
-        count = int((same == alike).sum())
-        found[name] = _interval(partial(_grouped, x, y, group, alike), drawn, level, count)
+        networks = int(sizes[sizes > 1].sum()) if alike else len(sizes)
+        measures = {
+            "pearson": (partial(_parted, x, y, member, alike, False), networks),
+            "spearman": (partial(_parted, x, y, member, alike, True), networks),
+            "kendall": (partial(_grouped, x, y, group, alike), int((same == alike).sum())),
+        }
+        found[name] = {key: _interval(of, drawn, level, count) for key, (of, count) in measures.items()}
     return found
 
 
@@ -101,6 +114,26 @@ def _of_rows(measure: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, 
 def _grouped(x: Tensor, y: Tensor, group: Tensor, alike: bool, rows: Tensor) -> Tensor:
     counted = (_pairs(group[rows], torch.eq) == alike).double()
     return _tau(_signs(x[rows]) * counted, _signs(y[rows]) * counted)
+
+
+def _parted(x: Tensor, y: Tensor, member: Tensor, within: bool, ranked: bool, rows: Tensor) -> Tensor:
+    """Pearson of the deviations from the means of the groups, or of these means; `member` [n, groups] is one-hot."""
+    member = member[rows]
+    sizes = member.sum(-2, keepdim=True)
+    parts = []
+    for column in (x[rows], y[rows]):
+        column = ranks(column) if ranked else column
+        means = ((column[..., None] * member).sum(-2, keepdim=True) / sizes.clamp(min=1) * member).sum(-1)
+        parts.append(column - means if within else means)
+    found = _rounded_pearson(*parts)
+    return found if within else found.masked_fill((sizes > 0).sum(-1)[..., 0] < 3, float("nan"))
+
+
+def _rounded_pearson(x: Tensor, y: Tensor) -> Tensor:
+    """NaN also where a column is constant but for rounding, as the deviations of groups of one are."""
+    found = pearson(x, y)
+    spreads = torch.stack([v.std(-1) / v.abs().amax(-1).clamp(min=1) for v in (x, y)]).amin(0)
+    return found.masked_fill(spreads < 1e-12, float("nan"))
 
 
 def _tau(x: Tensor, y: Tensor) -> Tensor:

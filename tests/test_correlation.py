@@ -43,12 +43,48 @@ def test_kendall_counts_pairs_and_groups_share_them_out() -> None:
     pairs = list(itertools.combinations(rows, 2))
     found = by_group(x, y, group, seeded(), resamples=50)
     for name, alike in (("within", True), ("across", False)):
-        mine = [(a[0], a[1], b[0], b[1]) for a, b in pairs if (a[2] == b[2]) == alike]
-        assert found[name].value == pytest.approx(tau(mine))
-        assert found[name].count == len(mine)
-        assert found[name].low <= found[name].value <= found[name].high
+        mine, kendalls = [(a[0], a[1], b[0], b[1]) for a, b in pairs if (a[2] == b[2]) == alike], found[name]["kendall"]
+        assert kendalls.value == pytest.approx(tau(mine))
+        assert kendalls.count == len(mine)
+        assert kendalls.low <= kendalls.value <= kendalls.high
     whole = [(a[0], a[1], b[0], b[1]) for a, b in pairs]
     assert correlations(x, y, seeded(), resamples=1)["kendall"].value == pytest.approx(tau(whole))
+
+
+def test_pearson_and_spearman_tell_groups_that_agree_from_depths_that_are_misjudged() -> None:
+    """Three groups: inside each the score orders as what is reached, but the groups themselves stand in reverse."""
+    group = [depth for depth in range(3) for _ in range(6)]
+    x = [10 * depth + float(step) for depth in range(3) for step in range(6)]
+    y = [-10 * depth + float(step) for depth in range(3) for step in range(6)]
+    found = by_group(x, y, group, seeded(), resamples=40)
+    for name in ("pearson", "kendall"):
+        assert found["within"][name].value == pytest.approx(1)
+    for name in ("pearson", "spearman", "kendall"):
+        assert found["across"][name].value == pytest.approx(-1)
+    assert found["within"]["spearman"].value == pytest.approx(1)
+    assert [found["within"][name].count for name in ("pearson", "kendall")] == [18, 45]
+    assert [found["across"][name].count for name in ("pearson", "kendall")] == [3, 108]
+    assert correlations(x, y, seeded(), resamples=1)["pearson"].value < 0
+
+
+def test_within_groups_is_the_correlation_of_what_the_group_means_leave() -> None:
+    x, y, group = tied()
+    rows = [torch.tensor(values).double() for values in (x, y)]
+    left = []
+    for row in rows:
+        means = [row[torch.tensor(group) == each].mean() for each in group]
+        left.append(row - torch.stack(means))
+    assert by_group(x, y, group, seeded(), resamples=1)["within"]["pearson"].value == pytest.approx(
+        float(torch.corrcoef(torch.stack(left))[0, 1])
+    )
+
+
+def test_means_of_two_groups_and_groups_of_one_say_nothing() -> None:
+    x, y, group = tied()
+    assert math.isnan(by_group(x, y, group, seeded(), resamples=20)["across"]["pearson"].value)
+    alone = by_group(x, y, list(range(len(x))), seeded(), resamples=20)["within"]
+    assert all(math.isnan(found.value) for found in alone.values())
+    assert [found.count for found in alone.values()] == [0, 0, 0]
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
