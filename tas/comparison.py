@@ -14,15 +14,16 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tas.data import Data
 from tas.distillation import distill
 from tas.errors import BadNetwork
 from tas.exporting import load, save
 from tas.importing import imported
-from tas.initialization import MERGE_IMAGES, student_at
+from tas.initialization import MERGE_IMAGES, Weights, student_at
 from tas.methods.baselines import random, uniform
 from tas.originals import build
 from tas.preparation import costs
-from tas.recipe import Network
+from tas.recipe import Distillation, Network
 from tas.space import Architecture
 from tas.stages import Run, judged_on, numbers, show
 from tas.training import TrainingPlan, call
@@ -52,12 +53,13 @@ def distilled(
         stage = f"distill {name}" if len(architectures) == 1 else f"distill {name} {repeat + 1}"
 
         def work(repeat: int = repeat, architecture: Architecture = architecture, stage: str = stage) -> dict[str, Any]:
-            student = _distill(current, stage, architecture, source, original, current.recipe.seed + 1 + repeat)
+            seed, saved = current.recipe.seed + 1 + repeat, current.folder.checkpoint(stage)
+            student = taught(current, stage, architecture, source, original, seed, checkpoint=saved)
             facts = {**current.judged(student), **costs(current.prepared.space, architecture)}
             if repeat == 0:
                 place = current.folder.path / ("student" if name == "student" else f"baselines/{name}")
                 _save_checked(current, student, place, architecture, facts)
-            current.folder.checkpoint(stage).unlink(missing_ok=True)  # not before: an interruption would train it again
+            saved.unlink(missing_ok=True)  # not before: an interruption would train it again
             return facts
 
         rows.append(numbers(current.staged(stage, work), current))
@@ -67,20 +69,32 @@ def distilled(
     return mean if len(rows) == 1 else {**mean, "spread": statistics.stdev(values), "n": len(rows)}
 
 
-def _distill(
-    current: Run, stage: str, architecture: Architecture, source: Any, original: nn.Module, seed: int
+def taught(
+    current: Run,
+    stage: str,
+    architecture: Mapping[str, int],
+    source: Any,
+    original: nn.Module,
+    seed: int,
+    *,
+    how: Distillation | None = None,
+    weights: Weights | None = None,
+    data: Data | None = None,
+    checkpoint: Path | None = None,
 ) -> nn.Module:
+    """The student of `source` at an architecture, distilled from `original`: by the recipe's plan, start of the weights
+    and data where no others are given. All that is random in it follows from `seed`."""
     prepared, recipe = current.prepared, current.recipe
-    options = asdict(recipe.distill)
+    data, weights = data or prepared.data, weights or recipe.initialize.weights
+    options = asdict(how or recipe.distill)
     alpha, heat, soft = (options.pop(name) for name in ("alpha", "temperature", "loss"))
-    weights = recipe.initialize.weights
-    batches = prepared.data.train.take(MERGE_IMAGES).batches(64) if weights == "merge" else ()
+    batches = data.train.take(MERGE_IMAGES).batches(64) if weights == "merge" else ()
     student = student_at(source, architecture, weights, seed, (inputs for inputs, _ in batches))
     with current.display.bar(stage) as bar:
         distill(
             student,
             original,
-            prepared.data,
+            data,
             TrainingPlan(**options),
             prepared.objective,
             generator=torch.Generator().manual_seed(seed),
@@ -89,7 +103,7 @@ def _distill(
             soft=soft,
             device=prepared.device,
             progress=lambda at: show(current, stage, at, bar),
-            checkpoint=current.folder.checkpoint(stage),
+            checkpoint=checkpoint,
         )
     return student
 

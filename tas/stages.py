@@ -132,7 +132,7 @@ def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, 
 
 def _search(current: Run, source: Any, network: nn.Module) -> Architecture:
     prepared, folder = current.prepared, current.folder
-    _warn_if_memorised(current, network)
+    warn_if_memorised(current, network)
     options = asdict(current.recipe.search)
     method = options.pop("method")
     sizes = {choice.name: choice.size for choice in prepared.space.choices}
@@ -160,11 +160,14 @@ def _search(current: Run, source: Any, network: nn.Module) -> Architecture:
     _write_lines(folder.path / "search.jsonl", result.course)  # without the rows of an interrupted epoch
     rows = [candidate_row(prepared, score, result.architecture) for score in result.candidates]
     _write_lines(folder.path / "candidates.jsonl", rows)
+    if result.probabilities:
+        write_json(folder.path / "distribution.json", dict(result.probabilities))
     checkpoint.unlink(missing_ok=True)
     return result.architecture
 
 
-def _warn_if_memorised(current: Run, network: nn.Module) -> None:
+def warn_if_memorised(current: Run, network: nn.Module) -> None:
+    """Say so where the original knows the held-out training images by heart, on which candidates are scored."""
     prepared = current.prepared
     if prepared.objective.name != "top1":
         return

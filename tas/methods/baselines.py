@@ -1,6 +1,9 @@
-"""What a search has to beat at the same budget: uniform widths (strong on small networks) and random ones."""
+"""What a search has to beat at the same budget: uniform widths (strong on small networks), random ones, and those that a
+global threshold on the importance of channels leaves."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -22,7 +25,12 @@ def uniform(space: SearchSpace, budget: Budget) -> Architecture:
     widths = torch.tensor([choice.kind == "width" for choice in space.choices], dtype=torch.bool)
     smallest = torch.zeros(len(space.choices), dtype=torch.long)
     deepest = _largest_ratio(space, budget, smallest, ~widths)
-    return space.architecture(_filled(space, budget, _largest_ratio(space, budget, deepest, widths), widths).tolist())
+    start = _largest_ratio(space, budget, deepest, widths)
+
+    def part(column: int, index: int) -> float:
+        return space.choices[column].candidates[index] / space.choices[column].size
+
+    return space.architecture(_filled(space, budget, start, widths, part).tolist())
 
 
 def random(
@@ -31,6 +39,44 @@ def random(
     """`count` random architectures in the budget's band, EagleEye's rates (see `sampling.sample_many`)."""
     found = sample_many(space, generator, count, budget, aim=aim)
     return [space.architecture(row) for row in found.tolist()]
+
+
+def magnitude(space: SearchSpace, budget: Budget, scores: Mapping[str, Tensor]) -> Architecture:
+    """The most important channels of the whole network until the budget is met: one threshold for all widths.
+
+    scores: of the units [size] of every width choice, as `tas.importance.scores` gives them. They are divided by the
+    mean of their choice: sums of |w| grow with the size of a filter and the number of layers that write a stream, so
+    raw ones would compare layers and not channels. (ShrinkBench's global magnitude, Blalock et al. 2020, for channels;
+    Network Slimming's threshold, Liu et al. 2017, is of this form.) A width keeps the units above the threshold, at
+    least its smallest candidate, snapped to the next smaller one; the threshold is the lowest that meets the budget,
+    then widths are raised by their most important missing unit until nothing more fits. Depths as for `uniform`.
+    Raises `Infeasible` when nothing meets the budget.
+    """
+    require_feasible(space, budget)
+    widths = torch.tensor([choice.kind == "width" for choice in space.choices], dtype=torch.bool)
+    smallest = torch.zeros(len(space.choices), dtype=torch.long)
+    deepest = _largest_ratio(space, budget, smallest, ~widths)
+    relative = {name: _relative(score) for name, score in scores.items()}
+    thresholds = torch.cat([*relative.values(), torch.zeros(1, dtype=torch.float64)]).unique()
+    kept = deepest.expand(len(thresholds), -1).clone()
+    for column, choice in enumerate(space.choices):
+        if widths[column]:
+            counts = (relative[choice.name] >= thresholds[:, None]).sum(-1)
+            kept[:, column] = (torch.tensor(choice.candidates) <= counts[:, None]).sum(-1).sub(1).clamp(min=0)
+    fitting = kept[cost.feasible(space, kept, budget)]
+
+    def next_unit(column: int, index: int) -> float:
+        choice = space.choices[column]
+        return -float(relative[choice.name][choice.candidates[index]]) if index + 1 < len(choice.candidates) else 0.0
+
+    start = fitting[0] if len(fitting) else deepest
+    return space.architecture(_filled(space, budget, start, widths, next_unit).tolist())
+
+
+def _relative(scores: Tensor) -> Tensor:
+    """Falling, with mean 1 (all 0 where they are)."""
+    falling = scores.detach().cpu().double().sort(descending=True).values
+    return falling / falling.mean().clamp(min=1e-300)
 
 
 def _largest_ratio(space: SearchSpace, budget: Budget, indices: Tensor, movable: Tensor) -> Tensor:
@@ -46,8 +92,11 @@ def _largest_ratio(space: SearchSpace, budget: Budget, indices: Tensor, movable:
     return fitting[-1] if len(fitting) else indices
 
 
-def _filled(space: SearchSpace, budget: Budget, indices: Tensor, movable: Tensor) -> Tensor:
-    """`indices` after raising, one candidate at a time, the relatively narrowest movable choice that still fits."""
+def _filled(
+    space: SearchSpace, budget: Budget, indices: Tensor, movable: Tensor, rank: Callable[[int, int], float]
+) -> Tensor:
+    """`indices` after raising, one candidate at a time, the movable choice that still fits and has the lowest
+    rank(column, index of its candidate)."""
     last = torch.tensor([len(choice.candidates) - 1 for choice in space.choices], dtype=torch.long)
     while True:
         raised = indices + torch.eye(len(indices), dtype=torch.long)  # row c: choice c is one candidate larger
@@ -55,6 +104,6 @@ def _filled(space: SearchSpace, budget: Budget, indices: Tensor, movable: Tensor
         possible = possible & cost.feasible(space, raised.minimum(last), budget)
         if not possible.any():
             return indices
-        parts = zip(space.choices, indices.tolist(), strict=True)
-        ratio = torch.tensor([choice.candidates[index] / choice.size for choice, index in parts], dtype=torch.float64)
-        indices = raised[ratio.masked_fill(~possible, 2.0).argmin()]
+        ranks = [rank(column, index) if movable[column] else 0.0 for column, index in enumerate(indices.tolist())]
+        order = torch.tensor(ranks, dtype=torch.float64).masked_fill(~possible, float("inf"))
+        indices = raised[order.argmin()]
