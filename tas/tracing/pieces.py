@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from tas.tracing.identity import Rows
 from tas.tracing.recording import Handler, Recorder
 
 
@@ -135,19 +136,38 @@ def ordered(t: Recorder, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
 
 
 def index(t: Recorder, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> None:
-    rows = t.rows(x)
-    given = [(d, i) for d, i in enumerate(indices) if i is not None]
-    if any(i.dtype in (torch.bool, torch.uint8) for _, i in given):
-        t.freeze(*rows, why="picked by a mask")
-        t.put(out, [None] * out.dim())
-        return
-    dims = [d for d, _ in given]
-    t.freeze(*(rows[d] for d in dims), why="picked by an index")
-    width = max(i.dim() for _, i in given)
+    t.put(out, _indexed(t, x, indices))
+    t.current.flow = "pass"
+
+
+def index_put(t: Recorder, out: Tensor, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, *_: Any) -> None:
+    """x with `values` where the indices point: what is not indexed goes with the values' dimensions."""
+    written = _indexed(t, x, indices)
+    for d, part in enumerate(reversed(t.rows(values)), 1):
+        if d <= len(written) and values.shape[-d] > 1:
+            t.unify(written[-d], part)
+    t.put(out, t.rows(x))
+
+
+def _indexed(t: Recorder, x: Tensor, indices: Sequence[Tensor | None]) -> list[Rows]:
+    """Identities of x[indices]. A mask stands for as many dimensions as it has; all indices together give those that
+    they are broadcast to, in place of the first where they are neighbours, else in front."""
+    rows, dims, why, d = t.rows(x), list[int](), "picked by an index", 0
+    width = 0
+    for given in indices:
+        if given is None:
+            d += 1
+            continue
+        masks = given.dtype in (torch.bool, torch.uint8)
+        covered = given.dim() if masks else 1
+        why = "picked by a mask" if masks else why
+        width = max(width, 1 if masks else given.dim())
+        dims += range(d, d + covered)
+        d += covered
+    t.freeze(*(rows[d] for d in dims), why=why)
     kept = [r for d, r in enumerate(rows) if d not in dims]
     at = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
-    t.put(out, kept[:at] + [None] * width + kept[at:])
-    t.current.flow = "pass"
+    return kept[:at] + [None] * width + kept[at:]
 
 
 def index_select(t: Recorder, out: Tensor, x: Tensor, dim: int, _: Tensor) -> None:
@@ -155,6 +175,15 @@ def index_select(t: Recorder, out: Tensor, x: Tensor, dim: int, _: Tensor) -> No
     t.freeze(rows[dim], why="picked by an index")
     rows[dim] = None
     t.put(out, rows)
+    t.current.flow = "pass"
+
+
+def roi_align(t: Recorder, out: Any, x: Tensor, regions: Tensor, *_: Any) -> None:
+    """torchvision's roi_align, roi_pool: regions of pictures; channels stay."""
+    rows = t.rows(x)
+    t.freeze(rows[0], *rows[2:], *t.rows(regions), why="regions are taken out")
+    for tensor in tree_leaves(out):
+        t.put(tensor, [None, rows[1], None, None])
     t.current.flow = "pass"
 
 
@@ -176,6 +205,8 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(["roll", "flip"], scrambled),
     **dict.fromkeys(["cumsum", "cumprod", "logcumsumexp", "sort", "argsort", "topk", "gather"], ordered),
     **dict.fromkeys(["index", "_unsafe_index"], index),
+    **dict.fromkeys(["index_put", "_unsafe_index_put", "_index_put_impl"], index_put),
     "index_select": index_select,
+    **dict.fromkeys(["roi_align", "roi_pool"], roi_align),
     "embedding": embedding,
 }
