@@ -46,6 +46,30 @@ def transposed_depthwise() -> Case:
     return Case(nn.Sequential(*layers, head(6)), images())
 
 
+class NormAct(nn.BatchNorm2d):
+    """A norm that ends in an activation: scaling behind the module is not scaling its affine."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """A layer norm over the second dimension."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, -1)).transpose(1, -1)
+
+
+def norm_and_activation_in_one() -> Case:
+    layers = [conv(3, 8), NormAct(8), conv(8, 6), NormAct(6), conv(6, 10)]
+    return Case(nn.Sequential(*layers, head(10)), images())
+
+
+def layer_norm_of_the_second_dimension() -> Case:
+    layers = [conv(3, 8), ChannelNorm(8), nn.GELU(), conv(8, 6), ChannelNorm(6)]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
 def norm_without_affine() -> Case:
     layers = [conv(3, 8), nn.BatchNorm2d(8, affine=False), nn.ReLU(), conv_bn(8, 6), nn.ReLU()]
     return Case(nn.Sequential(*layers, head(6)), images())

@@ -58,6 +58,8 @@ FOUND = {
     "transposed": (3, 0),
     "transposed_grouped": (4, 0),
     "transposed_depthwise": (2, 0),
+    "norm_and_activation_in_one": (3, 0),
+    "layer_norm_of_the_second_dimension": (2, 0),
     "norm_without_affine": (2, 0),
     "norm_with_cumulative_statistics": (2, 0),
     "norm_without_statistics": (2, 0),
