@@ -20,13 +20,15 @@ def extract(
     they have there.
 
     Of every width the first units are kept, or those whose indices `keep` lists by choice name (as many as the
-    architecture says). Blocks that are left out become `nn.Identity`, so the other names in the state dict stay.
+    architecture says). Blocks that are left out become `nn.Identity`, the modules of left-out branches `nn.Threshold`,
+    which gives zeros of the shape that it is given; where they take or return more than a tensor, a
+    `torch.fx.GraphModule` does the same. The other names in the state dict stay.
 
     Raises ValueError where the architecture is not of the space, or `keep` does not fit it.
     """
     traced: Traced = source if isinstance(source, Traced) else source.current()
     traced.space.indices(architecture)
     student = traced.cut(traced.keep_mask(architecture, keep))
-    for module in traced.dead(architecture):
-        student.set_submodule(module, nn.Identity())
+    for removal in traced.dead(architecture):
+        student.set_submodule(removal.module, removal.stand_in())
     return student

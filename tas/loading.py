@@ -2,12 +2,14 @@
 every student folder as `load.py`, so it needs torch and safetensors alone, and raises ValueError."""
 
 import json
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import fx, nn
 
 WEIGHTS, RECORD, OTHER = "student.safetensors", "student.json", "the factory builds another network:"
 
@@ -40,13 +42,33 @@ def _match_modules(modules: dict[str, nn.Module], records: dict[str, Any]) -> No
             pass
         elif record and type(module).__name__ == record["class"]:
             vars(module).update({key: _like(vars(module).get(key), size) for key, size in record["sizes"].items()})
-        elif record and record["class"] != "Identity":
+        elif record and record["class"] not in ("Identity", "Threshold", "GraphModule"):
             raise ValueError(f"{OTHER} {path!r} must be a {record['class']}, is a {type(module).__name__}")
         else:
             gone = (*gone, f"{path}.")
-            setattr(modules[owner], name, nn.Identity() if record else None)
+            setattr(modules[owner], name, _left_out(record) if record else None)
             if path not in records:
                 delattr(modules[owner], name)
+
+
+def _left_out(record: Mapping[str, Any]) -> nn.Module:
+    return stand_in(**record["sizes"].get("meta") or {"zeros": record["class"] == "Threshold"})
+
+
+def stand_in(zeros: bool, argument: int | str = 0, nones: int = -1, alone: bool = True) -> nn.Module:
+    """A torch module in the place of one that is left out. It gives back the tensor that it is given, or zeros of that
+    shape. `argument`: where it is given it, 0 or a keyword; `alone`: and nothing else; `nones`: how many times None
+    follow it in the tuple that is returned, -1 for no tuple."""
+    if alone and nones < 0 and argument == 0:
+        return nn.Threshold(float("inf"), 0.0) if zeros else nn.Identity()  # what is not above infinity becomes 0
+    graph = fx.Graph()  # torch's layers take one argument: a forward of two lines, written by torch.fx, takes any
+    places = {int: graph.placeholder("*args"), str: graph.placeholder("**kwargs")}
+    tensor = graph.call_function(operator.getitem, (places[type(argument)], argument))
+    given = graph.call_function(torch.zeros_like, (tensor,)) if zeros else tensor
+    graph.output(given if nones < 0 else (given, *[None] * nones))
+    module = fx.GraphModule(nn.Module(), graph)
+    module.meta.update(zeros=zeros, argument=argument, nones=nones, alone=alone)
+    return module
 
 
 def _like(old: Any, new: Any) -> Any:

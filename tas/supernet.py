@@ -3,7 +3,7 @@
 Mixing candidates by zero extension is a factor m_c on channel c, folded into the last affine before the channel is
 summed over (`tas.tracing.folding`), so several candidates cost as much as the widest of them, and a draw needs no
 change of the graph. Depth is mixed alike: the affine that ends a residual branch is scaled by the weight of the depths
-that keep its block, and a block that none keeps is not run.
+that keep its block, and a block that none keeps is not run; so are the branches of a transformer block, each by itself.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tas.elastic import extension_mask
 from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
 from tas.tracing.identity import Array, Rows
+from tas.tracing.regions import Removal
 from tas.tracing.replay import unchanged
 from tas.tracing.slicing import Cut, apply_cut
 
@@ -52,6 +53,7 @@ class Supernet(nn.Module):
         self.network = copy.deepcopy(traced.network)
         self._traced = traced
         self._plans: dict[tuple[int, ...], _Plan] = {}
+        self._stand_ins: dict[Removal, nn.Module] = {}
         self._note_tensors()
 
     def _note_tensors(self) -> None:
@@ -92,7 +94,7 @@ class Supernet(nn.Module):
         args, kwargs = as_call(x)
         caching = [self.network.get_submodule(name) for name in self._traced.caching]
         with unchanged(caching), self._as_drawn(plan.attributes, dead):
-            places = self._slots_without(tuple(dead))
+            places = self._slots_without(tuple(removal.module for removal in dead))
             swapped = {place: tensors[name] for place, name in places if name in tensors}
             output = functional_call(self.network, swapped, args, kwargs, tie_weights=False)
         if self.network.training:
@@ -174,19 +176,22 @@ class Supernet(nn.Module):
                     tensors[name] = tensors.get(name, self._tensors[name]) * alive
 
     @contextmanager
-    def _as_drawn(self, attributes: Mapping[str, dict[str, Any]], dead: list[str]) -> Iterator[None]:
-        """With the layers' attributes as the cuts need them, and without the dead blocks."""
-        modules = {name: self.network.get_submodule(name) for name in (*attributes, *dead)}
+    def _as_drawn(self, attributes: Mapping[str, dict[str, Any]], dead: list[Removal]) -> Iterator[None]:
+        """With the layers' attributes as the cuts need them, and without the dead blocks and branches."""
+        gone = [removal.module for removal in dead]
+        modules = {name: self.network.get_submodule(name) for name in (*attributes, *gone)}
         before = [(modules[name], {key: getattr(modules[name], key) for key in a}) for name, a in attributes.items()]
         try:
             for name, wanted in attributes.items():
                 for key, value in wanted.items():
                     setattr(modules[name], key, value)
-            for name in dead:
-                self.network.set_submodule(name, nn.Identity())
+            for removal in dead:
+                if removal not in self._stand_ins:
+                    self._stand_ins[removal] = removal.stand_in()
+                self.network.set_submodule(removal.module, self._stand_ins[removal])
             yield
         finally:
-            for name in dead:
+            for name in gone:
                 self.network.set_submodule(name, modules[name])
             for module, values in before:
                 for key, value in values.items():

@@ -11,13 +11,13 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import those before it. Packages are one entry; inside a package the order is its own.
 ROWS = (
-    "errors importing space",
+    "errors importing loading space",
     "cost sampling distribution elastic",
     "tracing reordering supernet extraction calibration",
     "augment data objectives training",
     "importance scoring correlation initialization distillation",
     "methods",
-    "loading exporting originals recipe preparation folder reporting",
+    "exporting originals recipe preparation folder reporting",
     "stages comparison judging planning runner printing",
     "testing",
     "cli",

@@ -88,13 +88,13 @@ def test_blocks_are_a_run_only_where_one_feeds_the_next() -> None:
     assert depths == {"2..3.depth": (0, 1, 2), "5.depth": (0, 1)}
 
 
-def test_a_block_that_is_not_the_identity_without_its_branch_is_no_depth() -> None:
+def test_of_a_block_that_is_not_the_identity_without_its_branch_the_branch_is_left_out() -> None:
     class Block(Basic):
         def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
             return super().forward(x) * 0.5
 
     layers = [conv_bn(3, 8), nn.ReLU(), Block(8, 8), Basic(8, 8), head(8)]
-    assert [n for n in sizes(nn.Sequential(*layers)) if n.endswith("depth")] == ["3.depth"]
+    assert [n for n in sizes(nn.Sequential(*layers)) if n.endswith("depth")] == ["2.conv2.depth", "3.depth"]
 
 
 # -- what is kept, and why ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tas.space import Choice, Factor, Kept, SearchSpace
 from tas.tracing import costs
 from tas.tracing.attributes import AttributeRule, in_units
 from tas.tracing.folding import fold_regions, fold_widths
+from tas.tracing.halves import find_halves, innermost, is_made_of
 from tas.tracing.identity import Array, Rows
 from tas.tracing.operators import HANDLERS, unknown
 from tas.tracing.proof import prove
@@ -101,6 +102,7 @@ def _widths(
         attribute_rules=(),
         caching=caching,
         runs={},
+        removals={},
         folds=folds,
         branch_folds={},
     )
@@ -110,7 +112,12 @@ def _with_depth(recorder: Recorder, units: Units, traced: Traced, rules: Rules) 
     """The whole trace: depth choices, and what everything costs."""
     runs, branch_folds = _depth(recorder, traced) if rules.depth else ([], {})
     depths = {_run_name(run): run for run in runs}
-    alive = [(region, Factor(name, "above", index)) for name, run in depths.items() for index, region in enumerate(run)]
+    alive = [
+        (removal, Factor(name, "above", index))
+        for name, run in depths.items()
+        for index, region in enumerate(run)
+        for removal in region.removed
+    ]
     blocks = tuple(Choice(name, "depth", tuple(range(len(run) + 1))) for name, run in depths.items())
     batch = _batch(traced.args, traced.kwargs)
     charged = (*costs.macs(recorder, units, alive, batch), *costs.params(recorder, units, alive))
@@ -120,6 +127,7 @@ def _with_depth(recorder: Recorder, units: Units, traced: Traced, rules: Rules) 
             traced.space, choices=traced.space.choices + blocks, costs=charged, notes=tuple(recorder.inexact)
         ),
         runs={name: tuple(region.module for region in run) for name, run in depths.items()},
+        removals={region.module: region.removed for run in runs for region in run},
         branch_folds=branch_folds,
     )
 
@@ -135,22 +143,28 @@ def _shared(tensors: Mapping[str, list[Rows]]) -> dict[str, tuple[Rows, ...]]:
 
 
 def _depth(recorder: Recorder, traced: Traced) -> tuple[list[list[Region]], dict[str, tuple[Site, ...]]]:
-    """Runs of regions that can be skipped: leaving one out equals scaling its branch by 0, shown by running both."""
-    regions = find_regions(recorder)
-    folds = fold_regions(recorder, regions)
-    names = [region.module for region in regions if folds[region.module]]
-    proved = skips_exactly(traced.network, traced.args, traced.kwargs, folds, names)
-    regions = [region for region in regions if region.module in proved]
-    return chain(regions), {region.module: folds[region.module] for region in regions}
+    """Runs of what can be left out: doing so equals scaling its branch by 0, shown by running both. Blocks of several
+    branches that can all be left out alone give way to these."""
+    blocks = find_regions(recorder)
+    halves = innermost(find_halves(recorder), blocks)
+    folds = fold_regions(recorder, [*halves, *blocks])
+
+    def proved(regions: list[Region]) -> list[Region]:
+        foldable = [region for region in regions if folds[region.module]]
+        return skips_exactly(traced.network, traced.args, traced.kwargs, folds, foldable)
+
+    halves = proved(halves)
+    blocks = proved([block for block in blocks if not is_made_of(block, halves)])
+    halves = [half for half in halves if not any(block.first <= half.last < block.last for block in blocks)]
+    runs = sorted(chain(blocks) + chain(halves), key=lambda run: run[0].first)
+    return runs, {region.module: folds[region.module] for run in runs for region in run}
 
 
 def _run_name(run: list[Region]) -> str:
-    """The modules of the run, as first..last: "layer1.0..2"."""
-    first, last = run[0].module, run[-1].module
-    parent, _, tail = last.rpartition(".")
-    return (
-        f"{first}..{tail if first.rpartition('.')[0] == parent else last}.depth" if len(run) > 1 else f"{first}.depth"
-    )
+    """The modules of the run, as first..last without the path that they share: "layer1.0..2"."""
+    first, last = run[0].module.split("."), run[-1].module.split(".")
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    return f"{run[0].module}..{'.'.join(last[shared:])}.depth" if len(run) > 1 else f"{run[0].module}.depth"
 
 
 def _batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

@@ -8,16 +8,16 @@ from itertools import combinations
 from tas.space import Factor, LayerCost, Term
 from tas.tracing.counts import Size, terms, times
 from tas.tracing.recording import Recorder
-from tas.tracing.regions import Region
+from tas.tracing.regions import Removal
 from tas.tracing.units import Units
 
-Alive = list[tuple[Region, Factor]]  # skippable modules, and when they are there
+Alive = list[tuple[Removal, Factor]]  # modules that can be left out, and when they are there
 
 
 def macs(recorder: Recorder, units: Units, alive: Alive, batch: int) -> list[LayerCost]:
     costs = []
     for record in recorder.records:
-        within = tuple(factor for region, factor in alive if region.first <= record.index < region.last)
+        within = tuple(factor for removal, factor in alive if removal.first <= record.index < removal.last)
         found: list[Term] = []
         for product in record.products:
             size: Size = times(*(units.size(n, rows) for n, rows in product))
@@ -38,7 +38,7 @@ def params(recorder: Recorder, units: Units, alive: Alive) -> list[LayerCost]:
         rows = recorder.tensors.get(name, (None,) * parameter.dim())
         size = times(*(units.size(n, part) for n, part in zip(parameter.shape, rows, strict=True)))
         owners = {
-            _all_above(factor for region, factor in alive if alias.startswith(f"{region.module}."))
+            _all_above(factor for removal, factor in alive if alias.startswith(f"{removal.module}."))
             for alias in names[id(parameter)]
         }
         owners = {mine for mine in owners if not any(_implied(other, mine) for other in owners - {mine})}

@@ -209,25 +209,28 @@ class Recorder(TorchDispatchMode):
 
 @contextmanager
 def _hooks(recorder: Recorder) -> Iterator[None]:
-    """Follow the module stack, and note the calls of modules with one tensor in and one out."""
-    opened: list[tuple[int, tuple[Value, ...], bool, int]] = []
+    """Follow the module stack, and note the calls of modules that take a tensor first and give one."""
+    opened: list[tuple[int, tuple[Value, ...], tuple[Value, int] | None, int | str | None, bool]] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         recorder._stack.append(recorder._names.get(id(module), recorder._stack[-1]))
-        given = _tensors((args, kwargs))
-        alone = len(given) == 1 and len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
-        values = tuple(recorder._value(tensor) for tensor in given)
-        opened.append((len(recorder.records), values, alone, recorder._ancestors(given[0]) if alone else 0))
+        values = tuple(recorder._value(tensor) for tensor in _tensors((args, kwargs)))
+        at = _leading(args, kwargs)
+        stream = None if at is None else args[0] if args else kwargs[at]
+        taken = None if stream is None else (recorder._value(stream), recorder._ancestors(stream))
+        opened.append((len(recorder.records), values, taken, at, len(args) == 1 and not kwargs))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         name = recorder._stack.pop()
-        first, values, alone, descends = opened.pop()
+        first, values, taken, at, alone = opened.pop()
         recorder.spans.append(Span(name, first, len(recorder.records), values))
         if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
             recorder.tie_heads(name, module)
-        if alone and isinstance(output, Tensor):
-            made = recorder._value(output)
-            recorder.calls.append(Call(name, first, len(recorder.records), values[0], made, descends))
+        nones = len(output) - 1 if type(output) is tuple and all(other is None for other in output[1:]) else -1
+        made = output[0] if nones >= 0 else output
+        if at is not None and taken is not None and isinstance(made, Tensor):
+            last, value = len(recorder.records), recorder._value(made)
+            recorder.calls.append(Call(name, first, last, taken[0], value, taken[1], at, alone, nones))
 
     handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in recorder.network.modules()]
     handles += [module.register_forward_hook(leave) for module in recorder.network.modules()]
@@ -236,6 +239,13 @@ def _hooks(recorder: Recorder) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _leading(args: Any, kwargs: Any) -> int | str | None:
+    """Where a module is given its first tensor: as its first argument, or by which keyword where it has no others."""
+    if args:
+        return 0 if isinstance(args[0], Tensor) else None
+    return next((key for key, value in kwargs.items() if isinstance(value, Tensor)), None)
 
 
 @contextmanager

@@ -67,7 +67,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module with one tensor in and one out: records first..last-1 belong to it."""
+    """One call of a module that takes a tensor first and gives one, alone or in a tuple before `nones` times None:
+    records first..last-1 belong to it."""
 
     module: str
     first: int
@@ -75,3 +76,6 @@ class Call:
     input: Value
     output: Value
     input_descends_from: int
+    argument: int | str  # where the tensor is given: 0, or its keyword where all is given by keyword
+    alone: bool  # nothing else is given
+    nones: int  # -1: no tuple

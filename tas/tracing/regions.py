@@ -1,4 +1,4 @@
-"""Depth: residual modules that can be left out, and the runs that they form."""
+"""Depth: residual modules that can be left out, what stands in for them, and the runs that they form."""
 
 from __future__ import annotations
 
@@ -6,15 +6,39 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
+from tas.loading import stand_in
 from tas.tracing.identity import Rows
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Call, Record, Value
 
 
 @dataclass(frozen=True)
+class Removal:
+    """A module that is left out, with its records first..last-1: what stands in for it gives back what the module is
+    given, or zeros of that shape."""
+
+    module: str
+    first: int
+    last: int
+    zeros: bool
+    argument: int | str
+    alone: bool
+    nones: int
+
+    @classmethod
+    def of(cls, call: Call, zeros: bool) -> Removal:
+        return cls(call.module, call.first, call.last, zeros, call.argument, call.alone, call.nones)
+
+    def stand_in(self) -> nn.Module:
+        return stand_in(self.zeros, self.argument, self.nones, self.alone)
+
+
+@dataclass(frozen=True)
 class Region:
-    """A module that returns its input plus `branches`, the operands of its additions that it computes."""
+    """What can be left out as one: a module that returns its input plus `branches`, the operands of its additions that
+    it computes; or the modules that compute one branch (`tas.tracing.halves`). Records first..last-1 belong to it."""
 
     module: str
     first: int
@@ -22,20 +46,21 @@ class Region:
     branches: tuple[Value, ...]
     reads: int  # the record that made its input
     makes: int  # the record that made its output
+    removed: tuple[Removal, ...]
 
 
 def find_regions(recorder: Recorder) -> list[Region]:
     """Innermost modules, called once, whose input and output agree in shape and identities and that hold an addition
-    of its input and something computed from it by a convolution or product."""
+    of its input and something computed from it by a convolution or product. Further arguments (a mask) and None behind
+    the output are no hindrance; tensors behind the output, or the input as another than the first argument, are."""
     called = Counter(call.module for call in recorder.calls)
     found = []
     for call in recorder.calls:
-        if call.module and called[call.module] == 1 and _keeps_identities(recorder, call):
+        if call.module and called[call.module] == 1 and keeps_identities(recorder, call):
             branches = _branches(recorder, call)
             if branches:
-                found.append(
-                    Region(call.module, call.first, call.last, branches, call.input.made_by, call.output.made_by)
-                )
+                ends, removed = (call.input.made_by, call.output.made_by), (Removal.of(call, zeros=False),)
+                found.append(Region(call.module, call.first, call.last, branches, *ends, removed))
     names = [region.module for region in found]
     inner = [r for r in found if not any(name.startswith(f"{r.module}.") for name in names)]
     return sorted(inner, key=lambda region: region.first)
@@ -44,15 +69,18 @@ def find_regions(recorder: Recorder) -> list[Region]:
 def chain(regions: list[Region]) -> list[list[Region]]:
     """Runs of regions that feed one another directly."""
     runs: list[list[Region]] = []
+    ends: dict[int, list[Region]] = {}  # by the record that made the output of a run's last region
     for region in regions:
-        if runs and runs[-1][-1].makes == region.reads:
-            runs[-1].append(region)
-        else:
-            runs.append([region])
+        run = ends.pop(region.reads, None)
+        if run is None:
+            run = []
+            runs.append(run)
+        run.append(region)
+        ends[region.makes] = run
     return runs
 
 
-def _keeps_identities(recorder: Recorder, call: Call) -> bool:
+def keeps_identities(recorder: Recorder, call: Call) -> bool:
     if call.input.shape != call.output.shape or call.first == call.last or not call.output.real:
         return False
     return all(_same(recorder, a, b) for a, b in zip(call.input.rows, call.output.rows, strict=True))
@@ -71,7 +99,7 @@ def _branches(recorder: Recorder, call: Call) -> tuple[Value, ...]:
     given = call.input_descends_from
     trunk, branches = {call.input.made_by}, []
     for record in recorder.records[call.first : call.last]:
-        operands = _operands(record)
+        operands = operands_of(record)
         on_trunk = [value.made_by in trunk for _, value in operands]
         if record.flow == "pass" and any(on_trunk):
             trunk.add(record.index)
@@ -86,5 +114,5 @@ def _branches(recorder: Recorder, call: Call) -> tuple[Value, ...]:
     return tuple(branches) if call.output.made_by in trunk else ()
 
 
-def _operands(record: Record) -> list[tuple[int, Value]]:
+def operands_of(record: Record) -> list[tuple[int, Value]]:
     return [(bits, value) for bits, value in zip(record.input_before, record.inputs, strict=True) if value.shape]

@@ -1,4 +1,4 @@
-"""Proof by a run that a module can be left out: its branch scaled by 0 gives what the network without it does."""
+"""Proof by a run that something can be left out: its branch scaled by 0 gives what the network without it does."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tas.tracing.records import Site
+from tas.tracing.regions import Region
 from tas.tracing.slicing import copy_sharing
 
 
@@ -18,12 +19,12 @@ def skips_exactly(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     folds: Mapping[str, tuple[Site, ...]],
-    modules: list[str],
-) -> list[str]:
-    """The modules of which leaving out equals scaling the branch by 0: all at once, else one by one."""
-    if not modules or _skips(network, args, kwargs, folds, modules):
-        return modules
-    return [module for module in modules if _skips(network, args, kwargs, folds, [module])]
+    regions: list[Region],
+) -> list[Region]:
+    """Those of which leaving out equals scaling the branch by 0: all at once, else one by one."""
+    if not regions or _skips(network, args, kwargs, folds, regions):
+        return regions
+    return [region for region in regions if _skips(network, args, kwargs, folds, [region])]
 
 
 def _skips(
@@ -31,9 +32,9 @@ def _skips(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     folds: Mapping[str, tuple[Site, ...]],
-    modules: list[str],
+    regions: list[Region],
 ) -> bool:
-    names = {name for module in modules for name, _ in folds[module]}
+    names = {name for region in regions for name, _ in folds[region.module]}
     alike = {name for name, p in network.named_parameters() if p.numel() and p.min() == p.max()}
     without = copy_sharing(network, [p for name, p in network.named_parameters() if name not in alike]).eval()
     noise = torch.Generator().manual_seed(0)
@@ -45,8 +46,8 @@ def _skips(
         for name, parameter in scaled.named_parameters():
             if name in names:
                 parameter.zero_()
-        for module in modules:
-            without.set_submodule(module, nn.Identity())
+        for removal in (removal for region in regions for removal in region.removed):
+            without.set_submodule(removal.module, removal.stand_in())
         try:
             outputs = [tree_leaves(n(*args, **kwargs)) for n in (scaled, without)]
         except Exception:  # the network needs something else of the module: it cannot be left out

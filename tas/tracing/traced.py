@@ -14,6 +14,7 @@ from tas.space import SearchSpace
 from tas.tracing.attributes import AttributeRule, with_integer
 from tas.tracing.identity import Array, Rows
 from tas.tracing.records import Site
+from tas.tracing.regions import Removal
 from tas.tracing.slicing import Cut, copy_sharing, cut_parameters, cut_size, cuts_of, layer_attributes
 from tas.tracing.units import Group
 
@@ -27,9 +28,9 @@ class Traced:
     `attribute_rules` say which integers of modules are sizes; modules in `caching` keep something from a forward.
     `groups` are the units that one prefix or keep set selects from, `first` the first unit of each: one for every width
     choice, and those whose size is a product of choices. An operator slides over those of the `ordered` groups, so that
-    only prefixes of them make sense. `runs` gives the modules of each depth choice, in order. `folds` names the
-    parameter dimensions that a group's channel factors multiply, `branch_folds` those that scale the branch of a
-    skippable module.
+    only prefixes of them make sense. `runs` gives the blocks or branches of each depth choice, in order, by names for
+    which `removals` lists the modules that go with them. `folds` names the parameter dimensions that a group's channel
+    factors multiply, `branch_folds` those that scale what such a block or branch adds.
     """
 
     network: nn.Module
@@ -45,6 +46,7 @@ class Traced:
     attribute_rules: tuple[AttributeRule, ...]
     caching: tuple[str, ...]
     runs: Mapping[str, tuple[str, ...]]
+    removals: Mapping[str, tuple[Removal, ...]]
     folds: Mapping[str, tuple[Site, ...]]
     branch_folds: Mapping[str, tuple[Site, ...]]
     seconds: float = 0.0
@@ -116,9 +118,10 @@ class Traced:
         cut_parameters(network, cuts)
         return network
 
-    def dead(self, architecture: Mapping[str, int]) -> list[str]:
-        """The modules that an architecture leaves out."""
-        return [module for name, run in self.runs.items() for module in run[architecture[name] :]]
+    def dead(self, architecture: Mapping[str, int]) -> list[Removal]:
+        """What an architecture leaves out."""
+        gone = [part for name, run in self.runs.items() for part in run[architecture[name] :]]
+        return [removal for part in gone for removal in self.removals[part]]
 
 
 def _count(n: int, rows: Rows, mask: Array) -> int:
