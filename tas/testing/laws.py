@@ -201,7 +201,7 @@ def law_8(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close,
             if not traced.space.notes:
                 student, wide = extract(supernet, chosen[1]), drawn_wide(supernet, traced, one_hot(chosen[1]), inputs)
                 close(f"law 8 (one candidate, training {training})", wide, student(*args, **kwargs))
-            leaves, draw = _draw(traced.space, generator, extremes=not training)
+            leaves, draw = _draw(traced, generator, extremes=not training)
             reference = drawn_wide(supernet, traced, draw, inputs)
             fast = supernet(inputs, draw)
         close(f"law 8 (training {training})", fast, reference)
@@ -219,16 +219,17 @@ def law_8(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close,
     assert not idle, f"law 8 is vacuous: no output depends on the weights of {sorted(idle)}"
 
 
-def _draw(space: SearchSpace, generator: torch.Generator, extremes: bool) -> tuple[dict[str, Tensor], Draw]:
+def _draw(traced: Traced, generator: torch.Generator, extremes: bool) -> tuple[dict[str, Tensor], Draw]:
     """Two candidates of every width, the extremes or random ones, and all of every depth: the leaves behind their
     weights, and the draw."""
     leaves: dict[str, Tensor] = {}
     draw = {}
-    for choice in space.choices:
+    dtype = next((p.dtype for p in traced.network.parameters() if p.is_floating_point()), torch.float64)
+    for choice in traced.space.choices:
         picked = torch.randperm(len(choice.candidates), generator=generator)[:2].sort().values.tolist()
         picked = [0, len(choice.candidates) - 1][: len(choice.candidates)] if extremes else picked
         values = choice.candidates if choice.kind == "depth" else tuple(choice.candidates[k] for k in picked)
-        leaf = torch.randn(len(values), generator=generator, dtype=torch.float64).requires_grad_()
+        leaf = torch.randn(len(values), generator=generator, dtype=dtype).requires_grad_()
         leaves[choice.name] = leaf
         draw[choice.name] = Pick(values, leaf.softmax(0))
     return leaves, draw

@@ -47,13 +47,30 @@ def randomize(network: nn.Module, generator: torch.Generator) -> None:
 
 def independent_macs(network: nn.Module, inputs: Any) -> int:
     """Multiply-accumulates of one example by torch's FlopCounterMode, in a forward with gradients on and the plain
-    attention kernel (without either it misses attention products and fused encoders)."""
+    attention kernel (without either it misses attention products and fused encoders), recurrent layers step by step."""
     args, kwargs = as_call(inputs)
     batch = next(x.shape[0] for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
     counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), counter:
+    with sdpa_kernel(SDPBackend.MATH), _single_steps(network), counter:
         network(*args, **kwargs)
     return counter.get_total_flops() // 2 // batch
+
+
+@contextmanager
+def _single_steps(network: nn.Module) -> Iterator[None]:
+    """Without the fused kernels of recurrent layers, whose products the counter does not know."""
+    if not any(isinstance(module, nn.RNNBase) for module in network.modules()):
+        yield
+        return
+    backends: tuple[Any, ...] = torch.backends.mkldnn, torch.backends.cudnn
+    before = [backend.enabled for backend in backends]
+    try:
+        for backend in backends:
+            backend.enabled = False
+        yield
+    finally:
+        for backend, enabled in zip(backends, before, strict=True):
+            backend.enabled = enabled
 
 
 def drawn_wide(supernet: Supernet, traced: Traced, draw: Draw, inputs: Any) -> Any:
@@ -152,6 +169,7 @@ class _Wide:
                 for (name, dim), factor in mine.items():
                     tensor = self.scaled.get(name, self._tensors[name])
                     shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
+                    factor = factor.to(tensor.dtype)
                     self.scaled[name] = tensor * (factor.reshape(shape) if factor.dim() else factor)
 
     def _hang(self, module: nn.Module, factor: Tensor, behind: bool) -> None:
@@ -201,11 +219,16 @@ def without_noise(network: nn.Module) -> Iterator[None]:
     flags = [
         (m, m.training) for m in network.modules() if "Drop" in type(m).__name__ or "Stochastic" in type(m).__name__
     ]
+    between = [(m, m.dropout) for m in network.modules() if isinstance(m, nn.RNNBase)]
     for module, _ in flags:
         module.training = False
+    for layer, _ in between:
+        layer.dropout = 0.0
     try:
         with _NoDropout():
             yield
     finally:
         for module, flag in flags:
             module.training = flag
+        for layer, share in between:
+            layer.dropout = share

@@ -8,10 +8,16 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tas.tracing import pieces, pointwise, products, views
+from tas.tracing import pieces, pointwise, products, recurrent, views
 from tas.tracing.recording import Handler, Recorder
 
-HANDLERS: dict[str, Handler] = {**pointwise.HANDLERS, **products.HANDLERS, **views.HANDLERS, **pieces.HANDLERS}
+HANDLERS: dict[str, Handler] = {
+    **pointwise.HANDLERS,
+    **products.HANDLERS,
+    **views.HANDLERS,
+    **pieces.HANDLERS,
+    **recurrent.HANDLERS,
+}
 
 
 def unknown(t: Recorder, out: Any, *args: Any, **options: Any) -> None:

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from tas.tracing.identity import Array, Identities, Rows, same
 from tas.tracing.records import Axis, Call, Record, Site, Span, Value
+from tas.tracing.whole import Whole
 
 Handler = Callable[..., None]
 _OWN = f"{Path(__file__).parent}/"
@@ -50,6 +51,8 @@ class Recorder(TorchDispatchMode):
             WeakIdKeyDictionary()
         )  # parameter behind a tensor: its name, and its dimension for each dimension
         self._written: dict[int, tuple[int, int]] = {}  # storage -> last in-place record and what that descends from
+        self._promised = WeakIdKeyDictionary()  # identities that become one when a tensor is read
+        self._whole = Whole(self._observe)
         self._stack: list[str] = [""]
         self._first_name: dict[str, str] = {}  # shared parameters have several names
         self._names = {id(module): name for name, module in network.named_modules()}
@@ -81,6 +84,20 @@ class Recorder(TorchDispatchMode):
 
     def unify(self, left: Rows, right: Rows) -> None:
         self.identities.unify(left, right, self.current.where())
+
+    def made_by(self, tensor: Tensor) -> Record | None:
+        """The record that computed a tensor last."""
+        index = self._value(tensor).made_by
+        return None if index < 0 else self.records[index]
+
+    def when_read(self, tensor: Tensor, pairs: list[tuple[Rows, Rows]]) -> None:
+        """Merge these identities, but only if anything reads the tensor."""
+        self._promised[tensor] = pairs
+
+    def _read(self, tensors: list[Tensor]) -> None:
+        for tensor in tensors if len(self._promised) else ():
+            for left, right in self._promised.pop(tensor, ()):
+                self.identities.unify(left, right, "they are stacked in one tensor that is read")
 
     def tie_counts(self, left: Rows, right: Rows, why: str) -> bool:
         """The code needs as many kept positions of one as of the other: whether that was not known."""
@@ -134,8 +151,9 @@ class Recorder(TorchDispatchMode):
 
     # -- the forward -----------------------------------------------------------------------------------------------
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with torch.no_grad(), _hooks(self), plain_attention(), self:
+        with torch.no_grad(), _hooks(self), plain_attention(), self._whole, self:
             output = self.network(*args, **kwargs)
+        self._read(_tensors(output))
         needed = 0
         for tensor in _tensors(output):
             needed |= self._ancestors(tensor)
@@ -158,13 +176,22 @@ class Recorder(TorchDispatchMode):
                     self.identities.freeze(part[~np.isin(part, atoms).any(1)], why)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = dict(kwargs or {})
+        if self._whole.inside:
+            return func(*args, **(kwargs or {}))
+        writes = any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
+        name = func._schema.name.split("::")[-1]
+        return self._observe(name, func, args, kwargs or {}, writes, torch.Tag.pointwise in func.tags)
+
+    def _observe(
+        self, operator: str, func: Any, args: Any, kwargs: Any, in_place: bool = False, pointwise: bool = False
+    ) -> Any:
+        given = dict(kwargs)
         target = given.pop("out", None)
-        operator = func._schema.name.split("::")[-1]
         inputs = _tensors((args, given))
+        self._read(inputs)
         values = tuple(self._value(tensor) for tensor in inputs)
         before = [self._ancestors(tensor) for tensor in inputs]
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
         union = 0
         for bits in before:
             union |= bits
@@ -175,10 +202,8 @@ class Recorder(TorchDispatchMode):
             known = self._origin.get(tensor)
             if known is not None:
                 self.reads[known[0]] = self.reads.get(known[0], 0) | (1 << index)
-        in_place = any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
         overwritten = [(tensor, self.rows(tensor)) for tensor in _tensors(target)]
         handler = self.handlers.get(operator) or self.handlers.get(operator.rstrip("_"))
-        pointwise = torch.Tag.pointwise in func.tags
         (handler or (self.handlers["pointwise"] if pointwise else self.fallback))(self, out, *args, **given)
         for tensor, before_it in overwritten:  # out=: what is written goes with what the memory was made for
             for left, right in zip(before_it, self.rows(tensor), strict=False):

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from tas.tracing.recording import Recorder, fractions
 from tas.tracing.records import Axis, Record
+from tas.tracing.whole import Whole
 
 # contiguity and sizes of one decide whether these appear: never compare on them
 _COMES_AND_GOES = {"clone", "_to_copy", "alias", "detach", "lift_fresh", "contiguous", "copy_"}
@@ -30,6 +31,7 @@ class Replay(TorchDispatchMode):
         super().__init__()
         self.recorder, self.kept = recorder, kept
         self.position, self.aligned = 0, True
+        self._whole = Whole(self._compare)
         self.asked: list[int] | None = None  # the sizes that a failing operator was given
         self.error: str | None = None
 
@@ -39,7 +41,7 @@ class Replay(TorchDispatchMode):
 
     def run(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
-            with self:
+            with self._whole, self:
                 network(*args, **kwargs)
         except _Differs as error:
             self.error = str(error)
@@ -55,9 +57,13 @@ class Replay(TorchDispatchMode):
         return records[min(self.position, len(records) - 1)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._whole.inside:
+            return func(*args, **(kwargs or {}))
+        return self._compare(func._schema.name.split("::")[-1], func, args, kwargs or {})
+
+    def _compare(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         self.asked = list(args[1]) if len(args) > 1 and isinstance(args[1], (list, tuple)) else None
-        out = func(*args, **(kwargs or {}))
-        name = func._schema.name.split("::")[-1]
+        out = func(*args, **kwargs)
         whole = name == "alias" and self.at().operator == "slice"  # a slice up to the end or beyond
         if not self.aligned or (name in _COMES_AND_GOES and not whole):
             return out

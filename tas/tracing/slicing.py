@@ -81,6 +81,16 @@ def layer_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], g
         return {"embed_dim": width, "kdim": width, "vdim": width, "num_heads": heads, "head_dim": width // heads}
     if isinstance(module, nn.PReLU) and weight is not None:
         return {"num_parameters": weight[0]}
+    return _recurrent_attributes(module, shapes)
+
+
+def _recurrent_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    if isinstance(module, nn.RNNBase) and "weight_ih_l0" in shapes:
+        hidden = shapes["weight_ih_l0"][0] // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        projected = shapes["weight_hr_l0"][0] if module.proj_size else 0
+        return {"input_size": shapes["weight_ih_l0"][1], "hidden_size": hidden, "proj_size": projected}
+    if isinstance(module, nn.RNNCellBase) and "weight_ih" in shapes:
+        return {"input_size": shapes["weight_ih"][1], "hidden_size": shapes["weight_hh"][1]}
     return {}
 
 
@@ -103,3 +113,6 @@ def cut_parameters(network: nn.Module, cuts: Mapping[str, Any]) -> None:
                     is_parameter = isinstance(tensor, nn.Parameter)
                     done[id(tensor)] = nn.Parameter(part, tensor.requires_grad) if is_parameter else part
                 store[key] = done[id(tensor)]
+        if isinstance(module, nn.RNNBase):  # it keeps a list of its weights, which only follows assignments
+            for key, parameter in module.named_parameters(recurse=False):
+                setattr(module, key, parameter)
