@@ -39,6 +39,28 @@ class Listed(nn.Module):
         return self.head((self.left(a).relu() + self.right(b).relu()).mean((2, 3)))
 
 
+class Parts(nn.Module):
+    """Parts of equal sizes, each with a depthwise layer of its own, joined again: any two may be taken for each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = (20, 20, 20, 20, 20)
+        self.stem, self.head = nn.Conv2d(3, 100, 1), nn.Linear(100, 5)
+        self.layers = nn.ModuleList(nn.Conv2d(n, n, 3, padding=1, groups=n) for n in self.sizes[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *parts = self.stem(x).split(self.sizes, dim=1)
+        joined = torch.cat([first, *(layer(part) for layer, part in zip(self.layers, parts, strict=True))], 1)
+        return self.head(joined.relu().mean((2, 3)))
+
+
+def test_parts_of_one_size_follow_each_its_own() -> None:
+    traced = trace(Parts(), torch.randn(2, 3, 8, 8))
+    assert [choice.size for choice in traced.space.choices] == [20] * 5
+    student = extract(traced, {**traced.space.smallest(), **dict(zip(traced.space.position, (6, 14, 8, 20, 10), strict=True))})
+    assert student.sizes == (6, 14, 8, 20, 10)
+
+
 def test_heads_and_head_size_follow_their_attributes_and_look_alikes_stay() -> None:
     traced = check_space(Named(), torch.randn(2, 7, 6))
     assert {rule.key[0] for rule in traced.attribute_rules} == {"num_heads", "head_dim"}

@@ -90,6 +90,8 @@ def candidates(
     around = changed + [axis for r in near for axis in _axes(r) if kept(axis) != axis[0]]
     chain = list(_enclosing(record.module))
     for name in chain[:3]:
+        yield from _listed(network, name, record, kept)
+    for name in chain[:3]:
         options = _options(network, name, changed, kept)
         yield from (list(rules) for rules in islice(product(*options), _COMBINATIONS) if len(rules) > 1)
     for name in chain:
@@ -145,6 +147,27 @@ def _options(network: nn.Module, name: str, axes: list[Axis], kept: Callable[[Ax
         if by_size:
             found.append(list(by_size.values())[::-1])
     return found
+
+
+def _listed(
+    network: nn.Module, name: str, record: Record, kept: Callable[[Axis], int]
+) -> Iterator[list[AttributeRule]]:
+    """Rules for a tuple or list of a module that has the sizes of the operator's outputs in order (parts of a split), or
+    those of its output (a view): tried value by value, four parts of two sizes would be 16 combinations."""
+    sequences = [list(axes) for axes in zip(*(value.axes() for value in record.outputs), strict=False)]
+    if len(record.outputs) == 1:
+        sequences = [record.outputs[0].axes()]
+    for key, value in list(vars(network.get_submodule(name)).items()):
+        if key in _NOT_SIZES or not isinstance(value, (tuple, list)) or not 1 < len(value) < 16:
+            continue
+        for sequence in sequences:
+            for start in range(len(sequence) - len(value) + 1):
+                part = sequence[start : start + len(value)]
+                if [n for n, _ in part] == list(value):
+                    rules = [AttributeRule(name, (key, i), n, n, rows) for i, (n, rows) in enumerate(part)]
+                    changed = [rule for rule in rules if kept((rule.full, rule.rows)) != rule.full]
+                    if len(changed) > 1:
+                        yield changed
 
 
 def _fractions(network: nn.Module, name: str, axes: list[Axis], kept: Callable[[Axis], int]) -> Iterator[AttributeRule]:

@@ -291,11 +291,13 @@ def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def fractions(tree: Any) -> tuple[float, ...]:
     """The floating-point numbers among an operator's arguments."""
-    return tuple(leaf for leaf in tree_leaves(tree) if isinstance(leaf, float))
+    if isinstance(tree, (tuple, list, dict)):  # torch's own flattening takes a third of a replay
+        return tuple(f for part in (tree.values() if isinstance(tree, dict) else tree) for f in fractions(part))
+    return (tree,) if isinstance(tree, float) else ()
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [tree] if isinstance(tree, Tensor) else [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _storage(tensor: Tensor) -> int:

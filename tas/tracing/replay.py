@@ -17,6 +17,7 @@ from tas.tracing.whole import Whole
 
 # contiguity and sizes of one decide whether these appear: never compare on them
 _COMES_AND_GOES = {"clone", "_to_copy", "alias", "detach", "lift_fresh", "contiguous", "copy_"}
+_TORCHS_OWN = frozenset(vars(nn.Module()))  # every module has these: looking at each of them takes half of a replay
 _ALIKE = {"_unsafe_view": "view", "_reshape_alias": "view", "reshape": "view", "unsafe_split": "split"}
 
 
@@ -109,5 +110,4 @@ def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _is_store(name: str, value: Any) -> bool:
-    torchs_own = name in ("_parameters", "_buffers", "_modules") or name.endswith("_hooks")
-    return isinstance(value, (dict, list)) and not torchs_own
+    return name not in _TORCHS_OWN and isinstance(value, (dict, list))
