@@ -100,11 +100,17 @@ def _of(space: SearchSpace, architecture: Mapping[str, int], measure: str) -> in
     return round(float(count(space, torch.tensor(space.indices(architecture), dtype=torch.long), measure)))
 
 
-def by_layer(space: SearchSpace, architecture: Mapping[str, int], measure: str = "macs") -> dict[str, int]:
-    """The cost of each layer at an architecture, in the order of the forward."""
-    totals: dict[str, int] = defaultdict(int)
+@lru_cache(maxsize=64)
+def original(space: SearchSpace, measure: str = "macs") -> int:
+    """The cost of the original: that of the largest architecture, unless rules bound choices below."""
+    return round(sum(by_layer(space, space.original(), measure).values()))
 
-    def value(term: Term) -> int:
+
+def by_layer(space: SearchSpace, architecture: Mapping[str, int], measure: str = "macs") -> dict[str, float]:
+    """The cost of each layer at an architecture, in the order of the forward."""
+    totals: dict[str, float] = defaultdict(int)
+
+    def value(term: Term) -> float:
         product = term.coefficient
         for factor in term.factors:
             product *= factor.at(architecture[factor.choice])
@@ -130,7 +136,7 @@ def budget(space: SearchSpace, slack: float = 0.05, **limits: float | int | None
             continue
         if measure not in measures:
             raise Infeasible(f"a budget limits one of {sorted(measures)}, got {measure!r}")
-        largest, smallest = (_of(space, a, measure) for a in (space.largest(), space.smallest()))
+        largest, smallest = original(space, measure), _of(space, space.smallest(), measure)
         if limit <= 0:
             raise Infeasible(f"the {measure} budget must be above 0, got {limit}")
         absolute = limit * largest if isinstance(limit, float) and limit <= 1 else limit
@@ -167,9 +173,9 @@ def penalty(space: SearchSpace, limits: Budget, probabilities: Tensor) -> Tensor
     mode = probabilities.argmax(-1)
     above, below, logs = [], [], []
     for measure, limit in limits.limits:
-        actual, original = count(space, mode, measure), _of(space, space.largest(), measure)
+        actual = count(space, mode, measure)
         above.append((actual > limit + 0.5).double())
-        below.append((actual < limit - limits.slack * original).double())
+        below.append((actual < limit - limits.slack * original(space, measure)).double())
         logs.append((expected(space, probabilities, measure) / 1e6).log())
     sign = torch.stack(above) - torch.stack(below).amin(0)
     return (sign * torch.stack(logs)).sum()

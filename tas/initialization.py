@@ -63,7 +63,9 @@ def merged(
     """
     student = extract(traced, architecture, keep)
     depths = {choice.name: architecture[choice.name] for choice in traced.space.choices if choice.kind == "depth"}
-    whole = extract(traced, {**traced.space.largest(), **depths})
+    whole = traced.cut(traced.keep_mask(traced.space.original()))
+    for removal in traced.dead(depths):
+        whole.set_submodule(removal.module, removal.stand_in())
     mask = traced.keep_mask(architecture, keep)
     readers = _readers(traced, student, mask)
     grams = _grams(whole, readers, batches)

@@ -141,6 +141,10 @@ def costs(space: SearchSpace, architecture: Mapping[str, int]) -> dict[str, int]
     return {"macs": cost.macs(space, architecture), "params": cost.params(space, architecture)}
 
 
+def costs_of_original(space: SearchSpace) -> dict[str, int]:
+    return {measure: cost.original(space, measure) for measure in ("macs", "params")}
+
+
 def feasibility(space: SearchSpace, budget: Budget | None = None) -> dict[str, dict[str, int]]:
     """Costs of the smallest, a uniform and the largest architecture: uniform at the budget, else at half width."""
     middle: Architecture = space.uniform(0.5) if budget is None else uniform(space, budget)

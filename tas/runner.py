@@ -13,7 +13,7 @@ from tas.comparison import baselines, distilled
 from tas.errors import BadRecipe
 from tas.exporting import write_json
 from tas.folder import RunFolder, check_owner
-from tas.preparation import costs, describe, prepare
+from tas.preparation import costs_of_original, describe, prepare
 from tas.recipe import Recipe, read
 from tas.reporting import write_report
 from tas.reporting.page import read_json
@@ -59,7 +59,7 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
     network, facts = original(current)
     path = current.folder.path / "metrics.json"
     metrics = read_json(path) or {}  # rows that were finished before stay, also where this call stops earlier
-    metrics["original"] = {**facts, **costs(current.prepared.space, current.prepared.space.largest())}
+    metrics["original"] = {**facts, **costs_of_original(current.prepared.space)}
     write_json(path, metrics)
     if until == "original":
         return metrics

@@ -13,22 +13,27 @@ from typing import Any, Literal
 class Choice:
     """One searchable size: a width (channels, groups, features) or a depth (blocks kept of a run).
 
-    `candidates` ascend; the last one is the original's size.
+    `candidates` ascend; the last one is the original's size, unless a rule bounds the choice below that: then `full`
+    is the original's, otherwise 0.
     """
 
     name: str
     kind: Literal["width", "depth"]
     candidates: tuple[int, ...]
+    full: int = 0
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in zip(self.candidates, self.candidates[1:], strict=False))
         lowest = 0 if self.kind == "depth" else 1
         if not self.candidates or not rising or self.candidates[0] < lowest:
             raise ValueError(f"candidates of {self.name!r} must ascend from at least {lowest}, got {self.candidates}")
+        if self.full and self.full <= self.candidates[-1]:
+            raise ValueError(f"{self.name!r} has {self.full} units, its candidates reach {self.candidates[-1]}")
 
     @property
     def size(self) -> int:
-        return self.candidates[-1]
+        """The original's size."""
+        return self.full or self.candidates[-1]
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Factor:
 class Term:
     """coefficient x product of factors; each choice appears in at most one factor, so expectations multiply."""
 
-    coefficient: int
+    coefficient: float  # whole, but for a size that follows from data, a mean over a batch
     factors: tuple[Factor, ...] = ()
 
     def __post_init__(self) -> None:
@@ -174,6 +179,11 @@ class SearchSpace:
     def largest(self) -> Architecture:
         return self.architecture([len(choice.candidates) - 1 for choice in self.choices])
 
+    def original(self) -> Architecture:
+        """The original's sizes: the largest architecture, unless rules bound choices below; then it is not of the
+        space."""
+        return Architecture(tuple((choice.name, choice.size) for choice in self.choices))
+
     def smallest(self) -> Architecture:
         return self.architecture([0] * len(self.choices))
 
@@ -182,7 +192,7 @@ class SearchSpace:
 
         def pick(choice: Choice) -> int:
             if choice.kind == "depth":
-                return choice.size
+                return choice.candidates[-1]
             return min(choice.candidates, key=lambda size: (abs(size - ratio * choice.size), -size))
 
         return Architecture(tuple((choice.name, pick(choice)) for choice in self.choices))
@@ -190,7 +200,11 @@ class SearchSpace:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `space.json`: choices, kept sizes and notes (not the cost terms)."""
         return {
-            "choices": [{"name": c.name, "kind": c.kind, "candidates": list(c.candidates)} for c in self.choices],
+            "choices": [
+                {"name": c.name, "kind": c.kind, "candidates": list(c.candidates)}
+                | ({"original": c.size} if c.size > c.candidates[-1] else {})
+                for c in self.choices
+            ],
             "kept": [{"name": k.name, "size": k.size, "reason": k.reason} for k in self.kept],
             "notes": list(self.notes),
         }

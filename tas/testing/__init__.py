@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from torch.utils._pytree import tree_map
 
 from tas.space import Architecture, SearchSpace
 from tas.testing import laws
-from tas.testing.reference import randomize
-from tas.tracing import Rules, Traced, trace
+from tas.testing.reference import randomize, same_noise
+from tas.tracing import Rules, Traced, as_call, trace
+from tas.tracing.dynamic import decisions_of, hold
 
 __all__ = ["check_space", "randomize"]
 
@@ -38,21 +40,29 @@ def check_space(
     dtype: torch.dtype = torch.float64,
     tolerance: float = 1e-9,
     seed: int = 0,
+    handlers: Mapping[str, Callable[..., None]] | None = None,
 ) -> Traced:
     """Assert the laws for a network on example inputs (batch of 2 or more); AssertionError names the law.
+
+    Where sizes follow from data (a detector keeps any number of boxes), all networks take the decisions that the
+    original takes on these inputs (`tas.tracing.dynamic`): which boxes, in which order. Compared are then the
+    detections, or in train mode the losses, together with the numbers that were decided on, such as all class scores;
+    with another number of boxes, costs could not be compared. Train mode needs targets beside the pictures.
 
     Checked at the smallest architecture, `architectures` random ones and as many with one choice alone at its
     smallest. Parameters and buffers of a copy are made random first, since zero-initialised branches would let laws
     pass that do not hold. `tolerance` is relative to the largest number of an output. Noise of the forward in train
-    mode (dropout, drop path) has to come from torch's global generator. Returns the trace of that copy.
+    mode (dropout, drop path) has to come from torch's global generator. `rules` and `handlers` as in `trace`. Returns
+    the trace of that copy.
     """
     generator = torch.Generator().manual_seed(seed)
-    original = copy.deepcopy(network).to(dtype)
+    original = copy.deepcopy(network)._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)  # not complex ones
     randomize(original, generator)
     inputs = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, example_inputs)
-    traced = trace(original, inputs, rules)
+    traced = trace(original, inputs, rules, handlers)
     chosen = _architectures(traced.space, architectures, generator)
     close = laws.Close(tolerance)
+    release = _under_one_decision(original, traced, inputs)
     laws.law_1(original, traced, inputs)
     laws.law_2(traced, chosen, inputs)
     laws.law_3(original, traced, inputs, close)
@@ -62,7 +72,19 @@ def check_space(
         laws.law_7(traced.space, generator)
         laws.law_8(traced, chosen, inputs, close, generator)
     laws.law_6(original, traced, inputs, close, generator)
+    release()
     return traced
+
+
+def _under_one_decision(original: nn.Module, traced: Traced, inputs: Any) -> Callable[[], None]:
+    """Where sizes follow from data, let the original, the supernet and all students take the original's decisions."""
+    if not traced.decisions.sized:
+        return lambda: None
+    args, kwargs = as_call(inputs)
+    with same_noise():
+        training = decisions_of(copy.deepcopy(original).train(), args, kwargs)
+    ends = [hold(network, {False: traced.decisions, True: training}) for network in (original, traced.network)]
+    return lambda: [end() for end in ends] and None
 
 
 def _architectures(space: SearchSpace, count: int, generator: torch.Generator) -> list[Architecture]:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tas.distribution import Draw
 from tas.extraction import extract
 from tas.supernet import Supernet
-from tas.tracing import Traced, as_call
+from tas.tracing import Traced, as_call, batch_of
 from tas.tracing.records import Site
 from tas.tracing.units import Group
 
@@ -49,11 +49,10 @@ def independent_macs(network: nn.Module, inputs: Any) -> int:
     """Multiply-accumulates of one example by torch's FlopCounterMode, in a forward with gradients on and the plain
     attention kernel (without either it misses attention products and fused encoders), recurrent layers step by step."""
     args, kwargs = as_call(inputs)
-    batch = next(x.shape[0] for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), _single_steps(network), counter:
         network(*args, **kwargs)
-    return counter.get_total_flops() // 2 // batch
+    return round(counter.get_total_flops() / 2 / batch_of(args, kwargs))
 
 
 @contextmanager
@@ -83,7 +82,7 @@ def drawn_wide(supernet: Supernet, traced: Traced, draw: Draw, inputs: Any) -> A
     """
     kept: Callable[[np.ndarray], np.ndarray] | None = None
     network = copy.deepcopy(supernet.network)
-    if traced.space.notes:
+    if not traced.exact:
         widest = {name: pick.values[-1] for name, pick in draw.items()}
         network, mask = extract(supernet, widest), traced.keep_mask(widest)
         kept = lambda rows: rows[mask[rows].all(1)]  # noqa: E731

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from tas.errors import BadNetwork
-from tas.space import Choice, Factor, Kept, SearchSpace
-from tas.tracing import costs
+from tas.space import Factor, Kept, SearchSpace
+from tas.tracing import costs, limits
 from tas.tracing.attributes import AttributeRule, in_units
 from tas.tracing.folding import fold_regions, fold_widths
 from tas.tracing.halves import find_halves, innermost, is_made_of
 from tas.tracing.identity import Array, Rows
-from tas.tracing.operators import HANDLERS, unknown
+from tas.tracing.observing import copied, observe
 from tas.tracing.proof import prove
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Site
@@ -25,33 +23,56 @@ from tas.tracing.regions import Region, chain, find_regions
 from tas.tracing.replay import leaves_traces
 from tas.tracing.rules import Rules
 from tas.tracing.skipping import skips_exactly
-from tas.tracing.slicing import copy_sharing
 from tas.tracing.traced import Traced
 from tas.tracing.units import Units, find_units
 
 __all__ = ["Rules", "Traced", "trace"]
 
 
-def trace(network: nn.Module, example_inputs: Any, rules: Rules | None = None) -> Traced:
+def trace(
+    network: nn.Module,
+    example_inputs: Any,
+    rules: Rules | None = None,
+    handlers: Mapping[str, Callable[..., None]] | None = None,
+) -> Traced:
     """Find out what can be searched in a network, by one forward of a copy on example inputs.
 
     `example_inputs`: a tensor, a tuple of positional arguments, or a dict of keyword arguments; the first dimension of
-    the first tensor is the batch (of 2 or more, so that it is not mistaken for a size of 1). The network is not
-    changed. What cannot be followed is kept, with the reason, in `.space.kept`.
+    the first tensor is the batch (of 2 or more, so that it is not mistaken for a size of 1). For a detector that takes
+    a list of pictures, and in train mode of targets: `([picture, picture],)` or `([picture, picture], targets)`; what
+    lies behind a size that follows from data (proposals, kept boxes) is counted as often as in this forward, and a note
+    of the space says so. The network is not changed. What cannot be followed is kept, with the reason, in
+    `.space.kept`.
 
-    Raises `BadNetwork` where the network refuses the inputs.
+    `rules`: what the user decides about the space. `handlers`: how channels go through operators that tas does not
+    know, the user's own `torch.library.custom_op`, by name ("scaled", or "mylib::scaled"). One is a function
+    `(recorder, out, *args)`, called with what the operator gave and was given. It says where each position of `out`
+    comes from, by
+
+        recorder.rows(tensor)           the identities of a tensor, one entry a dimension; None: all its positions stay
+        recorder.put(out, rows)         gives an output its identities, one entry a dimension
+        recorder.unify(some, others)    two dimensions of one size lose the same positions
+        recorder.freeze(some, why="")   a dimension keeps its size
+
+    For an operator `mylib::scaled(x, weight)` that multiplies channels, x [batch, channels, ...], weight [channels]:
+
+        def scaled(recorder, out, x, weight):
+            rows = recorder.rows(x)
+            recorder.unify(rows[1], recorder.rows(weight)[0])
+            recorder.put(out, rows)
+
+        traced = tas.trace(network, inputs, handlers={"mylib::scaled": scaled})
+
+    `tas.testing.check_space(network, inputs, handlers=...)` shows whether a handler is right. Without one, all sizes
+    that reach the operator are kept. (A product inside such an operator is not among the MACs: no counter sees it.)
+
+    Raises `BadNetwork` where the network refuses the inputs or is not fit to be traced, `BadRecipe` where a rule
+    contradicts another or names nothing.
     """
     args, kwargs = as_call(example_inputs)
     rules = rules or Rules()
-    original = copy.deepcopy(network)
-    recorder = Recorder(copy_sharing(original, list(original.parameters())).eval(), HANDLERS, unknown)
-    try:
-        recorder.run(args, kwargs)
-    except Exception as error:
-        raise BadNetwork(
-            f"the network must run on the example inputs {_shapes(args, kwargs)}, got {type(error).__name__}: "
-            f"{_first_line(error)}"
-        ) from error
+    original = copied(network)
+    recorder = observe(original, args, kwargs, rules, handlers or {})
     caching = leaves_traces(network, recorder.network)
     attribute_rules: list[AttributeRule] = []
     while True:
@@ -64,7 +85,9 @@ def trace(network: nn.Module, example_inputs: Any, rules: Rules | None = None) -
         traced = _widths(recorder, units, kept, original, args, kwargs, caching, folds)
         if prove(recorder, units, traced, attribute_rules):
             break
-    return _with_depth(recorder, units, replace(traced, attribute_rules=in_units(attribute_rules, units)), rules)
+    whole = _with_depth(recorder, units, replace(traced, attribute_rules=in_units(attribute_rules, units)), rules)
+    limits.check_names(rules, recorder.named, units, list(whole.runs), whole.space.kept)
+    return whole
 
 
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -72,6 +95,18 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
+
+
+def batch_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """How many examples a call holds: the first size of its first tensor, or the number of pictures in its first list
+    of pictures [channels, height, width]."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value.shape[0] if value.dim() else 1
+        if isinstance(value, (list, tuple)) and value and all(isinstance(x, Tensor) and x.dim() == 3 for x in value):
+            return len(value)
+    first = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
+    return 1 if first is None or not first.dim() else first.shape[0]
 
 
 def _widths(
@@ -87,7 +122,7 @@ def _widths(
     """The trace as far as a proof needs it: widths without costs, attribute rules and depth."""
     return Traced(
         network=network,
-        space=SearchSpace(tuple(units.choices), (), tuple(kept), tuple(recorder.inexact)),
+        space=SearchSpace(tuple(units.choices), (), tuple(kept), recorder.inexact),
         args=args,
         kwargs=kwargs,
         rows=_shared({name: [units.rows(part) for part in rows] for name, rows in recorder.tensors.items()}),
@@ -105,29 +140,35 @@ def _widths(
         removals={},
         folds=folds,
         branch_folds={},
+        decisions=recorder.decisions,
     )
 
 
 def _with_depth(recorder: Recorder, units: Units, traced: Traced, rules: Rules) -> Traced:
     """The whole trace: depth choices, and what everything costs."""
     runs, branch_folds = _depth(recorder, traced) if rules.depth else ([], {})
-    depths = {_run_name(run): run for run in runs}
+    depths, refused = limits.allowed_runs(runs, _run_name, rules, recorder.network)
     alive = [
         (removal, Factor(name, "above", index))
         for name, run in depths.items()
         for index, region in enumerate(run)
         for removal in region.removed
     ]
-    blocks = tuple(Choice(name, "depth", tuple(range(len(run) + 1))) for name, run in depths.items())
-    batch = _batch(traced.args, traced.kwargs)
+    blocks = tuple(limits.depth(rules, name, len(run)) for name, run in depths.items())
+    batch = batch_of(traced.args, traced.kwargs)
+    notes = tuple(filter(None, (*recorder.inexact, recorder.decisions.note())))
     charged = (*costs.macs(recorder, units, alive, batch), *costs.params(recorder, units, alive))
     return replace(
         traced,
         space=replace(
-            traced.space, choices=traced.space.choices + blocks, costs=charged, notes=tuple(recorder.inexact)
+            traced.space,
+            choices=traced.space.choices + blocks,
+            costs=charged,
+            kept=traced.space.kept + tuple(refused),
+            notes=notes,
         ),
         runs={name: tuple(region.module for region in run) for name, run in depths.items()},
-        removals={region.module: region.removed for run in runs for region in run},
+        removals={region.module: region.removed for run in depths.values() for region in run},
         branch_folds=branch_folds,
     )
 
@@ -151,7 +192,7 @@ def _depth(recorder: Recorder, traced: Traced) -> tuple[list[list[Region]], dict
 
     def proved(regions: list[Region]) -> list[Region]:
         foldable = [region for region in regions if folds[region.module]]
-        return skips_exactly(traced.network, traced.args, traced.kwargs, folds, foldable)
+        return skips_exactly(traced.network, traced.args, traced.kwargs, folds, foldable, traced.decisions)
 
     halves = proved(halves)
     blocks = proved([block for block in blocks if not is_made_of(block, halves)])
@@ -165,17 +206,3 @@ def _run_name(run: list[Region]) -> str:
     first, last = run[0].module.split("."), run[-1].module.split(".")
     shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
     return f"{run[0].module}..{'.'.join(last[shared:])}.depth" if len(run) > 1 else f"{run[0].module}.depth"
-
-
-def _batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-    return 1 if first is None or not first.dim() else first.shape[0]
-
-
-def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    named = [*(("", a) for a in args), *((f"{k}=", v) for k, v in kwargs.items())]
-    return ", ".join(f"{k}{tuple(a.shape) if isinstance(a, torch.Tensor) else a!r}" for k, a in named)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -103,7 +103,8 @@ def _fold_width(
         for index, names, column in carried.summed(record)
         if choice in names
     ]
-    given = [r.inputs[index] for r in records for index, names, _ in carried.summed(r) if choice in names]
+    put_out = [value for value in recorder.freed if carries(value)]
+    given = [r.inputs[index] for r in records for index, names, _ in carried.summed(r) if choice in names] + put_out
     marked = {maker.index for value in given for maker in _upstream(recorder, value, carries) or []}
     while True:
         reached, conflict = _spread(carried, choice, marked)
@@ -119,6 +120,8 @@ def _fold_width(
     for record, column in bare:
         if column is None or not uses[column] <= {r.index for r, c in bare if c == column}:
             return (), f"no parameter of its own takes its factor when candidates are mixed: {record.where()}"
+    if any(value.made_by not in reached for value in put_out):
+        return (), "no parameter takes its factor when candidates are mixed: it is an output of the network"
     rows = [site for index in sorted(marked) for site in recorder.records[index].scales]
     return tuple(dict.fromkeys([*rows, *(column for _, column in bare if column is not None)])), ""
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from tas.tracing.attributes import AttributeRule, candidates, for_peers, in_units, set_integer
+from tas.tracing.dynamic import outputs_under
 from tas.tracing.identity import Array
 from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.records import Axis
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from tas.tracing.traced import Traced
 
 _TRIES = 60  # attributes tried at one operator before identities give way
+_MASKS = 10  # random architectures at most
+_DRAWN = 16  # architectures of which one is taken: with 8 candidates, three then tell 60 choices apart
 
 
 def prove(recorder: Recorder, units: Units, traced: Traced, rules: list[AttributeRule]) -> bool:
-    """Replay the smallest and three random architectures until all of them hold with the same attribute rules. New
+    """Replay the smallest and some random architectures until all of them hold with the same attribute rules. New
     rules are added to `rules`; False where identities changed, so that the widths have to be worked out anew."""
     disproved: list[AttributeRule] = []
     masks = _masks(traced)
@@ -47,10 +49,27 @@ def prove(recorder: Recorder, units: Units, traced: Traced, rules: list[Attribut
 
 
 def _masks(traced: Traced) -> list[Array]:
+    """Three random architectures, of many drawn, and the smallest; more where two choices would always be equally
+    large, since a size that the code takes for another then goes unnoticed (of two candidates, three draws miss one in
+    eight)."""
     generator = np.random.default_rng(0)
-    picks = [{c.name: int(generator.choice(c.candidates)) for c in traced.space.choices} for _ in range(3)]
-    picks.insert(1, {c.name: c.candidates[0] for c in traced.space.choices})
-    return [traced.keep_mask(pick) for pick in picks]
+    counts = np.array([len(c.candidates) for c in traced.space.choices], int)
+    picked: list[Array] = []
+    alike = np.zeros((1, len(counts)))
+    while len(picked) < 3 or (len(picked) < _MASKS and _pairs(alike, counts)):
+        drawn = [generator.integers(counts) for _ in range(_DRAWN)]
+        grown = [np.concatenate([alike, [draw / np.maximum(counts - 1, 1)]]) for draw in drawn]
+        best = min(range(_DRAWN), key=lambda number: _pairs(grown[number], counts))
+        picked.append(drawn[best])
+        alike = grown[best]
+    picked.insert(1, np.zeros(len(counts), int))
+    return [traced.keep_mask(traced.space.architecture(indices.tolist())) for indices in picked]
+
+
+def _pairs(alike: Array, counts: Array) -> int:
+    """How many pairs of choices, of those with several candidates, agree in all rows."""
+    _, together = np.unique(alike[:, counts > 1], axis=1, return_counts=True)
+    return int((together * (together - 1) // 2).sum())
 
 
 class _Proof:
@@ -117,7 +136,8 @@ class _Proof:
                         keep = torch.from_numpy(self.mask[rows].all(1)).to(tensor)
                         tensor.mul_(keep.reshape([-1 if d == dim else 1 for d in range(tensor.dim())]))
             with plain_attention(), unchanged(self.network.modules()):
-                outputs = [tree_leaves(n(*self.traced.args, **self.traced.kwargs)) for n in (masked, self.network)]
+                given = self.recorder.decisions, self.traced.args, self.traced.kwargs
+                outputs = [outputs_under(given[0], n, *given[1:]) for n in (masked, self.network)]
         pairs = [(a, b) for a, b in zip(*outputs, strict=True) if isinstance(a, Tensor)]
         same = all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs)
         replay.error = None if same else "the cut network computes something else"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from tas.tracing.dynamic import Decisions, Noting
 from tas.tracing.identity import Array, Identities, Rows, same
 from tas.tracing.records import Axis, Call, Record, Site, Span, Value
 from tas.tracing.whole import Whole
@@ -22,20 +24,24 @@ from tas.tracing.whole import Whole
 Handler = Callable[..., None]
 _OWN = f"{Path(__file__).parent}/"
 _TORCH = f"{Path(torch.__file__).parent}/"
+_TORCHS = ("aten", "prims", "torchvision", "")  # namespaces of operators; the last: functions that count as one
 
 
 class Recorder(TorchDispatchMode):
     """Runs a network once and keeps what it did. Handlers (tas.tracing.operators) call `rows`, `put` and `unify`."""
 
-    def __init__(self, network: nn.Module, handlers: dict[str, Handler], fallback: Handler) -> None:
+    def __init__(
+        self, network: nn.Module, handlers: dict[str, Handler], fallback: Handler, own: Mapping[str, Handler]
+    ) -> None:
         super().__init__()
+        self.own = own  # the user's, by "name" or "namespace::name"
         self.network, self.handlers, self.fallback = network, handlers, fallback
         self.identities = Identities()
         self.records: list[Record] = []
         self.calls: list[Call] = []
         self.spans: list[Span] = []
         self.tensors: dict[str, tuple[Rows, ...]] = {}  # parameters and buffers
-        self.inexact: dict[str, int] = {}
+        self._inexact: list[tuple[str, tuple[Rows, ...]]] = []
         self.counts: list[tuple[Array, Array, str]] = []  # dimensions of which the code needs equally many positions
         self.ordered: list[Rows] = []  # dimensions whose positions must keep their neighbours
         self.apart: list[Rows] = []  # positions that were taken out of others: units in and outside are no longer alike
@@ -43,7 +49,11 @@ class Recorder(TorchDispatchMode):
             str, tuple[Axis, Axis]
         ] = {}  # grouped layers: input channels, and those of one group or head
         self.reads: dict[str, int] = {}  # first name of a parameter or buffer -> bit set of the records that read it
+        self.outputs: list[Value] = []  # of the network
+        self.freed: list[Value] = []  # those of the outputs whose sizes a rule makes searchable
+        self.named: set[str] = set()  # every name that a choice has had
         self.current: Record
+        self.decisions: Decisions
         self._rows = WeakIdKeyDictionary()
         self._maker = WeakIdKeyDictionary()
         self._descends = WeakIdKeyDictionary()
@@ -52,7 +62,7 @@ class Recorder(TorchDispatchMode):
         )  # parameter behind a tensor: its name, and its dimension for each dimension
         self._written: dict[int, tuple[int, int]] = {}  # storage -> last in-place record and what that descends from
         self._promised = WeakIdKeyDictionary()  # identities that become one when a tensor is read
-        self._whole = Whole(self._observe)
+        self._whole = Whole(partial(self._observe, in_place=False, pointwise=False))
         self._stack: list[str] = [""]
         self._first_name: dict[str, str] = {}  # shared parameters have several names
         self._names = {id(module): name for name, module in network.named_modules()}
@@ -118,8 +128,14 @@ class Recorder(TorchDispatchMode):
     def carries(self, rows: Rows) -> bool:
         return self.identities.canonical(rows) is not None
 
-    def mark_inexact(self, why: str) -> None:
-        self.inexact[why] = self.inexact.get(why, 0) + 1
+    def mark_inexact(self, why: str, *rows: Rows) -> None:
+        """Cut channels would matter other than by being zero, as long as any of these dimensions can be cut."""
+        self._inexact.append((why, rows))
+
+    @property
+    def inexact(self) -> tuple[str, ...]:
+        found = (why for why, rows in self._inexact if not rows or any(map(self.carries, rows)))
+        return tuple(dict.fromkeys(found))
 
     def site(self, tensor: Tensor | None, dim: int) -> tuple[Site, ...]:
         """The parameter dimension behind a dimension of a tensor, if that is a parameter seen through views."""
@@ -151,14 +167,15 @@ class Recorder(TorchDispatchMode):
 
     # -- the forward -----------------------------------------------------------------------------------------------
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with torch.no_grad(), _hooks(self), plain_attention(), self._whole, self:
+        noting = Noting(self.network)
+        with torch.no_grad(), _hooks(self), plain_attention(), self._whole, noting, self:
             output = self.network(*args, **kwargs)
+        self.decisions = noting.decisions
         self._read(_tensors(output))
         needed = 0
         for tensor in _tensors(output):
             needed |= self._ancestors(tensor)
-            for part in self.rows(tensor):
-                self.identities.freeze(part, "it is an output of the network")
+            self.outputs.append(self._value(tensor))
         self._freeze_unneeded(needed)
         return output
 
@@ -179,13 +196,15 @@ class Recorder(TorchDispatchMode):
         if self._whole.inside:
             return func(*args, **(kwargs or {}))
         writes = any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
-        name = func._schema.name.split("::")[-1]
-        return self._observe(name, func, args, kwargs or {}, writes, torch.Tag.pointwise in func.tags)
+        before = torch.get_rng_state() if torch.Tag.nondeterministic_seeded in func.tags else None
+        out = self._observe(func._schema.name, func, args, kwargs or {}, writes, torch.Tag.pointwise in func.tags)
+        if before is not None and not torch.equal(before, torch.get_rng_state()):
+            for tensor in _tensors(out):  # of another shape they would be other numbers
+                self.freeze(*self.rows(tensor), why="random numbers are drawn in eval mode")
+        return out
 
-    def _observe(
-        self, operator: str, func: Any, args: Any, kwargs: Any, in_place: bool = False, pointwise: bool = False
-    ) -> Any:
-        given = dict(kwargs)
+    def _observe(self, name: str, func: Any, args: Any, kwargs: Any, in_place: bool, pointwise: bool) -> Any:
+        given, operator = dict(kwargs), name.rpartition("::")[2]
         target = given.pop("out", None)
         inputs = _tensors((args, given))
         self._read(inputs)
@@ -203,7 +222,7 @@ class Recorder(TorchDispatchMode):
             if known is not None:
                 self.reads[known[0]] = self.reads.get(known[0], 0) | (1 << index)
         overwritten = [(tensor, self.rows(tensor)) for tensor in _tensors(target)]
-        handler = self.handlers.get(operator) or self.handlers.get(operator.rstrip("_"))
+        handler = self._handler(name)
         (handler or (self.handlers["pointwise"] if pointwise else self.fallback))(self, out, *args, **given)
         for tensor, before_it in overwritten:  # out=: what is written goes with what the memory was made for
             for left, right in zip(before_it, self.rows(tensor), strict=False):
@@ -211,6 +230,14 @@ class Recorder(TorchDispatchMode):
         self._note_outputs(out, inputs, union | (1 << index), in_place)
         self.records.append(self.current)
         return out
+
+    def _handler(self, name: str) -> Handler | None:
+        """The user's own by either name; ours for torch's own operators only: another library's `add` is not known."""
+        namespace, _, operator = name.rpartition("::")
+        found = self.own.get(name) or self.own.get(operator)
+        if found is None and namespace in _TORCHS:
+            found = self.handlers.get(operator) or self.handlers.get(operator.rstrip("_"))
+        return found
 
     def _note_outputs(self, out: Any, inputs: list[Tensor], descends: int, in_place: bool) -> None:
         storages = {_storage(tensor) for tensor in inputs}
@@ -239,8 +266,9 @@ def _hooks(recorder: Recorder) -> Iterator[None]:
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         recorder._stack.append(recorder._names.get(id(module), recorder._stack[-1]))
-        values = tuple(recorder._value(tensor) for tensor in _tensors((args, kwargs)))
+        given = _tensors((args, kwargs))
         at = _leading(args, kwargs)
+        values = tuple(recorder._value(tensor) for tensor in given)
         stream = None if at is None else args[0] if args else kwargs[at]
         taken = None if stream is None else (recorder._value(stream), recorder._ancestors(stream))
         opened.append((len(recorder.records), values, taken, at, len(args) == 1 and not kwargs))
@@ -254,8 +282,8 @@ def _hooks(recorder: Recorder) -> Iterator[None]:
         nones = len(output) - 1 if type(output) is tuple and all(other is None for other in output[1:]) else -1
         made = output[0] if nones >= 0 else output
         if at is not None and taken is not None and isinstance(made, Tensor):
-            last, value = len(recorder.records), recorder._value(made)
-            recorder.calls.append(Call(name, first, last, taken[0], value, taken[1], at, alone, nones))
+            last, made = len(recorder.records), recorder._value(made)
+            recorder.calls.append(Call(name, first, last, taken[0], made, taken[1], at, alone, nones))
 
     handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in recorder.network.modules()]
     handles += [module.register_forward_hook(leave) for module in recorder.network.modules()]

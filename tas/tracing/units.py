@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from math import prod
 
 import numpy as np
 
 from tas.space import Choice, Kept
+from tas.tracing import limits
 from tas.tracing.counts import Powers, Size, equalize
 from tas.tracing.identity import Array, Rows
 from tas.tracing.recording import Recorder
@@ -51,8 +51,7 @@ class Units:
     @property
     def choices(self) -> list[Choice]:
         """A width choice for every group whose size is not computed from those of others."""
-        free = [group for group in self.groups if group.choices == ((group.name, 1),)]
-        return [Choice(group.name, "width", self.rules.candidates(group.size)) for group in free]
+        return [limits.choice(name, "width", sizes, self.full(name)) for name, sizes in limits.candidates(self).items()]
 
     def substitute(self, name: str, times: int, choices: Powers) -> None:
         """Choice `name` is no longer free: its size is `times` x the product of others."""
@@ -133,6 +132,7 @@ def find_units(recorder: Recorder, rules: Rules) -> tuple[Units, list[Kept]]:
         for left, right, why in unequal:
             recorder.identities.unify(left, right, why)
         if not entangled and not unequal:
+            limits.tie(units)
             return units, _kept(recorder, units)
 
 
@@ -190,7 +190,8 @@ def _group(recorder: Recorder, rules: Rules) -> Units:
     for alike in groups.values():
         if len(alike) > 1:
             name = _name(site[alike[0]], alike, [group.name for group in found])
-            if any(fnmatchcase(name, pattern) for pattern in rules.fix):
+            recorder.named.add(name)
+            if rules.fixes(name):
                 identities.freeze(np.array(alike)[:, None], "a rule fixes it")
             else:
                 found.append(Group(name, len(alike), 1, ((name, 1),)))

@@ -1,0 +1,225 @@
+"""The one observed forward: what a network and its example inputs must be like, and the user's rules of what stays."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from tas.errors import BadNetwork, BadRecipe
+from tas.tracing.identity import Rows
+from tas.tracing.operators import HANDLERS, unknown
+from tas.tracing.recording import Recorder, plain_attention
+from tas.tracing.rules import Rules, inside, matches, require_match
+from tas.tracing.slicing import copy_sharing
+
+
+def observe(
+    network: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    rules: Rules,
+    handlers: Mapping[str, Callable[..., None]],
+) -> Recorder:
+    """Run a copy of the network once, and freeze what rules protect and the outputs that no rule frees.
+
+    Raises `BadNetwork` where network or inputs are not fit to be traced, `BadRecipe` where a rule names nothing."""
+    _check_inputs(args, kwargs)
+    _check_tensors(network, args, kwargs)
+    watched, again = (copy_sharing(network, list(network.parameters())).eval() for _ in range(2))
+    before = _structure(watched)
+    recorder = Recorder(watched, HANDLERS, unknown, handlers)
+    try:
+        with _same_draws():
+            output = recorder.run(args, kwargs)
+    except Exception as error:
+        if isinstance(error, BadNetwork):
+            raise
+        raise BadNetwork(
+            f"the network must run on the example inputs {_shapes(args, kwargs)}, got {type(error).__name__}: "
+            f"{_first_line(error)}"
+        ) from error
+    if not _numbers(output):
+        raise BadNetwork(f"the network must give tensors, alone or in tuples, lists and dicts; got {_kind(output)}")
+    _check_steady(before, watched)
+    _check_repeats(output, again, args, kwargs)
+    _protect(recorder, rules)
+    _keep_outputs(recorder, rules)
+    return recorder
+
+
+# -- network and inputs ------------------------------------------------------------------------------------------------
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A deep copy; `BadNetwork` where there cannot be one (the network keeps a result with gradients, a lock, a file)."""
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:
+        raise BadNetwork(f"the network must be such that it can be copied, got: {_first_line(error)}") from error
+
+
+def _check_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    tensors = _tensors((args, dict(kwargs)))
+    if not tensors:
+        raise BadNetwork(f"example inputs must hold a tensor, got {_shapes(args, kwargs) or 'nothing'}")
+    first = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), None)
+    if first is not None and first.dim() and first.shape[0] < 2:
+        raise BadNetwork(
+            f"example inputs need a batch of 2 or more (the first dimension of the first tensor), got "
+            f"{tuple(first.shape)}: a batch of 1 cannot be told from a size of 1"
+        )
+
+
+def _check_tensors(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    held = [*network.named_parameters(), *network.named_buffers()]
+    for name, tensor in held:
+        if is_lazy(tensor):
+            raise BadNetwork(
+                f"{name!r} has no shape yet (a lazy module): run the network once on an example before it is traced"
+            )
+    ours = {tensor.device for _, tensor in held}
+    theirs = {tensor.device for tensor in _tensors((args, dict(kwargs)))}
+    if any(device.type == "meta" for device in ours | theirs):
+        raise BadNetwork("tensors on the meta device hold no numbers: give the network and its inputs on a real device")
+    if len(ours) == len(theirs) == 1 and ours != theirs:
+        raise BadNetwork(
+            f"the network lies on {_only(ours)}, the example inputs on {_only(theirs)}: move one of them to the other"
+        )
+
+
+def _structure(network: nn.Module) -> dict[str, object]:
+    modules = {f"module {name!r}": type(module) for name, module in network.named_modules(remove_duplicate=False)}
+    parameters = network.named_parameters(remove_duplicate=False)
+    return modules | {f"parameter {name!r}": tuple(parameter.shape) for name, parameter in parameters}
+
+
+def _check_steady(before: Mapping[str, object], network: nn.Module) -> None:
+    after = _structure(network)
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    if changed:
+        raise BadNetwork(
+            f"a forward must leave the network's modules and parameters as they are, it changed {changed[0]}"
+            + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
+            + ": where layers are built on first use, run the network once before it is traced"
+        )
+
+
+def _check_repeats(output: Any, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Numbers that are drawn by torch are the same again; those of other generators are not."""
+    with torch.no_grad(), plain_attention(), _same_draws():
+        again = network(*args, **kwargs)
+    for a, b in zip(_numbers(output), _numbers(again), strict=False):
+        if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * _largest(b), equal_nan=True):
+            raise BadNetwork(
+                "the network must give the same output for the same input in eval mode, two runs differ: does its "
+                "forward draw random numbers outside torch, or keep something from earlier calls?"
+            )
+
+
+def _largest(tensor: Tensor) -> float:
+    finite = tensor[torch.isfinite(tensor)] if tensor.numel() else tensor
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def _numbers(output: Any) -> list[Tensor]:
+    return [t.detach().to(torch.float64) for t in _tensors(output) if not t.is_quantized and not t.is_complex()] or [
+        torch.view_as_real(t.resolve_conj()).to(torch.float64) if t.is_complex() else t.dequantize()
+        for t in _tensors(output)
+    ]
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """torch's global generators start the same, and go on behind as if nothing had been drawn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+# -- rules about what stays --------------------------------------------------------------------------------------------
+
+
+def _protect(recorder: Recorder, rules: Rules) -> None:
+    modules = [name for name, _ in recorder.network.named_modules() if name]
+    require_match("protect", rules.protect, modules)
+    for name, rows in recorder.tensors.items():
+        owner = name.rpartition(".")[0]
+        if inside(owner, rules.protect):
+            for part in rows:
+                recorder.identities.freeze(part, f"a rule protects {owner}")
+
+
+def _keep_outputs(recorder: Recorder, rules: Rules) -> None:
+    """Outputs keep their sizes, but for those made by a layer that `rules.free` names."""
+    identities = recorder.identities
+    makers = _makers(recorder)
+    found = [identities.canonical(part) for value in recorder.outputs for part in value.rows]
+    atoms = np.unique(np.concatenate([part[part > 0] for part in found if part is not None] or [np.zeros(0, int)]))
+    made = {name: np.intersect1d(theirs, atoms) for name, theirs in makers.items()}
+    named = [name for name, theirs in made.items() if len(theirs)]
+    require_match("free", rules.free, named)
+    both = [name for name in named if matches(name, rules.free) and rules.fixes(name)]
+    if both:
+        raise BadRecipe(f"space.fix and space.free contradict each other about {both[0]!r}: name it in one of them")
+    free = np.unique(np.concatenate([made[n] for n in named if matches(n, rules.free)] or [np.zeros(0, int)]))
+    for part in found:
+        if part is not None:
+            identities.freeze(np.where(np.isin(part, free), 0, part), "it is an output of the network")
+    for value in recorder.outputs:
+        if any(part is not None and np.isin(part, free).any() for part in map(identities.canonical, value.rows)):
+            recorder.freed.append(value)
+            recorder.ordered += [part for part in value.rows if part is not None]  # outputs change no places
+            recorder.mark_inexact("an output is as wide as a choice, by a rule")
+
+
+def _makers(recorder: Recorder) -> dict[str, np.ndarray]:
+    """By layer, the identities of the channels that it makes: those that its parameters scale, as rows and bias or as
+    gamma and beta; a parameter that makes none by itself under its own name."""
+    sites = {site for record in recorder.records for site in record.scales}
+    found: dict[str, list[np.ndarray]] = {}
+
+    def add(name: str, rows: Rows) -> None:
+        known = recorder.identities.canonical(rows)
+        if known is not None:
+            found.setdefault(name, []).append(known[known > 0])
+
+    for name, dims in recorder.tensors.items():
+        for dim, rows in enumerate(dims):
+            if (name, dim) in sites:
+                add(name.rpartition(".")[0] or name, rows)
+        if not any(site[0] == name for site in sites):
+            for rows in dims:
+                add(name, rows)
+    return {name: np.unique(np.concatenate(parts)) for name, parts in found.items()}
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _only(devices: set[torch.device]) -> str:
+    return str(next(iter(devices)))
+
+
+def _kind(output: Any) -> str:
+    return type(output).__name__ if not isinstance(output, (tuple, list, dict)) else repr(copy.copy(output))[:60]
+
+
+def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    named = [*(("", a) for a in args), *((f"{k}=", v) for k, v in kwargs.items())]
+    return ", ".join(f"{k}{tuple(a.shape) if isinstance(a, torch.Tensor) else a!r}" for k, a in named)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
