@@ -21,8 +21,7 @@ def macs(recorder: Recorder, units: Units, alive: Alive, batch: int) -> list[Lay
         found: list[Term] = []
         for product in record.products:
             size: Size = times(*(units.size(n, rows) for n, rows in product))
-            divide = batch if all(c % batch == 0 for c in size.values()) else 1
-            found += terms(size, within, divide)
+            found += terms(size, within, batch)
         if found:
             costs.append(LayerCost(record.module, "macs", tuple(found)))
     return costs

@@ -76,6 +76,9 @@ def times(*sizes: Size) -> Size:
 def terms(size: Size, alive: tuple[Factor, ...] = (), divide: int = 1) -> tuple[Term, ...]:
     """A polynomial as cost terms, counted only while the blocks around the layer are `alive`."""
     return tuple(
-        Term(coefficient // divide, tuple(Factor(name, "power", power) for name, power in powers) + alive)
+        Term(
+            coefficient / divide if coefficient % divide else coefficient // divide,  # proposals of a batch may be odd
+            tuple(Factor(name, "power", power) for name, power in powers) + alive,
+        )
         for powers, coefficient in size.items()
     )

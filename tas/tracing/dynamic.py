@@ -112,6 +112,15 @@ def decisions_of(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     return noting.decisions
 
 
+def outputs_under(
+    decisions: Decisions, network: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """The leaves of what a network puts out when it takes these decisions, and of the numbers that it would have
+    decided on: there may be no box to put out."""
+    with Holding(decisions) as held:
+        return tree_leaves((network(*args, **kwargs), held.seen))
+
+
 def hold(network: nn.Module, decisions: Mapping[bool, Decisions]) -> Callable[[], None]:
     """Let `network`, and all copies made of it from now on, run under these decisions, by training mode. What they
     return becomes (output, the numbers that they would have decided on). Returns what ends it for `network` itself."""

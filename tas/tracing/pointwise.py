@@ -84,7 +84,7 @@ def batch_norm(
         if isinstance(statistic, Tensor) and statistic.shape == x.shape[1:2]:
             t.put(statistic, rows[1:2])
     if any(t.carries(r) for r in rows[2:]) and any(flag is True for flag in rest):
-        t.mark_inexact(f"batch statistics over channels: {t.current.where()}")
+        t.mark_inexact(f"batch statistics over channels: {t.current.where()}", *rows[2:])
     t.current.flow = "norm"
     t.current.scales = t.scaling((weight, 0), (bias, 0)) if weight is not None else ()
 
@@ -112,7 +112,7 @@ def layer_norm(
         for d in range(1, len(shape) + 1):
             t.unify(rows[-d], t.rows(tensor)[-d])
     if any(t.carries(r) for r in rows[-len(shape) :]):
-        t.mark_inexact(f"a norm over channels: {t.current.where()}")
+        t.mark_inexact(f"a norm over channels: {t.current.where()}", *rows[-len(shape) :])
     t.put(first, rows)
     t.current.flow = "norm"
     t.current.scales = t.scaling(*((w, -1) for w in tensors)) if len(shape) == 1 else ()
@@ -129,7 +129,7 @@ def group_norm(t: Recorder, out: Any, x: Tensor, weight: Any, bias: Any, *sizes:
     elif groups > 1:
         t.identities.factor(rows[1], [groups, channels // groups], t.current.where(), [False, True])
     if t.carries(rows[1]):
-        t.mark_inexact(f"a norm over channels: {t.current.where()}")
+        t.mark_inexact(f"a norm over channels: {t.current.where()}", rows[1])
     t.put(out[0], rows)
     t.current.flow = "norm"
     t.current.scales = t.scaling(*((w, 0) for w in tensors))
@@ -151,7 +151,7 @@ def over_space(t: Recorder, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
 def along(t: Recorder, out: Any, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
     """Softmax and the like: same shape, mixed along one dimension."""
     if t.carries(t.rows(x)[dim]):
-        t.mark_inexact(f"mixed over channels: {t.current.where()}")
+        t.mark_inexact(f"mixed over channels: {t.current.where()}", t.rows(x)[dim])
     t.put(out, t.rows(x))
 
 
@@ -180,7 +180,7 @@ def reduction(t: Recorder, out: Any, x: Tensor, *args: Any, **options: Any) -> N
         t.current.flow = "product"
         t.current.contracted = tuple((0, part, None) for part in mixed)
     elif mixed:
-        t.mark_inexact(f"reduced over channels: {t.current.where()}")
+        t.mark_inexact(f"reduced over channels: {t.current.where()}", *mixed)
     elif name in ("mean", "sum", "amax", "max"):
         t.current.flow = "pass"
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tas.tracing.dynamic import Holding
 from tas.tracing.recording import Recorder, fractions
 from tas.tracing.records import Axis, Record
 from tas.tracing.whole import Whole
@@ -42,7 +43,7 @@ class Replay(TorchDispatchMode):
 
     def run(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
-            with self._whole, self:
+            with self._whole, Holding(self.recorder.decisions), self:
                 network(*args, **kwargs)
         except _Differs as error:
             self.error = str(error)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from tas.tracing.dynamic import Decisions, outputs_under
 from tas.tracing.records import Site
 from tas.tracing.regions import Region
 from tas.tracing.slicing import copy_sharing
@@ -20,11 +20,12 @@ def skips_exactly(
     kwargs: Mapping[str, Any],
     folds: Mapping[str, tuple[Site, ...]],
     regions: list[Region],
+    decisions: Decisions,
 ) -> list[Region]:
     """Those of which leaving out equals scaling the branch by 0: all at once, else one by one."""
-    if not regions or _skips(network, args, kwargs, folds, regions):
+    if not regions or _skips(network, args, kwargs, folds, regions, decisions):
         return regions
-    return [region for region in regions if _skips(network, args, kwargs, folds, [region])]
+    return [region for region in regions if _skips(network, args, kwargs, folds, [region], decisions)]
 
 
 def _skips(
@@ -33,6 +34,7 @@ def _skips(
     kwargs: Mapping[str, Any],
     folds: Mapping[str, tuple[Site, ...]],
     regions: list[Region],
+    decisions: Decisions,
 ) -> bool:
     names = {name for region in regions for name, _ in folds[region.module]}
     alike = {name for name, p in network.named_parameters() if p.numel() and p.min() == p.max()}
@@ -49,7 +51,7 @@ def _skips(
         for removal in (removal for region in regions for removal in region.removed):
             without.set_submodule(removal.module, removal.stand_in())
         try:
-            outputs = [tree_leaves(n(*args, **kwargs)) for n in (scaled, without)]
+            outputs = [outputs_under(decisions, n, args, kwargs) for n in (scaled, without)]
         except Exception:  # the network needs something else of the module: it cannot be left out
             return False
     pairs = zip(*outputs, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from tas.space import SearchSpace
 from tas.tracing.attributes import AttributeRule, with_integer
+from tas.tracing.dynamic import Decisions
 from tas.tracing.identity import Array, Rows
 from tas.tracing.records import Site
 from tas.tracing.regions import Removal
@@ -49,7 +50,14 @@ class Traced:
     removals: Mapping[str, tuple[Removal, ...]]
     folds: Mapping[str, tuple[Site, ...]]
     branch_folds: Mapping[str, tuple[Site, ...]]
+    decisions: Decisions = field(default_factory=Decisions)
     seconds: float = 0.0
+
+    @property
+    def exact(self) -> bool:
+        """Whether a cut network computes what the whole one does with zeros for what is cut. Norms and means over
+        channels do not, by their nature."""
+        return all(note == self.decisions.note() for note in self.space.notes)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
