@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import tas
 from tas.data import load
 from tas.errors import BadRecipe
-from tas.initialization import merged, student_at
+from tas.initialization import merged, require_same, student_at
 from tas.objectives import default_objective
 from tas.training import TrainingPlan, evaluate, train
 
@@ -40,6 +41,25 @@ def test_fresh_weights_depend_on_the_seed_alone(traced: tas.Traced) -> None:
     assert not torch.equal(first.stem[0].weight, before)
     assert torch.equal(traced.network.stem[0].weight, before)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_student_that_is_not_the_supernet_is_never_handed_out(
+    traced: tas.Traced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*given: Any) -> nn.Module:
+        student = tas.extract(*given)
+        with torch.no_grad():
+            next(student.parameters()).flatten()[0] += 0.5
+        return student
+
+    architecture = traced.space.smallest()
+    require_same(traced, architecture, tas.extract(traced, architecture))
+    monkeypatch.setattr("tas.initialization.extract", wrong)
+    for weights in ("inherit", "scratch", "merge"):
+        with pytest.raises(
+            RuntimeError, match=r"outputs on the example inputs differ by up to 0\.\d+; nothing is saved"
+        ):
+            student_at(traced, architecture, weights, batches=[])  # type: ignore[arg-type]
 
 
 class Chain(nn.Module):

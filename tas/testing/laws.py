@@ -124,7 +124,7 @@ def _gradients(output: Any, weights: list[nn.Parameter]) -> list[Tensor | None]:
 
 
 def _norm(tensors: list[Tensor | None]) -> Tensor:
-    return sum((t.detach().square().sum() for t in tensors if t is not None), torch.zeros(())).sqrt()
+    return sum((t.detach().abs().square().sum() for t in tensors if t is not None), torch.zeros(())).sqrt()
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Networks whose sizes depend on data: detectors rank, threshold and suppress, and keep any number of boxes.
 
-A *decision* is what an operator makes of real numbers that is not real itself: a mask, an index, a rank, a number read
-back into Python. Between decisions a network is smooth, and every size in it follows from them. So wherever two
+A *decision* is what an operator makes of real numbers, or of chance, that is not real itself: a mask, an index, a rank,
+a number read back into Python. Between decisions a network is smooth, and every size in it follows from them. So wherever two
 networks are compared (the replay of a cut one with the record, a supernet with its student), both run under the
 decisions that the original took on the same inputs: sizes and counts are then exact, however near a tie was, and a wrong
 channel size shows behind a `nms` as it does anywhere.
@@ -25,8 +25,8 @@ _SIZED_BY_DATA = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_outpu
 
 @dataclass(frozen=True)
 class Decision:
-    """One decision: the shapes that it was made of, and what came out, but for real tensors. `learned`: it was made of
-    something that parameters had a part in; only then can it come out otherwise in another network."""
+    """One decision: the shapes that it was made of, and what came out, but for real tensors. `learned`: parameters or
+    chance had a part in it; only then can it come out otherwise in another forward."""
 
     shapes: tuple[tuple[int, ...], ...]
     made: tuple[Any, ...]
@@ -70,7 +70,7 @@ class Noting(TorchDispatchMode):
         decides = _decides(func, inputs, out)
         if decides:
             made = tuple(None if _real(leaf) else _copied(leaf) for leaf in tree_leaves(out))
-            self.decisions.taken[str(func)].append(Decision(_shapes(inputs), made, learned))
+            self.decisions.taken[str(func)].append(Decision(_shapes(func, inputs, out), made, learned or _draws(func)))
         if learned and _is_sized_by_data(func, args, decides):
             self.decisions.sized[func._schema.name.split("::")[-1]] += 1
         return out
@@ -100,7 +100,7 @@ class Holding(TorchDispatchMode):
         if number >= len(noted) or not noted[number].learned:
             return out
         self.seen += [tensor.detach().clone() for tensor in inputs if _real(tensor)]
-        same = noted[number].shapes == _shapes(inputs)
+        same = noted[number].shapes == _shapes(func, inputs, out)
         return _retaken(noted[number], func, out, args, kwargs or {}) if same else out
 
 
@@ -157,12 +157,16 @@ def _retaken(decision: Decision, func: Any, out: Any, args: Any, kwargs: Mapping
 
 
 def _decides(func: Any, inputs: list[Tensor], out: Any) -> bool:
-    """Whether an operator makes something that is not real of real tensors. (Pooling with indices does not decide: the
+    """Whether an operator makes something that is not real of real tensors, or of chance. (Pooling with indices does not decide: the
     indices only serve its gradient.)"""
-    if not any(map(_real, inputs)) or any(r.alias_info is not None for r in func._schema.returns):
+    if not (_draws(func) or any(map(_real, inputs))) or any(r.alias_info is not None for r in func._schema.returns):
         return False
     leaves = tree_leaves(out)
     return _selects(func) or (bool(leaves) and not any(_real(leaf) or leaf is None for leaf in leaves))
+
+
+def _draws(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
 
 
 def _selects(func: Any) -> bool:
@@ -188,8 +192,9 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _shapes(tensors: list[Tensor]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(tensor.shape) for tensor in tensors)
+def _shapes(func: Any, inputs: list[Tensor], out: Any) -> tuple[tuple[int, ...], ...]:
+    """What tells one call from another: the inputs' shapes; where chance draws, what is drawn."""
+    return tuple(tuple(tensor.shape) for tensor in (*inputs, *(_tensors(out) if _draws(func) else ())))
 
 
 def _real(leaf: Any) -> bool:

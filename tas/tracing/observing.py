@@ -17,6 +17,7 @@ from tas.errors import BadNetwork, BadRecipe
 from tas.tracing.identity import Rows
 from tas.tracing.operators import HANDLERS, unknown
 from tas.tracing.recording import Recorder, plain_attention
+from tas.tracing.replay import unchanged
 from tas.tracing.rules import Rules, inside, matches, require_match
 from tas.tracing.slicing import copy_sharing
 
@@ -32,12 +33,12 @@ def observe(
 
     Raises `BadNetwork` where network or inputs are not fit to be traced, `BadRecipe` where a rule names nothing."""
     _check_inputs(args, kwargs)
-    _check_tensors(network, args, kwargs)
-    watched, again = (copy_sharing(network, list(network.parameters())).eval() for _ in range(2))
+    check_devices(network, args, kwargs)
+    watched = copy_sharing(network, list(network.parameters())).eval()
     before = _structure(watched)
     recorder = Recorder(watched, HANDLERS, unknown, handlers)
     try:
-        with _same_draws():
+        with _same_draws(network):
             output = recorder.run(args, kwargs)
     except Exception as error:
         if isinstance(error, BadNetwork):
@@ -49,7 +50,7 @@ def observe(
     if not _numbers(output):
         raise BadNetwork(f"the network must give tensors, alone or in tuples, lists and dicts; got {_kind(output)}")
     _check_steady(before, watched)
-    _check_repeats(output, again, args, kwargs)
+    _check_repeats(output, watched, args, kwargs)
     _protect(recorder, rules)
     _keep_outputs(recorder, rules)
     return recorder
@@ -60,6 +61,11 @@ def observe(
 
 def copied(network: nn.Module) -> nn.Module:
     """A deep copy; `BadNetwork` where there cannot be one (the network keeps a result with gradients, a lock, a file)."""
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if is_lazy(tensor):
+            raise BadNetwork(
+                f"{name!r} has no shape yet (a lazy module): run the network once on an example before it is traced"
+            )
     try:
         return copy.deepcopy(network)
     except Exception as error:
@@ -78,14 +84,9 @@ def _check_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         )
 
 
-def _check_tensors(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    held = [*network.named_parameters(), *network.named_buffers()]
-    for name, tensor in held:
-        if is_lazy(tensor):
-            raise BadNetwork(
-                f"{name!r} has no shape yet (a lazy module): run the network once on an example before it is traced"
-            )
-    ours = {tensor.device for _, tensor in held}
+def check_devices(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """`BadNetwork` unless network and inputs lie on one device, which holds numbers."""
+    ours = {tensor.device for tensor in (*network.parameters(), *network.buffers())}
     theirs = {tensor.device for tensor in _tensors((args, dict(kwargs)))}
     if any(device.type == "meta" for device in ours | theirs):
         raise BadNetwork("tensors on the meta device hold no numbers: give the network and its inputs on a real device")
@@ -96,14 +97,15 @@ def _check_tensors(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
 
 
 def _structure(network: nn.Module) -> dict[str, object]:
-    modules = {f"module {name!r}": type(module) for name, module in network.named_modules(remove_duplicate=False)}
+    """The very modules and parameters, by name."""
+    modules = {f"module {name!r}": module for name, module in network.named_modules(remove_duplicate=False)}
     parameters = network.named_parameters(remove_duplicate=False)
-    return modules | {f"parameter {name!r}": tuple(parameter.shape) for name, parameter in parameters}
+    return modules | {f"parameter {name!r}": parameter for name, parameter in parameters}
 
 
 def _check_steady(before: Mapping[str, object], network: nn.Module) -> None:
     after = _structure(network)
-    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    changed = [key for key in {**before, **after} if before.get(key) is not after.get(key)]
     if changed:
         raise BadNetwork(
             f"a forward must leave the network's modules and parameters as they are, it changed {changed[0]}"
@@ -113,8 +115,8 @@ def _check_steady(before: Mapping[str, object], network: nn.Module) -> None:
 
 
 def _check_repeats(output: Any, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Numbers that are drawn by torch are the same again; those of other generators are not."""
-    with torch.no_grad(), plain_attention(), _same_draws():
+    """What torch's global generators draw is the same in a second call; what others draw is not."""
+    with torch.no_grad(), plain_attention(), unchanged(network.modules()), _same_draws(network):
         again = network(*args, **kwargs)
     for a, b in zip(_numbers(output), _numbers(again), strict=False):
         if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * _largest(b), equal_nan=True):
@@ -137,9 +139,10 @@ def _numbers(output: Any) -> list[Tensor]:
 
 
 @contextmanager
-def _same_draws() -> Iterator[None]:
+def _same_draws(network: nn.Module) -> Iterator[None]:
     """torch's global generators start the same, and go on behind as if nothing had been drawn."""
-    with torch.random.fork_rng():
+    devices = {parameter.device for parameter in network.parameters() if parameter.is_cuda}
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
         yield
 
