@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,10 +82,12 @@ def space(
     data = preparation.data_of(recipe.data) if _is_file(network) and not recipe.network.shape else None
     original = preparation.original_of(recipe.network, recipe.seed)
     inputs = preparation.example_inputs(recipe.network, original, data)
+    start = time.perf_counter()
     found = preparation.source_of(recipe, original, inputs).space
+    seconds = time.perf_counter() - start
     preparation.require_choices(found)
-    limited = recipe.budget.macs or recipe.budget.params
-    described = preparation.describe(found, preparation.budget_of(found, recipe.budget) if limited else None)
+    limits = preparation.budget_of(found, recipe.budget) if recipe.budget.macs or recipe.budget.params else None
+    described = preparation.survey(found, original, inputs, seconds, limits)
     if out:
         write_json(out, described)
     show(as_json, described, *tables.space_tables(described))
@@ -99,8 +102,10 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a recipe from the original to the report, or go on where it was interrupted."""
+    from tas import commands
+
     if plan:
-        return _plan(recipe, overrides, as_json)
+        return commands.plan(_recipe(str(recipe), overrides), as_json)
     return _finish(recipe, out, overrides, as_json)
 
 
@@ -132,17 +137,44 @@ def distill(
 @app.command()
 def score(
     recipe: RecipePath,
-    architectures: Annotated[Path, typer.Option(help="JSON: one architecture, a list of them, or one a line.")],
+    architectures: Annotated[
+        Path | None, typer.Option(help="JSON: one architecture, a list of them, or one a line.")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Draw N architectures within the budget, by uniform rates.")
+    ] = None,
+    learned: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="Draw them from the distribution that a run learned.")
+    ] = None,
+    correlate: Annotated[
+        int | None,
+        typer.Option(min=3, metavar="K", help="Draw K (24 say a little), train each, correlate scores and results."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each training for --correlate.")] = 1,
     out: Annotated[Path | None, typer.Option("--out", help="A run folder: its original is used.")] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Score architectures quickly: hold-out metric with recalibrated batch norm, no training."""
-    from tas.judging import architectures_in, quick_scores
-    from tas.reporting import tables
+    """Score architectures quickly: hold-out metric with recalibrated batch norm, no training.
 
-    metric, rows = quick_scores(_recipe(str(recipe), overrides), architectures_in(architectures), out)
-    show(as_json, {"metric": metric, "scores": rows}, tables.score_rows(rows, metric))
+    Scores are made with the original's weights, also those of architectures that a search found with its supernet's.
+    """
+    from tas import commands
+
+    if correlate is None:
+        return commands.score(_recipe(str(recipe), overrides), architectures, sample, learned, out, as_json)
+    if architectures is not None or sample is not None:
+        raise BadRecipe("--correlate draws its architectures: leave out --architectures and --sample")
+    chosen = _recipe(str(recipe), overrides)
+    return commands.correlate(chosen, _folder(recipe, out), correlate, epochs, learned, as_json)
+
+
+@app.command()
+def compare(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json: Json = False) -> None:
+    """Compare searches and baselines at equal budgets, all trained the same way, over seeds; see section `compare`."""
+    from tas import commands
+
+    commands.compare(_recipe(str(recipe), overrides), _folder(recipe, out), as_json)
 
 
 @app.command()
@@ -185,17 +217,11 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a network as one file for another runtime, checked there on real inputs; exits 1 where it disagrees."""
-    from tas.exporting import Mismatch
-    from tas.judging import export_target
+    from tas import commands
 
     options = {"fold": fold, "dtype": dtype, "channels_last": channels_last, "opset": opset}
     recipe_of = partial(_recipe, overrides=overrides)
-    try:
-        found = export_target(network, out, recipe_of, format, images, dynamic_batch=not fixed_batch, **options)
-    except Mismatch as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    show(as_json, found, (["", ""], [[name, str(value)] for name, value in found.items()]))
+    commands.export(network, out, recipe_of, format, images, as_json, dynamic_batch=not fixed_batch, **options)
 
 
 @app.command()
@@ -208,33 +234,13 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_jso
 
 
 def _finish(path: Path, out: Path | None, overrides: list[str] | None, as_json: bool, **options: Any) -> None:
-    """Run, then show the result and where it lies."""
-    from tas.reporting import tables
-    from tas.reporting.page import read_json
-    from tas.runner import run
+    from tas import commands
 
-    folder = out or Path("runs") / path.stem
-    try:
-        metrics = run(_recipe(str(path), overrides), folder, **options)
-    except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on in {folder}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    state, space, architecture = (read_json(folder / f"{name}.json") for name in ("run", "space", "architecture"))
-    names = ("architecture.json", "student", "metrics.json", "report.html")
-    paths = "\n".join(str(folder / name) for name in names if (folder / name).exists())
-    shown = [tables.result_rows(metrics, state["metric"])]
-    if "student" not in metrics:  # searched, not trained yet
-        shown.insert(0, tables.size_rows(space, architecture))
-    show(as_json, {**metrics, "architecture": architecture, "folder": str(folder)}, *shown, paths)
+    commands.finish(_recipe(str(path), overrides), _folder(path, out), as_json, **options)
 
 
-def _plan(path: Path, overrides: list[str] | None, as_json: bool) -> None:
-    from tas.planning import estimate
-    from tas.preparation import prepare
-    from tas.reporting import tables
-
-    found = estimate(prepare(_recipe(str(path), overrides)))
-    show(as_json, found, *tables.plan_tables(found))
+def _folder(recipe: Path, out: Path | None) -> Path:
+    return out or Path("runs") / recipe.stem
 
 
 def _recipe(name: str, overrides: list[str] | None, shape: str | None = None) -> Recipe:

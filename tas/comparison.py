@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,11 @@ def taught(
             checkpoint=checkpoint,
         )
     return student
+
+
+def in_epochs(how: Distillation, epochs: int) -> Distillation:
+    """The same training in other many epochs; the warm-up keeps its part of them."""
+    return replace(how, epochs=epochs, warmup_epochs=how.warmup_epochs * epochs / how.epochs)
 
 
 def rebuild(section: Network, architecture: Mapping[str, int] | None) -> nn.Module:

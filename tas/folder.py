@@ -77,7 +77,8 @@ class RunFolder:
 
 
 def check_owner(path: str | Path, recipe: Recipe) -> None:
-    """`BadRecipe` where a folder holds the run of another recipe (machine and title may differ), or something else."""
+    """`BadRecipe` where a folder holds the run of another recipe (machine, title and what is compared may differ), or
+    something else."""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise BadRecipe(f"the run folder must be a folder, {path} is a file")
@@ -87,8 +88,8 @@ def check_owner(path: str | Path, recipe: Recipe) -> None:
         raise BadRecipe(f"{path} is neither empty nor a run folder (no recipe.yaml); choose another --out")
     before, now = yaml.safe_load((path / "recipe.yaml").read_text()), recipe.model_dump(mode="json")
     for values in (before, now):
-        values.pop("machine", None)
-        values.pop("title", None)
+        for name in ("machine", "title", "compare"):
+            values.pop(name, None)
     if found := difference(before, now):
         raise BadRecipe(f"{path} belongs to another recipe: {found}; choose another --out")
 

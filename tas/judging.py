@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tas.comparison import rebuild
 from tas.errors import BadRecipe
@@ -16,24 +17,35 @@ from tas.exporting import SUFFIXES, export, facts, load, note
 from tas.originals import build
 from tas.preparation import Prepared, data_of, device_of, objective_of, original_of, prepare
 from tas.recipe import Network, Recipe
+from tas.sampling import sample_many
 from tas.scoring import ranked, score
+from tas.space import Architecture, Budget, SearchSpace
 from tas.stages import candidate_row, judged_on, weighted
 from tas.training import evaluate
 
 
 def quick_scores(
-    recipe: Recipe, architectures: Sequence[Mapping[str, int]], run: Path | None = None
+    recipe: Recipe,
+    architectures: Sequence[Mapping[str, int]] | int,
+    run: Path | None = None,
+    learned: Path | None = None,
 ) -> tuple[str, list[dict[str, Any]]]:
-    """The metric's name and a row an architecture, best first. `run`: the folder of a run that trained the original."""
+    """The metric's name and a row an architecture, best first; all with the original's weights.
+
+    architectures: themselves, or how many are `drawn`. run: the folder of a run that trained the original; by default
+    `learned`, which they are drawn from.
+    """
     if recipe.network.supernet is not None:
         raise BadRecipe("quick scores need inherited weights; students of network.supernet start from fresh ones")
     prepared = prepare(recipe)
+    if isinstance(architectures, int):
+        architectures = drawn(prepared.space, prepared.budget, architectures, recipe.seed, learned)
     for architecture in architectures:
         try:
             prepared.space.indices(architecture)
         except ValueError as problem:
             raise BadRecipe(str(problem)) from problem
-    source = weighted(prepared, _trained(prepared, run))
+    source = weighted(prepared, _trained(prepared, run or learned))
     search = recipe.search
     found = score(
         source,
@@ -47,6 +59,30 @@ def quick_scores(
     )
     best = ranked(found, prepared.objective)
     return prepared.objective.name, [candidate_row(prepared, each, best[0].architecture) for each in best]
+
+
+def drawn(space: SearchSpace, budget: Budget, count: int, seed: int, learned: Path | None = None) -> list[Architecture]:
+    """Up to `count` distinct architectures in the budget's band, fewer where it holds no more: by uniform rates, or
+    from the distribution that the run in the folder `learned` has learned. More of them begin with the same ones."""
+    table = None if learned is None else _distribution(space, learned)
+    found = sample_many(space, torch.Generator().manual_seed(seed), max(256, 8 * count), budget, table)
+    return list(dict.fromkeys(space.architecture(row) for row in found.tolist()))[:count]
+
+
+def _distribution(space: SearchSpace, run: Path) -> Tensor:
+    """Probabilities [choices, widest] as `distribution.json` of a run folder has them."""
+    try:
+        known = json.loads((run / "distribution.json").read_text())
+    except (OSError, ValueError) as problem:
+        raise BadRecipe(
+            f"--from needs the folder of a finished differentiable search, {run} keeps no distribution.json: {problem}"
+        ) from problem
+    table = torch.zeros(len(space.choices), max(len(choice.candidates) for choice in space.choices)).double()
+    for row, choice in zip(table, space.choices, strict=True):
+        if len(known.get(choice.name, ())) != len(choice.candidates) or len(known) != len(space.choices):
+            raise BadRecipe(f"the run in {run} must have searched the same space; {choice.name!r} differs")
+        row[: len(choice.candidates)] = torch.tensor(known[choice.name], dtype=torch.float64)
+    return table
 
 
 def _trained(prepared: Prepared, run: Path | None) -> nn.Module:

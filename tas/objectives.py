@@ -64,6 +64,11 @@ def top1(outputs: Any, targets: Any) -> Tensor:
     return 100 * (_logits(outputs).argmax(1) == targets).float()
 
 
+def top5(outputs: Any, targets: Any) -> Tensor:
+    """100 for every example whose target is among the five largest logits, else 0: float [batch]."""
+    return 100 * (_logits(outputs).topk(5, dim=1).indices == targets[:, None]).any(1).float()
+
+
 def _logits(outputs: Any) -> Tensor:
     if not isinstance(outputs, Tensor):
         raise BadNetwork(

@@ -12,13 +12,13 @@ from typing import Any, Literal
 from tas.comparison import baselines, distilled
 from tas.errors import BadRecipe
 from tas.exporting import write_json
-from tas.folder import RunFolder, check_owner
-from tas.preparation import costs_of_original, describe, prepare
+from tas.folder import check_owner
+from tas.preparation import costs_of_original, prepare
 from tas.recipe import Recipe, read
 from tas.reporting import write_report
 from tas.reporting.page import read_json
-from tas.reporting.progress import Display, Events
-from tas.stages import Run, judged_on, original, searched, weighted
+from tas.reporting.progress import Display
+from tas.stages import Run, judged_on, opened, original, searched, weighted
 
 Stage = Literal["original", "search", "distill"]
 
@@ -42,17 +42,12 @@ def run(
     judged_on(prepared.data)
     if architecture is not None and not prepared.space.contains(architecture):
         raise BadRecipe("the architecture must give every choice of the space one of its candidates; see `tas space`")
-    title = recipe.title or f"{recipe.network.name.rpartition(':')[2]} on {recipe.data.name}"
-    record = RunFolder(folder, recipe, title, prepared.objective.name, prepared.device)
-    write_json(record.path / "space.json", describe(prepared.space, prepared.budget))
-    current = Run(prepared, record, display or Display(), Events(record.path / "events"))
-    for note in prepared.space.notes:
-        current.warn(note)
+    current = opened(prepared, folder, display)
     try:
         return _stages(current, until, architecture)
     finally:
         current.events.close()
-        write_report(record.path)
+        write_report(current.folder.path)
 
 
 def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict[str, Any]:

@@ -68,6 +68,14 @@ def search_splits(data: Data, seed: int = 0) -> tuple[Split, Split]:
     return halves(data.train, torch.Generator().manual_seed(seed))
 
 
+def unseen(data: Data, images: int, seed: int = 0) -> Split | None:
+    """The images of the architecture half that scores on `images` do not use; None where none is left."""
+    half = search_splits(data, seed)[1]
+    if isinstance(half.source, OwnBatches) or len(half) <= images:
+        return None
+    return half.take(_order(half)[images:])
+
+
 def score(
     source: Traced | Supernet,
     architectures: Iterable[Mapping[str, int]],
@@ -218,10 +226,12 @@ def ranked(scores: Sequence[Score], objective: Objective | None = None) -> list[
 def _decoded(split: Split, count: int, batch: int, whole: bool, device: torch.device | str) -> Batches:
     """The first `count` examples of an order that is the same for every count and mixes the classes evenly: the
     statistics of a batch need many classes in it. (The user's own batches keep their order.)"""
-    if not isinstance(split.source, OwnBatches):
-        order = nested(split.targets, len(split), torch.Generator().manual_seed(0))
-        return list(split.take(order[:count]).batches(batch, drop_last=whole, device=device))
-    return list(split.take(count).batches(batch, drop_last=whole, device=device))
+    which = count if isinstance(split.source, OwnBatches) else _order(split)[:count]
+    return list(split.take(which).batches(batch, drop_last=whole, device=device))
+
+
+def _order(split: Split) -> Tensor:
+    return nested(split.targets, len(split), torch.Generator().manual_seed(0))
 
 
 def _first(batches: Batches, count: int) -> Batches:

@@ -18,7 +18,7 @@ from tas.folder import RunFolder
 from tas.importance import reorder
 from tas.methods import search
 from tas.originals import build
-from tas.preparation import Prepared, costs
+from tas.preparation import Prepared, costs, describe
 from tas.recipe import Recipe
 from tas.reporting.progress import Display, Events
 from tas.scoring import Score, search_splits
@@ -53,6 +53,18 @@ class Run:
         """Say it now and in the report."""
         self.display.say(f"warning: {text}")
         self.folder.warn(text)
+
+
+def opened(prepared: Prepared, folder: str | Path, display: Display | None = None) -> Run:
+    """Begin the run of a recipe in a folder, or take up the one that is there; `check_owner` has been asked before."""
+    recipe = prepared.recipe
+    title = recipe.title or f"{recipe.network.name.rpartition(':')[2]} on {recipe.data.name}"
+    record = RunFolder(folder, recipe, title, prepared.objective.name, prepared.device)
+    write_json(record.path / "space.json", describe(prepared.space, prepared.budget))
+    current = Run(prepared, record, display or Display(), Events(record.path / "events"))
+    for note in prepared.space.notes:
+        current.warn(note)
+    return current
 
 
 def judged_on(data: Data) -> Split:

@@ -18,7 +18,7 @@ ROWS = (
     "importance scoring correlation initialization distillation",
     "methods",
     "exporting originals recipe preparation folder reporting",
-    "stages comparison judging planning runner printing",
+    "stages comparison judging correlating planning timing outcomes cells comparing runner printing commands",
     "testing",
     "cli",
 )

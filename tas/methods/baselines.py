@@ -1,5 +1,5 @@
-"""What a search has to beat at the same budget: uniform widths (strong on small networks), random ones, and those that a
-global threshold on the importance of channels leaves."""
+"""What a search has to beat at the same budget: uniform widths (strong on small networks), random ones, and those that
+a global threshold on the importance of channels leaves."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from tas.recipe.reading import difference, dump, input_shape, parse, read, template
 from tas.recipe.sections import (
+    SEARCHES,
+    Compare,
     DataSource,
     Differentiable,
     Distillation,
@@ -16,6 +18,8 @@ from tas.recipe.sections import (
 )
 
 __all__ = [
+    "SEARCHES",
+    "Compare",
     "DataSource",
     "Differentiable",
     "Distillation",

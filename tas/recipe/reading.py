@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -126,7 +126,7 @@ def _message(problem: ValidationError) -> str:
     if error["type"] in ("missing", "missing_argument"):
         return f"the recipe needs {key!r}"
     if error["type"] == "union_tag_invalid":
-        return f"search.method should be one of {', '.join(SEARCHES)}, got {error['ctx']['tag']!r}"
+        return f"{key}.method should be one of {', '.join(SEARCHES)}, got {error['ctx']['tag']!r}"
     reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{key} {reason}, got {error['input']!r}"
 
@@ -135,6 +135,16 @@ def _keys(location: Sequence[str]) -> list[str]:
     """The keys of the section at a location."""
     kind: Any = Recipe
     for name in location:
+        if name.isdigit():  # the place in a list
+            continue
         annotation = SEARCHES.get(name) or (kind.model_fields[name].annotation if name in kind.model_fields else None)
-        kind = next((part for part in (annotation, *get_args(annotation)) if isinstance(part, type)), Section)
+        kind = next(_classes(annotation), Section)
     return [field.name for field in fields(kind)] if is_dataclass(kind) else list(kind.model_fields)
+
+
+def _classes(annotation: Any) -> Iterator[type]:
+    """An annotation's own class, or those in it: of Annotated, of a union, of the members of a tuple."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _classes(part)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from tas.errors import BadRecipe
 from tas.methods import adaptive_bn, differentiable, optuna_study
@@ -123,6 +123,19 @@ Search = Annotated[
 ]
 
 
+def _name_or_method(value: Any) -> str:
+    return "name" if isinstance(value, str) else _method(value)
+
+
+SearchOrName = Annotated[
+    Annotated[str, Tag("name")]
+    | Annotated[Differentiable, Tag("differentiable")]
+    | Annotated[AdaptiveBN, Tag("adaptive_bn")]
+    | Annotated[OptunaStudy, Tag("optuna")],
+    Discriminator(_name_or_method),
+]
+
+
 class Initialize(Section):
     """How a student gets its weights: the original's most important channels ("inherit"), those with the removed ones
     merged into the layers that read them ("merge"), or fresh ones ("scratch")."""
@@ -154,6 +167,35 @@ class Report(Section):
     repeats: int = Field(default=1, ge=1)
 
 
+def _limits(value: Any) -> Any:
+    """A bare part or amount limits the MACs."""
+    return {"macs": value} if isinstance(value, str | int | float) else value
+
+
+class Compare(Section):
+    """What `tas compare` compares: every search at every budget with every seed, and the baselines with them.
+
+    methods: names of searches, or whole `search` sections, by default the recipe's. A search that is only named has its
+    own defaults, but the recipe's numbers of images. budgets: `budget` sections, or limits of the MACs, by default the
+    recipe's. seeds: of search and training. latency_batch, latency_repeats: of the measured latency, which is also
+    measured at batch 1.
+    """
+
+    methods: tuple[SearchOrName, ...] = ()
+    budgets: tuple[Annotated[Limits, BeforeValidator(_limits)], ...] = ()
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
+    latency_batch: int = Field(default=32, ge=1)
+    latency_repeats: int = Field(default=20, ge=2)
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, methods: tuple[Any, ...]) -> tuple[Any, ...]:
+        for name in methods:
+            if isinstance(name, str) and name not in SEARCHES:
+                raise ValueError(f"names searches out of {', '.join(SEARCHES)}")
+        return methods
+
+
 class Machine(Section):
     """Where and how to run; the one section that may change when a run is taken up again. threads 0: torch decides."""
 
@@ -175,5 +217,6 @@ class Recipe(Section):
     initialize: Initialize = Initialize()
     distill: Distillation = Distillation()
     report: Report = Report()
+    compare: Compare = Compare()
     machine: Machine = Machine()
     seed: int = Field(default=0, ge=0)

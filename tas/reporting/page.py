@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +17,38 @@ def write_report(folder: str | Path) -> Path:
 
     `BadRecipe` where the folder holds no run.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     folder = Path(folder)
     if not (folder / "run.json").is_file():
         raise BadRecipe(f"a report is made of a run folder; {folder} has no run.json")
-    environment = Environment(loader=PackageLoader("tas.reporting", "."), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("report.html.jinja").render(**_content(folder))
-    write_text(folder / "report.html", page)
+    write_page(folder / "report.html", "report.html.jinja", _content(folder))
     return folder / "report.html"
+
+
+def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
+    """One self-contained page, from a template of this package."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(loader=PackageLoader("tas.reporting", "."), autoescape=True, undefined=StrictUndefined)
+    write_text(path, environment.get_template(template).render(light=pictures.LIGHT, **content))
 
 
 def _content(folder: Path) -> dict[str, Any]:
     run, space = read_json(folder / "run.json"), read_json(folder / "space.json")
     metrics, architecture = read_json(folder / "metrics.json"), read_json(folder / "architecture.json")
     candidates, course = read_lines(folder / "candidates.jsonl"), read_lines(folder / "search.jsonl")
+    agreement = read_json(folder / "correlation.json")
     metric, limit = run["metric"], (space or {}).get("budget", {}).get("macs")
     drawn = {
         "Sizes before and after": pictures.sizes(space, architecture) if space and architecture else "",
         "Course of the search": _course(course, (space or {}).get("budget", {})),
         "Candidates": pictures.candidates(candidates, metric, limit) if candidates else "",
+        "Scores and results": pictures.correlation(agreement["candidates"], metric) if agreement else "",
     }
     return {
         "title": run["title"],
         "summary": _summary(metrics, metric),
         "result": tables.result_rows(metrics, metric) if metrics else None,
+        "correlations": _correlations(agreement) if agreement else None,
         "feasibility": tables.feasibility_rows(space["feasibility"]) if space else None,
         "pictures": {name: picture for name, picture in drawn.items() if picture},
         "scores": tables.score_rows(candidates, metric) if candidates else None,
@@ -52,6 +60,10 @@ def _content(folder: Path) -> dict[str, Any]:
         "environment": read_json(folder / "environment.json") or {},
         "recipe": (folder / "recipe.yaml").read_text() if (folder / "recipe.yaml").is_file() else "",
     }
+
+
+def _correlations(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {"table": tables.correlation_rows(found["correlations"]), "note": tables.correlation_note(found)}
 
 
 def _course(rows: list[dict[str, Any]], limits: dict[str, float]) -> str:

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 # marker colour -> CSS variable of the page
 _INK, _FAINT, _MAIN, _OTHER = "#010203", "#010204", "#010205", "#010206"
 _VARIABLES = {_INK: "--ink", _FAINT: "--faint", _MAIN: "--main", _OTHER: "--other"}
+LIGHT = {  # the page's colours by day
+    "--paper": "#ffffff",
+    "--ink": "#1d2530",
+    "--soft": "#5a6675",
+    "--faint": "#b4bdc8",
+    "--line": "#e1e6ec",
+    "--main": "#1f6fb5",
+    "--other": "#c4571b",
+    "--warn": "#fff5df",
+}
 _UNITS = {"macs": "MACs"}  # measures that are not written as they are named
 _WIDTH = 4.6  # inches: about as wide as a phone, so that letters stay readable there
 _STYLE: dict[Any, Any] = {
@@ -92,21 +102,70 @@ def candidates(rows: Sequence[Mapping[str, Any]], metric: str, limit: float | No
         return _svg(figure)
 
 
+def correlation(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """What every candidate reached over its recalibrated and over its raw score; the numbers are depths, where these
+    differ."""
+    with _style():
+        kinds = [name for name in ("recalibrated", "raw") if any(row["raw"] != row["recalibrated"] for row in rows)]
+        kinds = kinds or ["recalibrated"]
+        figure, first = _figure("correlation", 2.8, columns=len(kinds))
+        several = len({row["depth"] for row in rows}) > 1
+        for axes, kind, colour in zip(figure.axes, kinds, (_MAIN, _OTHER), strict=False):
+            places = [row[kind] for row in rows], [row["reached"] for row in rows]
+            axes.scatter(*places, s=14, color=colour)
+            for row in rows if several else ():
+                where, near = (row[kind], row["reached"]), (3, 2)
+                axes.annotate(str(row["depth"]), where, near, textcoords="offset points", fontsize=7, color=_INK)
+            axes.set(xlabel=f"{kind} score, {metric}")
+        first.set_ylabel(f"{metric} after training")
+        return _svg(figure)
+
+
+def curves(rows: Sequence[Mapping[str, Any]], original: Mapping[str, Any], metric: str) -> str:
+    """Mean and standard deviation over MACs, a line a row of the comparison's tables; a dotted line marks the
+    original."""
+    with _style():
+        figure, axes = _figure("curves", 3.8)
+        names = list(dict.fromkeys(row["row"] for row in rows))
+        for number, name in enumerate(names):
+            mine = sorted((row for row in rows if row["row"] == name), key=lambda row: row["macs"])
+            shift = (number - (len(names) - 1) / 2) * 0.003 * original["macs"] / 1e6  # bars would hide each other
+            places = [row["macs"] / 1e6 + shift for row in mine], [row[metric]["mean"] for row in mine]
+            colour = (_MAIN, _OTHER, _INK)[number % 3]
+            look: dict[str, Any] = {"marker": "osD^vX"[number % 6], "linestyle": ("-", "--", ":")[number // 3 % 3]}
+            spreads = [row[metric]["sd"] or 0.0 for row in mine]
+            axes.errorbar(*places, spreads, color=colour, label=name, markersize=5, capsize=2, linewidth=1, **look)
+        axes.axhline(original[metric], color=_FAINT, linestyle=":", label="original")
+        axes.locator_params(axis="x", nbins=6)
+        axes.set(xlabel="million MACs", ylabel=f"{metric} on test images")
+        figure.legend(loc="outside upper left", ncols=3, fontsize=8)
+        return _svg(figure)
+
+
+def standalone(picture: str) -> str:
+    """A picture of the page as a file of its own: in the page's colours by day, on white."""
+    for variable, colour in LIGHT.items():
+        picture = picture.replace(f"var({variable})", colour)
+    return picture.replace("<svg ", f'<svg style="background: {LIGHT["--paper"]}" ', 1)
+
+
 def _style() -> Any:
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)
 
 
-def _figure(name: str, height: float) -> tuple[Figure, Axes]:
+def _figure(name: str, height: float, columns: int = 1) -> tuple[Figure, Axes]:
+    """A figure and its first axes; those of further columns share the vertical scale."""
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["svg.hashsalt"] = name  # ids must differ between the pictures of a page, not between two runs
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
+    axes = figure.add_subplot(1, columns, 1)
+    for column in range(1, columns):
+        figure.add_subplot(1, columns, column + 1, sharey=axes).tick_params(labelleft=False)
     return figure, axes
 
 

@@ -43,7 +43,7 @@ def result_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]
 
 def feasibility_rows(feasibility: Rows) -> tuple[list[str], list[list[str]]]:
     """Smallest, uniform and largest architecture of a space, before any training."""
-    largest = feasibility["largest"]
+    largest = feasibility.get("original", feasibility["largest"])
     header = ["architecture", "MACs", "params", "of MACs", "of params"]
     rows = [
         [name, short(row["macs"]), short(row["params"])]
@@ -55,19 +55,33 @@ def feasibility_rows(feasibility: Rows) -> tuple[list[str], list[list[str]]]:
 
 def choice_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The choices of `SearchSpace.to_dict()`."""
-    rows = [[c["name"], c["kind"], _candidates(c["candidates"]), str(c["candidates"][-1])] for c in space["choices"]]
+    rows = [
+        [c["name"], c["kind"], _candidates(c["candidates"]), str(c.get("original", c["candidates"][-1]))]
+        for c in space["choices"]
+    ]
     return ["choice", "kind", "candidates", "original"], rows
 
 
 def size_rows(space: Mapping[str, Any], architecture: Mapping[str, int]) -> tuple[list[str], list[list[str]]]:
     """What an architecture keeps of each size."""
-    sizes = [(c["name"], c["kind"], c["candidates"][-1], architecture[c["name"]]) for c in space["choices"]]
+    sizes = [
+        (c["name"], c["kind"], c.get("original", c["candidates"][-1]), architecture[c["name"]])
+        for c in space["choices"]
+    ]
     return ["choice", "kind", "original", "student"], [[n, k, str(full), str(kept)] for n, k, full, kept in sizes]
 
 
 def kept_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """What is not searched, and why."""
-    return ["kept", "size", "reason"], [[k["name"], str(k["size"]), k["reason"]] for k in space["kept"]]
+    """What is not searched, and why: each stream once, with how many parameter dimensions share its size and the reason
+    that tells most."""
+    streams: dict[str, list[Mapping[str, Any]]] = {}
+    for kept in space["kept"]:
+        streams.setdefault(kept.get("stream", kept["name"]), []).append(kept)
+    rows = []
+    for pieces in streams.values():
+        telling = min(pieces, key=lambda kept: kept["reason"].startswith("it meets a size that cannot change"))
+        rows.append([pieces[0]["name"], str(pieces[0]["size"]), str(pieces[0].get("places", 1)), telling["reason"]])
+    return ["kept", "size", "places", "reason"], rows
 
 
 def score_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
@@ -81,10 +95,92 @@ def score_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[s
     return header, rows
 
 
+def weights_note(importance: str) -> str:
+    """With which weights scores outside a run are made."""
+    return (
+        f"Scored with the original's weights, the most important channels by {importance} kept. (A differentiable "
+        "search scores its candidates with the weights of its supernet, which it does not keep.)"
+    )
+
+
+def candidate_rows(candidates: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
+    """Candidates of `tas score --correlate`, with what they reached."""
+    header = ["", f"{metric} after training", "recalibrated", "raw", "blocks", "MACs", "params"]
+    rows = [
+        [str(number), *(f"{row[key]:.2f}" for key in ("reached", "recalibrated", "raw")), str(row["depth"])]
+        + [short(row["macs"]), short(row["params"])]
+        for number, row in enumerate(candidates, 1)
+    ]
+    return header, rows
+
+
+def correlation_rows(correlations: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Coefficients with their 95 % intervals, over all candidates and within and across depths."""
+    parts = {"all": "all", "within": "within a depth", "across": "across depths"}
+    header, rows = ["scores", "over", "Pearson", "Spearman", "Kendall", "of"], []
+    for kind, by_part in correlations.items():
+        for part, found in by_part.items():
+            count, pairs = found["pearson"]["count"], found["kendall"]["count"]
+            unit = "depths" if part == "across" else "networks"
+            of = f"{count} {unit}" + ("" if part == "all" else f", {pairs} pairs")
+            cells = [_coefficient(found[name]) for name in ("pearson", "spearman", "kendall")]
+            rows.append([kind, parts[part], *cells, of])
+    return header, rows
+
+
+def correlation_note(found: Mapping[str, Any]) -> str:
+    """What was correlated, on which images, with which weights."""
+    count, epochs = len(found["candidates"]), f"{found['epochs']} epoch{'s' if found['epochs'] > 1 else ''}"
+    few = f" ({found['asked']} were asked for, no more were found)" if count < found["asked"] else ""
+    images = "among them those of the scores, so the agreement looks better than it is"
+    return (
+        f"{count} architectures within the budget{few}, each distilled for {epochs} on "
+        f"the weights half of the training images and judged on {found['reached_images']} images of the architecture "
+        f"half ({images if found['overlap'] else 'none of them a score image'}); scores on {found['images']} images. "
+        "Brackets: 95 % bootstrap intervals. " + weights_note(found["importance"])
+    )
+
+
+def _coefficient(value: Mapping[str, Any]) -> str:
+    if value["value"] is None:
+        return "–"
+    if value["low"] is None or value["high"] is None:
+        return f"{value['value']:.2f}"
+    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
 def space_tables(described: Mapping[str, Any]) -> list[Any]:
-    """All of `tas space`: choices, kept sizes, feasibility, notes."""
+    """All of `tas space`: choices, kept sizes, feasibility, what can go, how that was counted, notes."""
     kept = [kept_rows(described)] if described["kept"] else []
-    return [choice_rows(described), *kept, feasibility_rows(described["feasibility"]), *described["notes"]]
+    tables = [choice_rows(described), *kept, feasibility_rows(described["feasibility"])]
+    return [*tables, *_survey_lines(described), *_note_lines(described["notes"])]
+
+
+def _survey_lines(found: Mapping[str, Any]) -> list[str]:
+    part, norms = found["searchable"], found["batch_norms"]
+    formula, torchs = found["counted"]["formula"], found["counted"]["torch"]
+    differ = "" if formula == torchs else f": they differ by {abs(formula - torchs):,}, please report it"
+    return [
+        f"Up to {part['macs']:.1%} of the MACs and {part['params']:.1%} of the parameters can go; {part['layers']:.1%} of "
+        "the MACs lie in layers that a choice changes.",
+        f"MACs of the original: {formula:,} by the formula, {torchs:,} counted by torch{differ}.",
+        f"Batch norms: {norms}, whose statistics are recalibrated before a score."
+        if norms
+        else "No batch norm: scores need no recalibration.",
+        f"Traced in {found['seconds']:.1f} s.",
+    ]
+
+
+def _note_lines(notes: Sequence[str]) -> list[str]:
+    """Notes of one kind in one line, with the first place."""
+    kinds: dict[str, list[str]] = {}
+    for note in notes:
+        kind, _, place = note.partition(": ")
+        kinds.setdefault(kind, []).append(place)
+    return [
+        f"Note: {kind}" + (f": {places[0]}" if places[0] else "") + (f" and {more} more" if (more := len(places) - 1) else "")
+        for kind, places in kinds.items()
+    ]
 
 
 def plan_tables(found: Mapping[str, Any]) -> list[Any]:

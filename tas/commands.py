@@ -1,0 +1,125 @@
+"""What the longer commands do, once `tas.cli` has read their arguments."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from tas.errors import BadRecipe
+from tas.printing import show
+from tas.recipe import Recipe
+
+_DRAWN = 24  # architectures, where a run is named and no number
+
+
+def finish(recipe: Recipe, folder: Path, as_json: bool, **options: Any) -> None:
+    """Run, then show the result and where it lies."""
+    from tas import runner
+    from tas.reporting import tables
+    from tas.reporting.page import read_json
+
+    metrics = _interruptible(folder, lambda: runner.run(recipe, folder, **options))
+    state, space, architecture = (read_json(folder / f"{name}.json") for name in ("run", "space", "architecture"))
+    names = ("architecture.json", "student", "metrics.json", "report.html")
+    shown = [tables.result_rows(metrics, state["metric"])]
+    if "student" not in metrics:  # searched, not trained yet
+        shown.insert(0, tables.size_rows(space, architecture))
+    show(as_json, {**metrics, "architecture": architecture, "folder": str(folder)}, *shown, _paths(folder, names))
+
+
+def plan(recipe: Recipe, as_json: bool) -> None:
+    from tas.planning import estimate
+    from tas.preparation import prepare
+    from tas.reporting import tables
+
+    found = estimate(prepare(recipe))
+    show(as_json, found, *tables.plan_tables(found))
+
+
+def score(
+    recipe: Recipe,
+    architectures: Path | None,
+    sample: int | None,
+    learned: Path | None,
+    run: Path | None,
+    as_json: bool,
+) -> None:
+    """Quick scores of architectures from a file, or of drawn ones."""
+    from tas.judging import architectures_in, quick_scores
+    from tas.reporting import tables
+
+    if architectures is None and sample is None and learned is None:
+        raise BadRecipe("name what is to be scored: --architectures FILE, --sample N, --from RUN, or --correlate K")
+    if architectures is not None and (sample is not None or learned is not None):
+        raise BadRecipe(
+            "architectures come from a file or are drawn: leave out --architectures, or --sample and --from"
+        )
+    asked = (sample or _DRAWN) if architectures is None else architectures_in(architectures)
+    metric, rows = quick_scores(recipe, asked, run, learned)
+    note = tables.weights_note(recipe.initialize.importance)
+    show(as_json, {"metric": metric, "weights": "original", "scores": rows}, tables.score_rows(rows, metric), note)
+
+
+def correlate(recipe: Recipe, folder: Path, count: int, epochs: int, learned: Path | None, as_json: bool) -> None:
+    """Scores against what a short training reaches."""
+    from tas import correlating
+    from tas.reporting import tables
+
+    found = _interruptible(folder, lambda: correlating.correlate(recipe, folder, count, epochs, learned))
+    shown = [
+        tables.candidate_rows(found["candidates"], found["metric"]),
+        tables.correlation_rows(found["correlations"]),
+    ]
+    names = (correlating.LINES, correlating.RESULT, correlating.PICTURE, "report.html")
+    value = {**found, "folder": str(folder)}
+    show(as_json, value, *shown, tables.correlation_note(found), _paths(folder, names))
+
+
+def compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
+    """Searches and baselines at equal budgets, epochs, data and start."""
+    from tas import comparing
+    from tas.reporting import comparison
+
+    found = _interruptible(folder, lambda: comparing.compare(recipe, folder))
+    shown: list[Any] = []
+    for budget in found["budgets"]:
+        shown += [budget, comparison.comparison_rows(found, budget)]
+    names = ("compare/comparison.json", "compare/curves.svg", "compare/comparison.html")
+    show(as_json, {**found, "folder": str(folder)}, *shown, comparison.protocol(found), _paths(folder, names))
+
+
+def export(
+    network: str,
+    out: Path | None,
+    recipe_of: Callable[[str], Recipe],
+    format: str,
+    images: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """One file for another runtime; exit code 1 where it disagrees there."""
+    from tas.exporting import Mismatch
+    from tas.judging import export_target
+
+    try:
+        found = export_target(network, out, recipe_of, format, images, **options)
+    except Mismatch as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    show(as_json, found, (["", ""], [[name, str(value)] for name, value in found.items()]))
+
+
+def _interruptible(folder: Path, work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on in {folder}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _paths(folder: Path, names: tuple[str, ...]) -> str:
+    return "\n".join(str(folder / name) for name in names if (folder / name).exists())

@@ -1,0 +1,176 @@
+"""Searches x budgets x seeds, and what they have to beat, all trained the same way: `tas compare`.
+
+Everything lies in the run folder's `compare`, cell by cell (`tas.cells`), so that a comparison that was interrupted, or
+that is asked for more budgets or seeds, goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tas.cells import Student, Work, digest, kept, searched, top5_of, trained
+from tas.comparison import in_epochs
+from tas.exporting import write_json
+from tas.folder import check_owner, environment
+from tas.importance import scores, sites
+from tas.initialization import student_at
+from tas.methods.baselines import magnitude, random, uniform
+from tas.outcomes import rows_of
+from tas.preparation import budget_of, costs, costs_of_original, prepare
+from tas.recipe import SEARCHES, Recipe, dump
+from tas.reporting.comparison import write_comparison
+from tas.reporting.progress import Display
+from tas.space import Architecture, Budget
+from tas.stages import Run, judged_on, opened, original, warn_if_memorised, weighted
+from tas.timing import interleaved
+from tas.tracing import Traced
+
+
+def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) -> dict[str, Any]:
+    """Compare as the recipe's section `compare` says; returns what `compare/comparison.json` holds.
+
+    folder: of a run of this recipe, or a new one; the original is trained there where it came without weights. Ctrl-C
+    loses at most the epoch that was running, and leaves a table and a page of what is done.
+    """
+    check_owner(folder, recipe)
+    prepared = prepare(recipe)
+    judged_on(prepared.data)
+    limits = recipe.compare.budgets or (recipe.budget,)
+    budgets = [budget_of(prepared.space, each) for each in limits]
+    current = opened(prepared, folder, display)
+    found: dict[str, Any] = {}
+    try:
+        teacher, reached = original(current)
+        warn_if_memorised(current, teacher)
+        named = {_label(current, budget): budget for budget in budgets}
+        work = Work(current, named, teacher, weighted(prepared, teacher))
+        found = _found(work, reached)
+        for cell in _cells(work):
+            found["cells"].append(cell)
+        found["latency"] = _latencies(work, found["cells"])
+    finally:
+        current.events.close()
+        if found.get("cells"):
+            found["rows"] = rows_of(found)
+            write_json(work.path / "comparison.json", found)
+            write_comparison(current.folder.path)
+    return found
+
+
+def _label(current: Run, budget: Budget) -> str:
+    whole = costs_of_original(current.prepared.space)
+    parts = [f"{limit / whole[measure]:.1%} of {_MEASURES.get(measure, measure)}" for measure, limit in budget.limits]
+    return ", ".join(parts).replace(".0%", "%")
+
+
+_MEASURES = {"macs": "MACs"}
+
+
+def _found(work: Work, reached: Mapping[str, Any]) -> dict[str, Any]:
+    """The comparison before its first cell."""
+    prepared, recipe = work.current.prepared, work.recipe
+    begun = {
+        "title": work.current.folder.state["title"],
+        "metric": prepared.objective.name,
+        "higher_is_better": prepared.objective.higher_is_better,
+        "images": {"train": len(prepared.data.train), "test": len(judged_on(prepared.data))},
+        "seeds": list(recipe.compare.seeds),
+        "budgets": {name: dict(budget.limits) for name, budget in work.budgets.items()},
+        "searches": {name: asdict(settings) for name, settings in searches(recipe).items()},
+        "distill": asdict(recipe.distill),
+        "recipe": dump(recipe),
+        "environment": environment(recipe.seed, prepared.device),
+        "cells": [],
+        "latency": {},
+    }
+
+    def measured() -> dict[str, Any]:
+        return {**reached, **top5_of(work, work.teacher), **costs_of_original(prepared.space)}
+
+    return {**begun, "original": kept(work.path / "original.json", measured)}
+
+
+def searches(recipe: Recipe) -> dict[str, Any]:
+    """The settings of every search that is compared, by the name of its row."""
+    found: dict[str, Any] = {}
+    for asked in recipe.compare.methods or (recipe.search.method,):
+        settings = _named(recipe, asked) if isinstance(asked, str) else asked
+        number = sum(each.method == settings.method for each in found.values()) + 1
+        found[settings.method if number == 1 else f"{settings.method} {number}"] = settings
+    return found
+
+
+def _named(recipe: Recipe, method: str) -> Any:
+    """The recipe's own settings, or the defaults of another method on as many images."""
+    if method == recipe.search.method:
+        return recipe.search
+    shared = {"images": recipe.search.images, "calibration_images": recipe.search.calibration_images}
+    if method == "optuna":
+        shared["with_uniform"] = False  # uniform widths are what it is compared with
+    return SEARCHES[method](**shared)
+
+
+def _cells(work: Work) -> Iterator[dict[str, Any]]:
+    """All cells, seed by seed, so that an interruption leaves whole rows; trained where they are not there yet."""
+    seeds, number = work.recipe.compare.seeds, 0
+    each = len(searches(work.recipe)) + 4 + isinstance(work.source, Traced)
+    for seed in seeds:
+        for label in work.budgets:
+            for student in _students(work, label, seed):
+                number += 1
+                place = f"{student.row} at {label}, seed {seed} ({number} of {len(seeds) * len(work.budgets) * each})"
+                yield trained(work, student, place)
+
+
+def _students(work: Work, label: str, seed: int) -> Iterator[Student]:
+    """The rows of one budget and seed: searches, baselines at the same budget, and the first search's architecture
+    trained from fresh weights in as many epochs (scratch-E) and at the same cost as the original's training in them
+    (scratch-B; Liu et al. 2019)."""
+    prepared, recipe, budget = work.current.prepared, work.recipe, work.budgets[label]
+    space, how, weights = prepared.space, recipe.distill, recipe.initialize.weights
+    found = {name: searched(work, name, settings, label, seed) for name, settings in searches(recipe).items()}
+    first = next(iter(found.values()))
+    generator = torch.Generator().manual_seed(seed + 1_000_003)  # adaptive_bn draws from the seed itself
+    found |= {"uniform": uniform(space, budget), "random": random(space, budget, generator)[0]}
+    if isinstance(work.source, Traced):
+        found["magnitude"] = magnitude(space, budget, _importance(work.source, recipe))
+    for row, architecture in found.items():
+        yield Student(row, label, seed, architecture, how, weights)
+    ratio = costs_of_original(space)["macs"] / costs(space, first)["macs"]
+    longer = in_epochs(how, int(how.epochs * ratio))
+    yield Student("scratch-E", label, seed, first, how, "scratch")
+    yield Student("scratch-B", label, seed, first, longer, "scratch")
+
+
+def _importance(source: Traced, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """Scores of the units of every width choice."""
+    generator, criterion = torch.Generator().manual_seed(recipe.seed), recipe.initialize.importance
+    widths = [choice.name for choice in source.space.choices if choice.kind == "width"]
+    return {name: scores(criterion, sites(source, name), generator) for name in widths}
+
+
+def _latencies(work: Work, cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of the original, and of every architecture as JSON, at batch 1 and at a larger one: milliseconds, in turns."""
+    prepared, section = work.current.prepared, work.recipe.compare
+    listed = list(dict.fromkeys(Architecture.of(cell["architecture"]) for cell in cells))
+    sizes = sorted({1, section.latency_batch})
+    asked = ["original", *(each.to_json() for each in listed)]
+    where = [str(prepared.device), str(torch.get_num_threads()), torch.__version__]
+    identity = digest({"of": asked, "sizes": sizes, "repeats": section.latency_repeats, "where": where})
+
+    def measured() -> dict[str, Any]:
+        networks = [work.teacher, *(student_at(work.source, each, "inherit") for each in listed)]
+        found: dict[str, dict[str, Any]] = {name: {} for name in asked}
+        for size in sizes:
+            inputs, _ = next(judged_on(prepared.data).take(size).batches(size, device=prepared.device))
+            taken = interleaved(networks, inputs, prepared.device, section.latency_repeats)
+            for name, latency in zip(asked, taken, strict=True):
+                found[name][str(size)] = asdict(latency)
+        return found
+
+    return kept(work.path / f"latency-{identity}.json", measured)

@@ -1,0 +1,89 @@
+"""From the cells of a comparison to the rows of its table: means, spreads, speed-ups, what is best and what is noise.
+
+A row is one search or baseline at one budget. A cell is a mapping with "row", "budget", "seed", the metric by its name,
+perhaps "top5", "macs", "params", "architecture" and "facts": what rows must share to be comparable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Cell = Mapping[str, Any]
+
+
+def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a budget and name, in the order of the cells.
+
+    found: "metric", "higher_is_better", "original" (a cell without row), "cells", and "latency" by architecture (JSON)
+    and batch. Every row says in which "facts" it differs from the first one of its budget, the first search.
+    """
+    metric = found["metric"]
+    grouped: dict[tuple[str, str], list[Cell]] = {}
+    for cell in found["cells"]:
+        grouped.setdefault((cell["budget"], cell["row"]), []).append(cell)
+    rows = [_row(found, budget, name, cells) for (budget, name), cells in grouped.items()]
+    for budget in dict.fromkeys(row["budget"] for row in rows):
+        mine = [row for row in rows if row["budget"] == budget]
+        best = (max if found["higher_is_better"] else min)(mine, key=lambda row: row[metric]["mean"])
+        for row in mine:
+            ties = row[metric]["mean"] == best[metric]["mean"]
+            row["verdict"] = "best" if ties else verdict(row[metric], best[metric])
+            row["differs"] = {name: value for name, value in row["facts"].items() if value != mine[0]["facts"][name]}
+    return rows
+
+
+def verdict(one: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+    """Compared with the best row of a budget: "within noise" where the means differ by no more than the pooled spread,
+    sqrt((sd1^2 + sd2^2) / 2), "" where they differ by more, "one seed" where there is no spread to go by."""
+    if one["sd"] is None or best["sd"] is None:
+        return "one seed"
+    pooled = math.sqrt((one["sd"] ** 2 + best["sd"] ** 2) / 2)
+    return "within noise" if abs(one["mean"] - best["mean"]) <= pooled else ""
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (None of one value) and the values."""
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "sd": sd, "values": list(values)}
+
+
+def _row(found: Mapping[str, Any], budget: str, name: str, cells: Sequence[Cell]) -> dict[str, Any]:
+    metric, original = found["metric"], found["original"]
+    means = {measure: statistics.fmean(cell[measure] for cell in cells) for measure in ("macs", "params")}
+    row = {
+        "row": name,
+        "budget": budget,
+        "seeds": [cell["seed"] for cell in cells],
+        metric: spread([cell[metric] for cell in cells]),
+        "macs": round(means["macs"]),
+        "params": round(means["params"]),
+        "speedup": original["macs"] / means["macs"],
+        "compression": original["params"] / means["params"],
+        "latency": _latency(found["latency"], cells),
+        "facts": {fact: _alike([cell["facts"][fact] for cell in cells]) for fact in cells[0]["facts"]},
+    }
+    return row | ({"top5": spread([cell["top5"] for cell in cells])} if "top5" in cells[0] else {})
+
+
+def _alike(values: Sequence[Any]) -> Any:
+    """The one value, or the ends of several numbers as text."""
+    if len(set(values)) == 1:
+        return values[0]
+    return f"{min(values)} to {max(values)}"
+
+
+def _latency(measured: Mapping[str, Mapping[str, Any]], cells: Sequence[Cell]) -> dict[str, Any]:
+    """By batch, the mean of the medians and of the quartiles of the row's architectures; empty before they are
+    measured."""
+    known = [measured.get(json.dumps(cell["architecture"])) for cell in cells]
+    if not all(known):
+        return {}
+    each = [one for one in known if one]
+    return {
+        batch: {key: statistics.fmean(one[batch][key] for one in each) for key in ("median", "low", "high")}
+        for batch in each[0]
+    }
