@@ -20,7 +20,7 @@ from tas.errors import Infeasible
 from tas.extraction import extract
 from tas.space import Factor, Term
 from tas.testing import check_space, laws
-from tas.tracing import Traced, folding, units
+from tas.tracing import Traced, costs, folding, units
 
 # How many widths and depths must be found: a network that is kept whole would pass every law.
 FOUND = {
@@ -195,12 +195,12 @@ def wrapped(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, change: Call
 
 
 def test_law_1_fails_when_a_layer_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrapped(monkeypatch, tas.tracing, "_macs", lambda costs, *_: costs[1:])
+    wrapped(monkeypatch, costs, "macs", lambda layers, *_: layers[1:])
     fails("1")
 
 
 def test_law_1_fails_when_parameters_are_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrapped(monkeypatch, tas.tracing, "_params", lambda costs, *_: costs + costs[:1])
+    wrapped(monkeypatch, costs, "params", lambda layers, *_: layers + layers[:1])
     fails("1")
 
 
@@ -215,7 +215,7 @@ def test_law_2_fails_when_a_power_is_lost(monkeypatch: pytest.MonkeyPatch) -> No
             found.append(Term(term.coefficient * 8 ** len(squares), factors))
         return tuple(found)
 
-    wrapped(monkeypatch, tas.tracing, "terms", flat)
+    wrapped(monkeypatch, costs, "terms", flat)
     fails("2", adversarial_streams.square_conv_in_a_stream())
 
 
@@ -223,7 +223,7 @@ def test_law_2_fails_when_dead_blocks_are_counted(monkeypatch: pytest.MonkeyPatc
     def alive(terms: tuple[Term, ...], *_: Any) -> tuple[Term, ...]:
         return tuple(Term(t.coefficient, tuple(f for f in t.factors if f.kind == "power")) for t in terms)
 
-    wrapped(monkeypatch, tas.tracing, "terms", alive)
+    wrapped(monkeypatch, costs, "terms", alive)
     fails("2")
 
 

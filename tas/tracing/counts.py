@@ -3,6 +3,14 @@
 Code that takes a width in equal parts, or computes a head size as width // heads, needs equal *numbers* of units, not
 the same units: which channels a stream keeps is free of which heads a block keeps. Such an equation is met by a
 formula: a width becomes the product of choices, or two choices become one.
+
+Shuffles stay tied unit by unit. A stage of ShuffleNet v2 takes a stream in halves, puts c new channels beside the first
+half and interleaves the two, over and over: half of the new channels are read by the next block, a quarter by the one
+after it, and so on. Equal counts alone would let the student's code, which interleaves and halves by rank, send a
+channel to another block than the one that has weights for it, so each of these parts has to keep the same share of its
+channels: c in multiples of 2^(blocks - 1), as units tied through the shuffles say it, too (24 channels and 4 blocks of
+shufflenet_v2_x0_5: 3 units; 48 and 8: none). Free keep sets on top of that would interleave in another order than the
+columns behind are cut in. In between lie roundings of c / 2^k, which no polynomial holds.
 """
 
 from __future__ import annotations
