@@ -26,16 +26,52 @@ def give_way(
 ) -> bool:
     """Change identities so that the operator can run as the code wants it: whether anything changed. In this order:
 
+    follow  one attribute serves several sizes, and the code asked for what it now says: they become one
     tie     the code computes a factor from the width of an input (`C // heads`): width and product become one
     merge   one attribute serves several sizes: they become one
     freeze  the sizes that the code did not follow; else everything at the operator, and before it
     """
     return (
-        _tie_to_input(recorder, record)
+        _follow_attribute(recorder, record, asked, kept, rules)
+        or _tie_to_input(recorder, record)
         or _merge_served(recorder, record, rules)
         or _freeze_asked(recorder, record, asked, kept, why)
         or _freeze_all(recorder, record, kept, why)
     )
+
+
+def _follow_attribute(
+    recorder: Recorder,
+    record: Record,
+    asked: Sequence[int] | None,
+    kept: Callable[[Axis], int],
+    rules: list[AttributeRule],
+) -> bool:
+    """Of a view, the dimensions for which the code asked for the number that an attribute around it has by a rule."""
+    if asked is None or record.operator not in _VIEWS or len(asked) != len(record.outputs[0].shape):
+        return False
+    for span in reversed(_enclosing(recorder, record)):
+        for rule in [rule for rule in rules if rule.module == span.module and rule.was == rule.full]:
+            now = kept((rule.full, rule.rows))
+            axes = enumerate(record.outputs[0].axes())
+            dims = [d for d, axis in axes if axis[0] == rule.was and asked[d] == now != kept(axis)]
+            places = [(record, rule)] + [
+                (twin, other)
+                for twin, around in _twins(recorder, record, span)
+                for other in rules
+                if other.module == around.module and other.key == rule.key
+            ]
+            if sum(_follow(recorder, place, mine, d) for place, mine in places for d in dims):  # all of them, not any
+                return True
+    return False
+
+
+def _follow(recorder: Recorder, record: Record, rule: AttributeRule, dim: int) -> bool:
+    axes = record.outputs[0].axes()
+    if dim >= len(axes) or axes[dim][0] != rule.was or not recorder.carries(axes[dim][1]):
+        return False
+    why = f"one attribute, {rule.key[0]} of {rule.module}, is both sizes"
+    return recorder.tie_counts(rule.rows, axes[dim][1], why)
 
 
 def _tie_to_input(recorder: Recorder, record: Record) -> bool:
