@@ -65,6 +65,16 @@ class ParallelBehindOneNorm(Block):
         return x + self.attn(given) + self.mlp(given)
 
 
+class ScaledStream(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.scale + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
 class WithMask(Block):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x), mask=torch.ones(6, 6, dtype=torch.bool).tril())
@@ -198,6 +208,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "post-norm": (lambda: Net(PostNorm), HALVES),
     "parallel": (lambda: Net(Parallel), HALVES),
     "parallel behind one norm": (lambda: Net(ParallelBehindOneNorm), HALVES),
+    "scaled stream": (lambda: Net(ScaledStream), HALVES),
     "attention with a mask": (lambda: Net(WithMask), HALVES),
     "gated": (lambda: Net(Gated), HALVES),
     "mixer": (lambda: Net(Mixer), HALVES),

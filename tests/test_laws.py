@@ -34,7 +34,7 @@ FOUND = {
     "weight_shared_with_transposed_use": (0, 0),
     "pre_activation": (7, 2),
     "unrectified_trunk": (1, 1),
-    "scaled_shortcut": (1, 0),
+    "scaled_shortcut": (1, 1),
     "squeeze_and_excite": (5, 1),
     "excited_branch": (3, 1),
     "dropout_and_stochastic_depth": (3, 1),

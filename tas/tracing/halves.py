@@ -114,9 +114,15 @@ def _trunk(recorder: Recorder, streams: Mapping[int, Value], values: list[Value]
         trunk.add(value.made_by)
         if value.made_by in streams:
             waiting.append(streams[value.made_by])
-        elif value.made_by >= 0 and recorder.records[value.made_by].flow in ("pass", "norm"):
+        elif value.made_by >= 0 and _goes_on(recorder.records[value.made_by]):
             waiting += recorder.records[value.made_by].inputs
     return trunk
+
+
+def _goes_on(record: Record) -> bool:
+    """Whether a stream is still itself behind an operator; scales of its own do not change that."""
+    computed = [value for value in record.inputs if not any(value.sites)]
+    return record.flow in ("pass", "norm") or (record.flow == "multiply" and len(computed) == 1)
 
 
 def _is_residual(recorder: Recorder, streams: Mapping[int, Value], mine: set[int], trunk: set[int]) -> bool:
