@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tas import cost
 from tas.calibration import modes_restored
@@ -20,6 +21,7 @@ from tas.originals import build, check_runs, load_weights
 from tas.recipe import DataSource, Limits, Machine, Network, ObjectiveNames, Recipe
 from tas.space import Architecture, Budget, SearchSpace
 from tas.tracing import trace
+from tas.tracing.independent import independent_macs
 from tas.training.evaluation import class_check
 
 
@@ -126,7 +128,7 @@ def require_choices(space: SearchSpace) -> None:
     """`Untraceable` where nothing is left to be searched, with the reasons."""
     if any(len(choice.candidates) > 1 for choice in space.choices):
         return
-    reasons = dict.fromkeys(f"{kept.name}: {kept.reason}" for kept in space.kept)
+    reasons = dict.fromkeys(f"{kept.name}: {kept.reason}" for kept in space.kept if kept.stream in ("", kept.name))
     listed = "; ".join(list(reasons)[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
     raise Untraceable(
         f"no choice is left to search, every size is kept. {listed or 'It has no convolution or linear layer.'}"
@@ -149,10 +151,45 @@ def feasibility(space: SearchSpace, budget: Budget | None = None) -> dict[str, d
     """Costs of the smallest, a uniform and the largest architecture: uniform at the budget, else at half width."""
     middle: Architecture = space.uniform(0.5) if budget is None else uniform(space, budget)
     rows = {"smallest": space.smallest(), "uniform": middle, "largest": space.largest()}
-    return {name: costs(space, architecture) for name, architecture in rows.items()}
+    found = {name: costs(space, architecture) for name, architecture in rows.items()}
+    bounded = any(choice.size > choice.candidates[-1] for choice in space.choices)
+    return found | ({"original": costs_of_original(space)} if bounded else {})
 
 
 def describe(space: SearchSpace, budget: Budget | None = None) -> dict[str, Any]:
-    """Plain data for `space.json` and `tas space --json`."""
+    """Plain data for `space.json`."""
     limits = {} if budget is None else {"budget": dict(budget.limits)}
     return {**space.to_dict(), "feasibility": feasibility(space, budget), **limits}
+
+
+def survey(
+    space: SearchSpace, network: nn.Module, inputs: Any, seconds: float, budget: Budget | None = None
+) -> dict[str, Any]:
+    """Plain data for `tas space --json`: `describe`, and of the original's MACs, which part the smallest architecture
+    lacks and which part lies in layers that a choice changes; the MACs by the formula and as torch counts them; how
+    many batch norms there are; how long the trace took."""
+    original = costs_of_original(space)
+    with modes_restored(network):
+        counted = independent_macs(network.eval(), inputs)
+    return {
+        **describe(space, budget),
+        "searchable": {
+            "macs": 1 - cost.macs(space, space.smallest()) / max(original["macs"], 1),
+            "params": 1 - cost.params(space, space.smallest()) / max(original["params"], 1),
+            "layers": _macs_with_choices(space) / max(original["macs"], 1),
+        },
+        "counted": {"formula": original["macs"], "torch": counted},
+        "batch_norms": sum(isinstance(module, _BatchNorm) for module in network.modules()),
+        "seconds": round(seconds, 2),
+    }
+
+
+def _macs_with_choices(space: SearchSpace) -> float:
+    free = {choice.name for choice in space.choices if len(choice.candidates) > 1}
+    changed = {
+        layer.layer
+        for layer in space.costs
+        if layer.measure == "macs" and any(factor.choice in free for term in layer.terms for factor in term.factors)
+    }
+    layers = cost.by_layer(space, space.original())
+    return sum(macs for layer, macs in layers.items() if layer in changed)

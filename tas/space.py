@@ -76,11 +76,14 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Kept:
-    """A size that stays as it is, and why."""
+    """A size that stays as it is, and why. Sizes that go together have the same `stream`, the name of the first of
+    them; it has `places` parameter dimensions."""
 
     name: str
     size: int
     reason: str
+    stream: str = field(default="", compare=False)
+    places: int = field(default=1, compare=False)
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,10 @@ class SearchSpace:
                 | ({"original": c.size} if c.size > c.candidates[-1] else {})
                 for c in self.choices
             ],
-            "kept": [{"name": k.name, "size": k.size, "reason": k.reason} for k in self.kept],
+            "kept": [
+                {"name": k.name, "size": k.size, "reason": k.reason}
+                | ({"stream": k.stream, "places": k.places} if k.stream else {})
+                for k in self.kept
+            ],
             "notes": list(self.notes),
         }

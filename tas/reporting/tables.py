@@ -161,8 +161,8 @@ def _survey_lines(found: Mapping[str, Any]) -> list[str]:
     formula, torchs = found["counted"]["formula"], found["counted"]["torch"]
     differ = "" if formula == torchs else f": they differ by {abs(formula - torchs):,}, please report it"
     return [
-        f"Up to {part['macs']:.1%} of the MACs and {part['params']:.1%} of the parameters can go; {part['layers']:.1%} of "
-        "the MACs lie in layers that a choice changes.",
+        f"Up to {part['macs']:.1%} of the MACs and {part['params']:.1%} of the parameters can go; "
+        f"{part['layers']:.1%} of the MACs lie in layers that a choice changes.",
         f"MACs of the original: {formula:,} by the formula, {torchs:,} counted by torch{differ}.",
         f"Batch norms: {norms}, whose statistics are recalibrated before a score."
         if norms
@@ -177,10 +177,11 @@ def _note_lines(notes: Sequence[str]) -> list[str]:
     for note in notes:
         kind, _, place = note.partition(": ")
         kinds.setdefault(kind, []).append(place)
-    return [
-        f"Note: {kind}" + (f": {places[0]}" if places[0] else "") + (f" and {more} more" if (more := len(places) - 1) else "")
-        for kind, places in kinds.items()
-    ]
+    lines = []
+    for kind, places in kinds.items():
+        more = f" and {len(places) - 1} more" if places[1:] else ""
+        lines.append(f"Note: {kind}{': ' if places[0] else ''}{places[0]}{more}")
+    return lines
 
 
 def plan_tables(found: Mapping[str, Any]) -> list[Any]:

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from tas.distribution import Draw
 from tas.extraction import extract
 from tas.supernet import Supernet
-from tas.tracing import Traced, as_call, batch_of
+from tas.tracing import Traced, as_call
+from tas.tracing.independent import independent_macs
 from tas.tracing.records import Site
 from tas.tracing.units import Group
+
+__all__ = ["drawn_wide", "independent_macs", "randomize", "same_noise", "without_noise"]
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _CHANNELS_SECOND = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
@@ -43,33 +43,6 @@ def randomize(network: nn.Module, generator: torch.Generator) -> None:
                 tensor.copy_((noise - 0.5) * 0.4)
             elif bool((tensor == tensor.flatten()[0]).all()):
                 tensor.add_((noise - 0.5) * 0.4)
-
-
-def independent_macs(network: nn.Module, inputs: Any) -> int:
-    """Multiply-accumulates of one example by torch's FlopCounterMode, in a forward with gradients on and the plain
-    attention kernel (without either it misses attention products and fused encoders), recurrent layers step by step."""
-    args, kwargs = as_call(inputs)
-    counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), _single_steps(network), counter:
-        network(*args, **kwargs)
-    return round(counter.get_total_flops() / 2 / batch_of(args, kwargs))
-
-
-@contextmanager
-def _single_steps(network: nn.Module) -> Iterator[None]:
-    """Without the fused kernels of recurrent layers, whose products the counter does not know."""
-    if not any(isinstance(module, nn.RNNBase) for module in network.modules()):
-        yield
-        return
-    backends: tuple[Any, ...] = torch.backends.mkldnn, torch.backends.cudnn
-    before = [backend.enabled for backend in backends]
-    try:
-        for backend in backends:
-            backend.enabled = False
-        yield
-    finally:
-        for backend, enabled in zip(backends, before, strict=True):
-            backend.enabled = enabled
 
 
 def drawn_wide(supernet: Supernet, traced: Traced, draw: Draw, inputs: Any) -> Any:

@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tas.space import Factor, Kept, SearchSpace
+from tas.space import Factor, SearchSpace
 from tas.tracing import costs, limits
 from tas.tracing.attributes import AttributeRule, in_units
 from tas.tracing.folding import fold_regions, fold_widths
 from tas.tracing.halves import find_halves, innermost, is_made_of
 from tas.tracing.identity import Array, Rows
+from tas.tracing.keeping import kept_sizes
 from tas.tracing.observing import copied, observe
 from tas.tracing.proof import prove
 from tas.tracing.recording import Recorder
@@ -76,13 +77,13 @@ def trace(
     caching = leaves_traces(network, recorder.network)
     attribute_rules: list[AttributeRule] = []
     while True:
-        units, kept = find_units(recorder, rules)
+        units = find_units(recorder, rules)
         folds, unmixable = fold_widths(recorder, units)
         for identities, why in unmixable:
             recorder.identities.freeze(identities, why)
         if unmixable:
             continue
-        traced = _widths(recorder, units, kept, original, args, kwargs, caching, folds)
+        traced = _widths(recorder, units, original, args, kwargs, caching, folds)
         if prove(recorder, units, traced, attribute_rules):
             break
     whole = _with_depth(recorder, units, replace(traced, attribute_rules=in_units(attribute_rules, units)), rules)
@@ -112,7 +113,6 @@ def batch_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
 def _widths(
     recorder: Recorder,
     units: Units,
-    kept: list[Kept],
     network: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -122,7 +122,7 @@ def _widths(
     """The trace as far as a proof needs it: widths without costs, attribute rules and depth."""
     return Traced(
         network=network,
-        space=SearchSpace(tuple(units.choices), (), tuple(kept), recorder.inexact),
+        space=SearchSpace(tuple(units.choices), (), (), recorder.inexact),
         args=args,
         kwargs=kwargs,
         rows=_shared({name: [units.rows(part) for part in rows] for name, rows in recorder.tensors.items()}),
@@ -164,7 +164,7 @@ def _with_depth(recorder: Recorder, units: Units, traced: Traced, rules: Rules) 
             traced.space,
             choices=traced.space.choices + blocks,
             costs=charged,
-            kept=traced.space.kept + tuple(refused),
+            kept=(*kept_sizes(recorder, units), *refused),
             notes=notes,
         ),
         runs={name: tuple(region.module for region in run) for name, run in depths.items()},

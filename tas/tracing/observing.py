@@ -60,7 +60,7 @@ def observe(
 
 
 def copied(network: nn.Module) -> nn.Module:
-    """A deep copy; `BadNetwork` where there cannot be one (the network keeps a result with gradients, a lock, a file)."""
+    """A deep copy; `BadNetwork` where none can be made: a lazy module, a kept result with gradients, a lock, a file."""
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if is_lazy(tensor):
             raise BadNetwork(

@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from tas.space import Choice, Kept
+from tas.space import Choice
 from tas.tracing import limits
 from tas.tracing.counts import Powers, Size, equalize
 from tas.tracing.identity import Array, Rows
@@ -120,7 +120,7 @@ class Units:
         return dict(size)
 
 
-def find_units(recorder: Recorder, rules: Rules) -> tuple[Units, list[Kept]]:
+def find_units(recorder: Recorder, rules: Rules) -> Units:
     """Group atoms. Those whose combinations are not whole products are frozen, sizes that must be equal and cannot be
     made so by a formula are made of the same units, and all is done again."""
     while True:
@@ -133,7 +133,7 @@ def find_units(recorder: Recorder, rules: Rules) -> tuple[Units, list[Kept]]:
             recorder.identities.unify(left, right, why)
         if not entangled and not unequal:
             limits.tie(units)
-            return units, _kept(recorder, units)
+            return units
 
 
 def _axes(recorder: Recorder) -> Iterator[tuple[Site | str, Rows]]:
@@ -241,21 +241,3 @@ def _entangled(recorder: Recorder, units: Units) -> list[tuple[Rows, str]]:
                 bad.append((rows, place if isinstance(place, str) else f"{place[0]}, dimension {place[1]}"))
                 break
     return bad
-
-
-def _kept(recorder: Recorder, units: Units) -> list[Kept]:
-    """Sizes of parameters that stay, each once, at the first parameter that has it."""
-    kept: list[Kept] = []
-    seen: set[int] = set()
-    for name, dims in recorder.tensors.items():
-        for dim, rows in enumerate(dims):
-            if rows is None:
-                continue
-            known = units.rows(rows)
-            still = np.ones(len(rows), bool) if known is None else (known == units.total).all(1)
-            roots = {int(r) for r in recorder.identities.find(rows[still].ravel())}
-            reason = recorder.identities.reason(rows[still]) if roots else ""
-            if roots - seen and not reason.startswith("a kernel size"):
-                kept.append(Kept(f"{name}[{dim}]", int(still.sum()), reason))
-            seen |= roots
-    return kept

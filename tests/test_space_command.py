@@ -1,0 +1,223 @@
+"""`tas space` and the section `space` of a recipe: what can be searched, how it was counted, what users decide."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adversarial import Net, conv_bn, head, images
+from tiny_task import TinyNet
+from torch import Tensor, nn
+
+import tas
+from tas import cli
+from tas.errors import BadRecipe
+from tas.preparation import survey
+from tas.recipe import dump, parse
+from tas.reporting.tables import kept_rows, space_tables
+from tas.tracing import Rules
+from tas.tracing.independent import independent_macs
+
+Shell = Callable[..., tuple[int, str, str]]
+NAMES = {"network": {"name": "tiny_task:TinyNet"}, "data": {"name": "none"}, "budget": {}}
+TINY = ("space", "tiny_task:TinyNet", "--shape", "1,1,8,8")
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tas", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+class Rolled(nn.Module):
+    """A stream that is kept because channels change places; eight parameter dimensions share it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv_bn(3, 8), conv_bn(8, 8), conv_bn(8, 12), head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.roll(self.a(x), 1, 1)
+        return self.head(self.c(x + self.b(x)).relu())
+
+
+def nothing() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+
+# -- the numbers -------------------------------------------------------------------------------------------------------
+
+
+def test_the_survey_counts_what_can_be_searched() -> None:
+    network = TinyNet()
+    inputs = torch.zeros(2, 1, 8, 8)
+    space = tas.trace(network, inputs).space
+    found = survey(space, network, inputs, 1.25)
+    whole, least = (tas.macs(space, a) for a in (space.largest(), space.smallest()))
+    assert found["searchable"]["macs"] == pytest.approx(1 - least / whole)
+    assert found["searchable"]["layers"] == 1
+    assert found["counted"] == {"formula": whole, "torch": independent_macs(network, inputs)}
+    assert found["counted"]["formula"] == found["counted"]["torch"]
+    assert found["batch_norms"] == sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    assert found["seconds"] == 1.25
+    assert network.training
+
+
+def test_layers_without_a_choice_count_as_kept() -> None:
+    network = Rolled()
+    space = tas.trace(network, images(), Rules(depth=False)).space
+    shares = survey(space, network, images(), 0.0)["searchable"]
+    layers = tas.cost.by_layer(space, space.largest())
+    assert shares["layers"] == pytest.approx((layers["c.0"] + layers["head.2"]) / sum(layers.values()))
+    assert 0 < shares["macs"] < shares["layers"] < 1
+
+
+def test_a_disagreement_of_the_two_counts_is_said() -> None:
+    network = TinyNet()
+    found = survey(tas.trace(network, torch.zeros(2, 1, 8, 8)).space, network, torch.zeros(2, 1, 8, 8), 0.0)
+    lines = [part for part in space_tables(found) if isinstance(part, str)]
+    assert not any("differ" in line for line in lines)
+    found["counted"]["torch"] -= 5
+    assert any("they differ by 5, please report it" in line for line in map(str, space_tables(found)))
+
+
+def test_a_kept_stream_is_listed_once_with_its_places() -> None:
+    space = tas.trace(Rolled(), images()).space
+    pieces = [kept for kept in space.kept if kept.stream == "a.0.weight[0]"]
+    assert [kept.name for kept in pieces] == ["a.0.weight[0]", "b.0.weight[0]", "b.0.weight[1]", "c.0.weight[1]"]
+    _, rows = kept_rows(space.to_dict())
+    (row,) = (row for row in rows if row[0] == "a.0.weight[0]")
+    assert row[1:3] == ["8", "12"]  # two norms of four vectors, rows of a and b, columns of b and c
+    assert row[3].startswith("positions change places: roll in the network")
+    assert [row[0] for row in rows] == ["a.0.weight[0]", "a.0.weight[1]", "head.2.weight[0]"]
+
+
+def test_notes_of_one_kind_take_one_line() -> None:
+    found = {"notes": ["a norm over channels: x", "a norm over channels: y", "an output is wide"]}
+    found |= {"choices": [], "kept": [], "feasibility": {"largest": {"macs": 1, "params": 1}}}
+    found |= {"searchable": dict.fromkeys(("macs", "params", "layers"), 0.5), "batch_norms": 0, "seconds": 1.0}
+    found |= {"counted": {"formula": 1, "torch": 1}}
+    lines = [part for part in space_tables(found) if isinstance(part, str)]
+    assert lines[-2:] == ["Note: a norm over channels: x and 1 more", "Note: an output is wide"]
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_all_of_it(shell: Shell) -> None:
+    code, out, err = shell(*TINY)
+    assert (code, err) == (0, "")
+    for expected in (
+        "of the MACs lie in layers that a choice changes",
+        "counted by torch.",
+        "Batch norms: ",
+        "Traced in",
+    ):
+        assert expected in out, expected
+    assert max(map(len, out.splitlines())) <= 130  # tables keep to 100 columns, sentences are not cut
+
+
+def test_json_has_all_of_it(shell: Shell) -> None:
+    code, out, _ = shell(*TINY, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found.keys() >= {
+        "choices",
+        "kept",
+        "notes",
+        "feasibility",
+        "searchable",
+        "counted",
+        "batch_norms",
+        "seconds",
+    }
+    assert all(kept.keys() >= {"stream", "places"} for kept in found["kept"])
+
+
+def test_nothing_to_search_exits_with_two(shell: Shell) -> None:
+    code, out, err = shell("space", "test_space_command:nothing", "--shape", "1,1,8,8", "--json")
+    assert (code, out) == (2, "")
+    assert "no choice is left to search" in err
+    assert "1.weight[0]: it is an output of the network" in err
+
+
+def test_bounds_show_the_original_beside_the_largest(shell: Shell) -> None:
+    code, out, _ = shell(*TINY, "--set", "space.bound={stem.0: [2, 4]}")
+    assert code == 0
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("│ ")][-4:] == [
+        *("smallest", "uniform", "largest", "original")
+    ]
+
+
+def test_a_wrong_rule_is_one_line(shell: Shell) -> None:
+    code, _, err = shell(*TINY, "--set", "space.fix=[steam]")
+    assert code == 2
+    assert err.strip().count("\n") == 0
+    assert "space.fix names 'steam', which matches nothing; the nearest names: 'stem" in err
+
+
+# -- the recipe --------------------------------------------------------------------------------------------------------
+
+
+def test_every_rule_stands_in_a_recipe_and_survives_it() -> None:
+    section: dict[str, Any] = {
+        "ratios": [0.5, 1.0],
+        "divisor": {"*": 4, "stem*": 2},
+        "minimum": 0.25,
+        "bound": {"stem.0": [0.5, 1.0], "block.conv1": [2, 6]},
+        "fix": ["a"],
+        "free": ["head"],
+        "tie": [["stem.0", "block.*"]],
+        "protect": ["block"],
+        "depth": False,
+    }
+    rules = parse({**NAMES, "space": section}).space
+    assert rules.bound == {"stem.0": (0.5, 1.0), "block.conv1": (2, 6)}
+    assert rules.range_of("stem.0", 8) == (4, 8)
+    assert rules.range_of("block.conv1", 8) == (2, 6)
+    import yaml
+
+    again = parse(yaml.safe_load(dump(parse({**NAMES, "space": section})))).space
+    assert again == rules
+    assert isinstance(again.bound["stem.0"][1], float)
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"fixed": ["a"]}, "unknown key 'space.fixed'; did you mean 'fix'?"),
+        ({"divisor": 0}, "space.divisor is a whole number from 1, got 0"),
+        ({"bound": {"a": [8, 4]}}, "space.bound takes (low, high) with low up to high, got (8, 4) for 'a'"),
+        ({"tie": ["a", "b"]}, "space.tie"),
+        ({"bound": {"a": [1]}}, "space.bound"),
+    ],
+)
+def test_wrong_rules_of_a_recipe_are_one_line(section: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadRecipe) as problem:
+        parse({**NAMES, "space": section})
+    assert told in str(problem.value)
+    assert "\n" not in str(problem.value)
+
+
+def test_two_outputs_of_one_stream_are_one_stream() -> None:
+    def run(m: Any, x: Tensor) -> Any:
+        x = m.a(x)
+        return x, m.h(m.b(x))
+
+    _, rows = kept_rows(tas.trace(Net(run, a=conv_bn(3, 8), b=conv_bn(8, 8), h=head(8)), images()).space.to_dict())
+    assert [row[0] for row in rows if row[1] == "8"] == ["a.0.weight[0]"]
