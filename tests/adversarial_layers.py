@@ -206,6 +206,24 @@ def weight_standardised() -> Case:
     return Case(nn.Sequential(*layers, head(6)), images())
 
 
+class GainedConv(nn.Conv2d):
+    """Standardised weights times a gain: a factor on its channels belongs on gain and bias."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, groups=groups)
+        self.gain = nn.Parameter(torch.ones(outputs, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat, gain = self.weight.reshape(1, len(self.weight), -1), (self.gain * 0.3).view(-1)
+        weight = F.batch_norm(flat, None, None, gain, training=True, momentum=0.0).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def standardised_with_a_gain() -> Case:
+    layers = [GainedConv(3, 8), nn.SiLU(), GainedConv(8, 6), nn.SiLU(), GainedConv(6, 6, groups=6), nn.SiLU()]
+    return Case(nn.Sequential(*layers, head(6)), images())
+
+
 def linear_network() -> Case:
     layers = [nn.Linear(9, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)]
     return Case(nn.Sequential(*layers), torch.randn(3, 9))

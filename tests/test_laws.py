@@ -81,6 +81,7 @@ FOUND = {
     "functional_convolution": (2, 0),
     "weight_normed": (2, 0),
     "weight_standardised": (1, 0),
+    "standardised_with_a_gain": (2, 0),
     "linear_network": (2, 0),
     "local_response": (1, 0),
     "channel_softmax_and_layer_norm": (2, 0),

@@ -1,10 +1,14 @@
 """Where no attribute follows a size, identities give way: exactly those concerned, with operator, module and line."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+import tas.tracing
+
 from tas.testing import check_space
 from tas.tracing import trace
+from tas.tracing.proof import prove
 
 
 class HardCoded(nn.Module):
@@ -45,6 +49,15 @@ def test_one_attribute_for_two_sizes_makes_them_equal_in_number() -> None:
     assert [rule.key[0] for rule in traced.attribute_rules] == ["dim"]
     dims = [group for group in traced.groups.values() if group.size == 4]
     assert len({group.choices for group in dims}) == 1
+
+
+def test_what_one_module_needs_is_done_for_all_of_its_class_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    proofs = []
+    monkeypatch.setattr(tas.tracing, "prove", lambda *given: proofs.append(prove(*given)) or proofs[-1])
+    modules = [nn.Sequential(OneNumber(), nn.Linear(5, 6)) for _ in range(5)]
+    traced = trace(nn.Sequential(*modules), torch.randn(2, 6))
+    assert proofs == [False, True]
+    assert len({group.choices for group in traced.groups.values() if group.size == 4}) == 5
 
 
 def test_a_trace_changes_nothing_of_the_network() -> None:

@@ -47,7 +47,8 @@ def pointwise(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
         t.current.flow = "pass" if inside and (low or 0) <= 0 <= (high or 0) + (high is None) else "other"
     elif name in _ZERO_STAYS_ZERO:
         t.current.flow = "pass"
-    if name in _SAME_TENSOR and inputs:
+    scaled = name in ("mul", "div") and len(inputs) == 1  # by a number: a factor on the parameter is one on the product
+    if (name in _SAME_TENSOR or scaled) and inputs:
         t.keep_origin(inputs[0], out, range(out.dim()))
 
 
@@ -80,6 +81,8 @@ def batch_norm(
         if isinstance(tensor, Tensor):
             t.unify(rows[1], t.rows(tensor)[0])
     t.put(out[0], rows)
+    if weight is not None and bias is None and any(t.site(x, 1)):  # weights are standardised: their gain scales the rows
+        t.keep_origin(weight, out[0], [0 if d == 1 else None for d in range(x.dim())])
     for statistic in out[1:]:  # of the batch, where it is used
         if isinstance(statistic, Tensor) and statistic.shape == x.shape[1:2]:
             t.put(statistic, rows[1:2])

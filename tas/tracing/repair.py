@@ -106,19 +106,34 @@ def _tie(recorder: Recorder, record: Record, span: Span, start: int, stop: int) 
 
 
 def _merge_served(recorder: Recorder, record: Record, rules: list[AttributeRule]) -> bool:
-    near = {span.module for span in _enclosing(recorder, record)[-2:]} | {record.module}
-    changed = False
+    """Also in the other modules of the class: one at a time, each would cost a proof of its own."""
+    modules: Any = dict(recorder.network.named_modules())
+    spans = {span.module: span for span in _enclosing(recorder, record)[-2:]}
+    near = {*spans, record.module}
+    merged: dict[tuple[type, Any], Span | None] = {}
     for rule in rules:
-        if rule.module not in near or rule.was != rule.full:
-            continue
-        served = [rule.rows] + [r for n, r in _axes_of(record) if n == rule.was]
-        for other in recorder.records:
-            if other.module == rule.module and other.operator in _SIZED:
-                served += [r for v in other.outputs for n, r in v.axes() if n == rule.was]
-        served = [r for r in served if r is not None and recorder.carries(r)]
-        why = f"one attribute, {rule.key[0]} of {rule.module}, is both sizes"
-        changed |= sum(recorder.tie_counts(served[0], rows, why) for rows in served[1:]) > 0  # all of them, not any
-    return changed
+        if rule.module in near and _merge(recorder, rule, [record]):
+            merged[type(modules[rule.module]), rule.key] = spans.get(rule.module)
+    for rule in rules:
+        kind = type(modules[rule.module]), rule.key
+        if kind in merged and rule.module not in near:
+            span = merged[kind]
+            twins = [] if span is None else [r for r, s in _twins(recorder, record, span) if s.module == rule.module]
+            _merge(recorder, rule, twins)
+    return bool(merged)
+
+
+def _merge(recorder: Recorder, rule: AttributeRule, records: list[Record]) -> bool:
+    """Make all sizes one that the attribute is used for, at these records and where its module cuts or shapes."""
+    if rule.was != rule.full:
+        return False
+    served = [rule.rows] + [rows for record in records for n, rows in _axes_of(record) if n == rule.was]
+    for other in recorder.records:
+        if other.module == rule.module and other.operator in _SIZED:
+            served += [rows for value in other.outputs for n, rows in value.axes() if n == rule.was]
+    served = [rows for rows in served if rows is not None and recorder.carries(rows)]
+    why = f"one attribute, {rule.key[0]} of {rule.module}, is both sizes"
+    return sum(recorder.tie_counts(served[0], rows, why) for rows in served[1:]) > 0  # all of them, not any
 
 
 def _freeze_asked(

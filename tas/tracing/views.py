@@ -18,15 +18,20 @@ def view(t: Recorder, out: Tensor, x: Tensor, *args: Any, **_: Any) -> None:
         t.keep_origin(x, out, range(x.dim()))
     else:
         t.put(out, t.identities.view(x.shape, t.rows(x), out.shape, t.current.where()))
-        long = [d for d, n in enumerate(x.shape) if n != 1]
-        if [x.shape[d] for d in long] == [n for n in out.shape if n != 1]:
-            t.keep_origin(x, out, _spread(long, out.shape))
+        t.keep_origin(x, out, _untouched(x.shape, out.shape))
     t.current.flow = "pass"
 
 
-def _spread(dims: list[int], shape: Sequence[int]) -> list[int | None]:
-    rest = iter(dims)
-    return [None if n == 1 else next(rest) for n in shape]
+def _untouched(before: Sequence[int], after: Sequence[int]) -> list[int | None]:
+    """For each dimension of a reshaped tensor the one before that it is: sizes agree from one end on, but for ones."""
+    origin: list[int | None] = [None] * len(after)
+    given, made = ([d for d, n in enumerate(shape) if n != 1] for shape in (before, after))
+    for order in (1, -1):
+        for old, new in zip(given[::order], made[::order], strict=False):
+            if before[old] != after[new]:
+                break
+            origin[new] = old
+    return origin
 
 
 def _moved(t: Recorder, out: Tensor, x: Tensor, order: Sequence[int | None]) -> None:
