@@ -2,11 +2,12 @@
 
     python scripts/benchmarks/coverage.py [--only 'torchvision*'] [--laws] [--limit 120] [--out runs/coverage]
 
-A line of the list (coverage_networks.txt beside this file) is an import path, the shape of an example batch, keyword
-arguments of the factory. Every network runs in a process of its own under a time limit (processor seconds on one
-thread, as all times here: a busy machine does not change them); finished ones are not run
-again (`--again` repeats the failed ones, `--afresh` all), so the script can be interrupted. Written into `--out`:
-coverage.json and coverage.md. The laws are checked at the smallest, one random and one single-choice architecture.
+A line of the list (coverage_networks.txt beside this file) is an import path, the shape of an example batch (or
+`2*3,64,64`: a list of two pictures, with targets for a detector), keyword arguments of the factory. Every network runs
+in a process of its own under a time limit (processor seconds on one thread, as all times here: a busy machine does not
+change them); finished ones are not run again (`--again` repeats the failed ones, `--afresh` all), so the script can be
+interrupted. Written into `--out`: coverage.json and coverage.md. The laws are checked at the smallest, one random and
+one single-choice architecture.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def measure(line: str, laws: bool) -> Iterator[Row]:
     path, shape, *options = line.split()
     torch.manual_seed(0)
     network = imported(path, BadNetwork)(**{k: yaml.safe_load(v) for k, v in (o.split("=", 1) for o in options)})
-    x = torch.randn(*map(int, shape.split(",")))
+    x = _example(shape)
     start = time.process_time()
     space = tas.trace(network, x).space
     row: Row = {
@@ -90,6 +91,24 @@ def measure(line: str, laws: bool) -> Iterator[Row]:
             row["laws"] = f"{type(error).__name__}: {str(error)[:300]}"
         row["laws_seconds"] = round(time.process_time() - start - row["seconds"], 1)
         yield row
+
+
+def _example(shape: str) -> Any:
+    """A batch; or a list of pictures, and for each two objects with all that torchvision's detectors train on."""
+    count, _, size = shape.rpartition("*")
+    channels = [int(n) for n in size.split(",")]
+    if not count:
+        return torch.randn(*channels)
+    _, height, width = channels
+    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.3, 0.2, 0.9, 0.9]]) * torch.tensor([width, height, width, height])
+    points = boxes[:, None, :2] + torch.rand(2, 17, 2) * (boxes[:, None, 2:] - boxes[:, None, :2])
+    target = {
+        "boxes": boxes,
+        "labels": torch.ones(2, dtype=torch.long),
+        "masks": torch.randint(2, (2, height, width), dtype=torch.uint8),
+        "keypoints": torch.cat([points, torch.ones(2, 17, 1)], 2),
+    }
+    return [torch.rand(channels) for _ in range(int(count))], [target for _ in range(int(count))]
 
 
 def _limited(line: str, laws: bool, limit: float) -> Row:

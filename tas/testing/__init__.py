@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 
 from tas.space import Architecture, SearchSpace
 from tas.testing import laws
-from tas.testing.reference import randomize, same_noise
+from tas.testing.reference import randomize
 from tas.tracing import Rules, Traced, as_call, trace
 from tas.tracing.dynamic import decisions_of, hold
 
@@ -81,8 +81,7 @@ def _under_one_decision(original: nn.Module, traced: Traced, inputs: Any) -> Cal
     if not traced.decisions.sized:
         return lambda: None
     args, kwargs = as_call(inputs)
-    with same_noise():
-        training = decisions_of(copy.deepcopy(original).train(), args, kwargs)
+    training = decisions_of(copy.deepcopy(original).train(), args, kwargs)
     ends = [hold(network, {False: traced.decisions, True: training}) for network in (original, traced.network)]
     return lambda: [end() for end in ends] and None
 

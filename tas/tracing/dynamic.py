@@ -1,10 +1,10 @@
 """Networks whose sizes depend on data: detectors rank, threshold and suppress, and keep any number of boxes.
 
 A *decision* is what an operator makes of real numbers, or of chance, that is not real itself: a mask, an index, a rank,
-a number read back into Python. Between decisions a network is smooth, and every size in it follows from them. So wherever two
-networks are compared (the replay of a cut one with the record, a supernet with its student), both run under the
-decisions that the original took on the same inputs: sizes and counts are then exact, however near a tie was, and a wrong
-channel size shows behind a `nms` as it does anywhere.
+a number read back into Python. Between decisions a network is smooth, and every size in it follows from them. So
+wherever two networks are compared (the replay of a cut one with the record, a supernet with its student), both run
+under the decisions that the original took on the same inputs: sizes and counts are then exact, however near a tie was,
+and a wrong channel size shows behind a `nms` as it does anywhere.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ def _retaken(decision: Decision, func: Any, out: Any, args: Any, kwargs: Mapping
 
 
 def _decides(func: Any, inputs: list[Tensor], out: Any) -> bool:
-    """Whether an operator makes something that is not real of real tensors, or of chance. (Pooling with indices does not decide: the
-    indices only serve its gradient.)"""
+    """Whether an operator makes something that is not real of real tensors, or of chance. (Pooling with indices does
+    not decide: the indices only serve its gradient.)"""
     if not (_draws(func) or any(map(_real, inputs))) or any(r.alias_info is not None for r in func._schema.returns):
         return False
     leaves = tree_leaves(out)
