@@ -15,20 +15,23 @@ import torch
 
 from tas.cells import Student, Work, digest, kept, searched, top5_of, trained
 from tas.comparison import in_epochs
+from tas.errors import BadRecipe
 from tas.exporting import write_json
 from tas.folder import check_owner, environment
 from tas.importance import scores, sites
 from tas.initialization import student_at
 from tas.methods.baselines import magnitude, random, uniform
 from tas.outcomes import rows_of
-from tas.preparation import budget_of, costs, costs_of_original, prepare
+from tas.preparation import Prepared, budget_of, costs, costs_of_original, prepare
 from tas.recipe import SEARCHES, Recipe, dump
 from tas.reporting.comparison import write_comparison
 from tas.reporting.progress import Display
 from tas.space import Architecture, Budget
-from tas.stages import Run, judged_on, opened, original, warn_if_memorised, weighted
+from tas.stages import judged_on, opened, original, warn_if_memorised, weighted
 from tas.timing import interleaved
 from tas.tracing import Traced
+
+_MEASURES = {"macs": "MACs", "params": "parameters"}
 
 
 def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) -> dict[str, Any]:
@@ -40,18 +43,16 @@ def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) 
     check_owner(folder, recipe)
     prepared = prepare(recipe)
     judged_on(prepared.data)
-    limits = recipe.compare.budgets or (recipe.budget,)
-    budgets = [budget_of(prepared.space, each) for each in limits]
+    budgets = _budgets(prepared)
     current = opened(prepared, folder, display)
     found: dict[str, Any] = {}
     try:
         teacher, reached = original(current)
         warn_if_memorised(current, teacher)
-        named = {_label(current, budget): budget for budget in budgets}
-        work = Work(current, named, teacher, weighted(prepared, teacher))
+        work = Work(current, budgets, teacher, weighted(prepared, teacher))
         found = _found(work, reached)
         for cell in _cells(work):
-            found["cells"].append(cell)
+            found["cells"].append(cell)  # one by one: an interruption leaves those before
         found["latency"] = _latencies(work, found["cells"])
     finally:
         current.events.close()
@@ -62,13 +63,19 @@ def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) 
     return found
 
 
-def _label(current: Run, budget: Budget) -> str:
-    whole = costs_of_original(current.prepared.space)
-    parts = [f"{limit / whole[measure]:.1%} of {_MEASURES.get(measure, measure)}" for measure, limit in budget.limits]
-    return ", ".join(parts).replace(".0%", "%")
-
-
-_MEASURES = {"macs": "MACs"}
+def _budgets(prepared: Prepared) -> dict[str, Budget]:
+    """By what the tables call them: "50% of MACs"."""
+    whole, found = costs_of_original(prepared.space), {}
+    for limits in prepared.recipe.compare.budgets or (prepared.recipe.budget,):
+        budget = budget_of(prepared.space, limits)
+        parts = [
+            f"{limit / whole[measure]:.1%} of {_MEASURES.get(measure, measure)}" for measure, limit in budget.limits
+        ]
+        label = ", ".join(parts).replace(".0%", "%")
+        if label in found:
+            raise BadRecipe(f"compare.budgets must differ by 0.1 % of the original at least, two are {label}")
+        found[label] = budget
+    return found
 
 
 def _found(work: Work, reached: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,6 +90,7 @@ def _found(work: Work, reached: Mapping[str, Any]) -> dict[str, Any]:
         "budgets": {name: dict(budget.limits) for name, budget in work.budgets.items()},
         "searches": {name: asdict(settings) for name, settings in searches(recipe).items()},
         "distill": asdict(recipe.distill),
+        "start": recipe.initialize.weights,
         "recipe": dump(recipe),
         "environment": environment(recipe.seed, prepared.device),
         "cells": [],

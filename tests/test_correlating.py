@@ -21,7 +21,6 @@ from tas.preparation import prepare
 from tas.recipe import Distillation, Recipe, parse
 from tas.scoring import judge, search_splits, unseen
 
-
 COUNT = 11
 
 

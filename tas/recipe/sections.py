@@ -195,6 +195,13 @@ class Compare(Section):
                 raise ValueError(f"names searches out of {', '.join(SEARCHES)}")
         return methods
 
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("must be distinct: the same seed twice would feign a small spread")
+        return seeds
+
 
 class Machine(Section):
     """Where and how to run; the one section that may change when a run is taken up again. threads 0: torch decides."""

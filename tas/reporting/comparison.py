@@ -14,6 +14,11 @@ from tas.reporting.tables import short
 
 Table = tuple[list[str], list[list[str]]]
 
+_STARTS = {
+    "inherit": "the original's most important channels",
+    "merge": "the original's most important channels, the others merged in",
+    "scratch": "fresh weights",
+}
 _FACTS = {"epochs": "{} epochs", "data": "other data", "lr": "learning rate {}", "start": "starts from {}"}
 
 
@@ -78,7 +83,7 @@ def protocol(found: Mapping[str, Any]) -> str:
     return (
         f"Mean ± standard deviation over the seeds {seeds} on {images['test']:,} test images. Unless a remark says "
         f"otherwise: {how['epochs']} epochs on {images['train']:,} images, learning rate {how['lr']:g}, {how['loss']} "
-        f"from the original (alpha {how['alpha']:g}, T {how['temperature']:g}), the original's weights at the start. "
+        f"from the original (alpha {how['alpha']:g}, T {how['temperature']:g}), start: {_STARTS[found['start']]}. "
         "Within noise: no further from the best row than the pooled standard deviation. Speed-up: MACs of the original "
         "over MACs; compression: the same of parameters. Milliseconds: median and quartiles of one eager forward, all "
         f"networks in turns, on {found['environment']['device']}, threads: {found['environment']['threads']}.{done}"
