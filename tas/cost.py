@@ -33,7 +33,7 @@ class _Formula:
 
 @lru_cache(maxsize=256)
 def _formula(space: SearchSpace, measure: str, layer: str | None = None, device: str = "cpu") -> _Formula:
-    merged: dict[tuple[Factor, ...], int] = defaultdict(int)
+    merged: dict[tuple[Factor, ...], float] = defaultdict(float)
     for cost in space.costs:
         if cost.measure == measure and layer in (None, cost.layer):
             for term in cost.terms:

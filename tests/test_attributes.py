@@ -40,7 +40,7 @@ class Listed(nn.Module):
 
 
 class Parts(nn.Module):
-    """Parts of equal sizes, each with a depthwise layer of its own, joined again: any two may be taken for each other."""
+    """Parts of equal sizes, each with a depthwise layer of its own, joined again: any two may be mistaken."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,8 @@ class Parts(nn.Module):
 def test_parts_of_one_size_follow_each_its_own() -> None:
     traced = trace(Parts(), torch.randn(2, 3, 8, 8))
     assert [choice.size for choice in traced.space.choices] == [20] * 5
-    student = extract(traced, {**traced.space.smallest(), **dict(zip(traced.space.position, (6, 14, 8, 20, 10), strict=True))})
+    sizes = dict(zip(traced.space.position, (6, 14, 8, 20, 10), strict=True))
+    student = extract(traced, {**traced.space.smallest(), **sizes})
     assert student.sizes == (6, 14, 8, 20, 10)
 
 

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor, nn
 
 import tas.tracing
-
 from tas.testing import check_space
 from tas.tracing import trace
 from tas.tracing.proof import prove

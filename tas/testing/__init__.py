@@ -83,7 +83,12 @@ def _under_one_decision(original: nn.Module, traced: Traced, inputs: Any) -> Cal
     args, kwargs = as_call(inputs)
     training = decisions_of(copy.deepcopy(original).train(), args, kwargs)
     ends = [hold(network, {False: traced.decisions, True: training}) for network in (original, traced.network)]
-    return lambda: [end() for end in ends] and None
+
+    def release() -> None:
+        for end in ends:
+            end()
+
+    return release
 
 
 def _architectures(space: SearchSpace, count: int, generator: torch.Generator) -> list[Architecture]:

@@ -132,7 +132,9 @@ class _Wide:
             module = self.network.get_submodule(owner)
             mine = {site: factor for site, factor in factors.items() if site[0].rpartition(".")[0] == owner}
             weights = {dim: factor for (name, dim), factor in mine.items() if name.endswith("weight")}
-            known = isinstance(module, _CHANNELS_SECOND + _CHANNELS_LAST) and _is_plain(module) and owner in self._called
+            known = (
+                isinstance(module, _CHANNELS_SECOND + _CHANNELS_LAST) and _is_plain(module) and owner in self._called
+            )
             if known and weights and all(name.endswith((".weight", ".bias")) for name, _ in mine):
                 makes = 1 if getattr(module, "transposed", False) or isinstance(module, nn.Embedding) else 0
                 for dim, factor in weights.items():

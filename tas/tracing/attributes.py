@@ -152,8 +152,8 @@ def _options(network: nn.Module, name: str, axes: list[Axis], kept: Callable[[Ax
 def _listed(
     network: nn.Module, name: str, record: Record, kept: Callable[[Axis], int]
 ) -> Iterator[list[AttributeRule]]:
-    """Rules for a tuple or list of a module that has the sizes of the operator's outputs in order (parts of a split), or
-    those of its output (a view): tried value by value, four parts of two sizes would be 16 combinations."""
+    """Rules for a tuple or list of a module that has the sizes of the operator's outputs in order (parts of a
+    split), or those of its output (a view): tried value by value, four parts of two sizes would be 16 combinations."""
     sequences = [list(axes) for axes in zip(*(value.axes() for value in record.outputs), strict=False)]
     if len(record.outputs) == 1:
         sequences = [record.outputs[0].axes()]

@@ -81,7 +81,7 @@ def batch_norm(
         if isinstance(tensor, Tensor):
             t.unify(rows[1], t.rows(tensor)[0])
     t.put(out[0], rows)
-    if weight is not None and bias is None and any(t.site(x, 1)):  # weights are standardised: their gain scales the rows
+    if weight is not None and bias is None and any(t.site(x, 1)):  # standardised weights: their gain scales the rows
         t.keep_origin(weight, out[0], [0 if d == 1 else None for d in range(x.dim())])
     for statistic in out[1:]:  # of the batch, where it is used
         if isinstance(statistic, Tensor) and statistic.shape == x.shape[1:2]:
