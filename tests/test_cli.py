@@ -162,6 +162,42 @@ def test_score_repeats_the_scores_of_the_run(shell: Shell, task: Path) -> None:
     assert [row["chosen"] for row in found["scores"]] == [True] + [False] * (len(known) - 1)
 
 
+def test_score_draws_by_rates_or_from_what_a_run_learned(shell: Shell, task: Path) -> None:
+    limits = json.loads((task / "run" / "space.json").read_text())["budget"]
+    for source in (("--sample", 2, "--out", task / "run"), ("--sample", 2, "--from", task / "run")):
+        code, out, _ = shell("score", task / "tiny.yaml", *source, "--json")
+        found = json.loads(out)
+        assert code == 0
+        assert found["weights"] == "original"
+        assert len(found["scores"]) == 2
+        assert all(row["macs"] <= limits["macs"] for row in found["scores"])
+    code, out, _ = shell("score", task / "tiny.yaml", "--sample", 1, "--from", task / "run")
+    assert code == 0
+    assert "Scored with the original's weights" in out
+
+
+def test_score_correlates_in_the_folder_of_the_run(shell: Shell, task: Path) -> None:
+    code, out, _ = shell("score", task / "tiny.yaml", "--correlate", 3, "--out", task / "run")
+    assert code == 0
+    for expected in ("Kendall", "recalibrated", "raw", "1 epoch on", "the original's weights", "correlation.svg"):
+        assert expected in out, expected
+    assert json.loads((task / "run" / "run.json").read_text())["stages"]["original"]["done"]
+
+
+def test_compare_shows_a_table_a_budget_and_the_paths(shell: Shell, task: Path) -> None:
+    arguments = ("compare", task / "tiny.yaml", "--out", task / "run", "--set", "compare.methods=[adaptive_bn]")
+    arguments += ("--set", "compare.seeds=[0]", "--set", "compare.latency_repeats=2")
+    code, out, _ = shell(*arguments)
+    assert code == 0
+    for expected in ("60% of MACs", "magnitude", "scratch-B", "ms, batch 32", "comparison.html"):
+        assert expected in out, expected
+    code, out, _ = shell(*arguments, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert [row["row"] for row in found["rows"]][:2] == ["adaptive_bn", "uniform"]
+    assert found["folder"] == str(task / "run")
+
+
 def test_evaluate_repeats_what_the_run_measured(shell: Shell, task: Path) -> None:
     metrics = json.loads((task / "run" / "metrics.json").read_text())
     for name, folder in (("student", "student"), ("original", "original"), ("uniform", "baselines/uniform")):
@@ -239,6 +275,11 @@ def test_report_is_written_again(shell: Shell, task: Path) -> None:
         (("score", "{task}/tiny.yaml", "--architectures", "absent.json"), "cannot read architectures"),
         (("score", "{task}/tiny.yaml", "--architectures", "{task}/run/metrics.json"), "must map names of choices"),
         (("score", "{task}/tiny.yaml", "--architectures", "{task}/run/architecture.json"), "need a trained original"),
+        (("score", "{task}/tiny.yaml"), "name what is to be scored"),
+        (("score", "{task}/tiny.yaml", "--architectures", "x.json", "--sample", "2"), "or are drawn"),
+        (("score", "{task}/tiny.yaml", "--architectures", "x.json", "--correlate", "3"), "leave out --architectures"),
+        (("score", "{task}/tiny.yaml", "--from", "{task}"), "keeps no distribution.json"),
+        (("compare", "{task}/tiny.yaml", "--set", "compare.seeds=[1, 1]"), "must be distinct"),
         (("distill", "{task}/tiny.yaml", "--architecture", "{task}/wrong.json"), "every choice of the space"),
         (("export", "{task}"), "must be a student folder"),
         (("export", "tiny_task:TinyNet"), "name the file with --out"),
