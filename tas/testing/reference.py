@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from tas.distribution import Draw
@@ -183,6 +184,9 @@ class _NoDropout(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "dropout" in getattr(func, "__name__", ""):
             return args[0] if args else (kwargs or {})["input"]
+        if func is scaled_dot_product_attention:  # it drops attention weights itself
+            named = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
+            return func(**{**named, **(kwargs or {}), "dropout_p": 0.0})
         return func(*args, **(kwargs or {}))
 
 
