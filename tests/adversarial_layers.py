@@ -224,6 +224,16 @@ def standardised_with_a_gain() -> Case:
     return Case(nn.Sequential(*layers, head(6)), images())
 
 
+def norm_inside_every_head() -> Case:
+    def run(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (m.q, m.k, m.v))
+        x = (m.norm(q) @ m.norm(k).transpose(-2, -1)).softmax(-1) @ v
+        return m.head(x.transpose(1, 2).flatten(2).mean(1))
+
+    layers = {name: nn.Linear(6, 12) for name in "qkv"}
+    return Case(Net(run, **layers, norm=nn.LayerNorm(4), head=nn.Linear(12, 3)), torch.randn(2, 5, 6))
+
+
 def linear_network() -> Case:
     layers = [nn.Linear(9, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)]
     return Case(nn.Sequential(*layers), torch.randn(3, 9))

@@ -82,6 +82,7 @@ FOUND = {
     "weight_normed": (2, 0),
     "weight_standardised": (1, 0),
     "standardised_with_a_gain": (2, 0),
+    "norm_inside_every_head": (1, 0),
     "linear_network": (2, 0),
     "local_response": (1, 0),
     "channel_softmax_and_layer_norm": (2, 0),

@@ -117,6 +117,9 @@ def layer_norm(
     if any(t.carries(r) for r in rows[-len(shape) :]):
         t.mark_inexact(f"a norm over channels: {t.current.where()}", *rows[-len(shape) :])
     t.put(first, rows)
+    for statistic in out[1:] if isinstance(out, (tuple, list)) else ():  # mean and deviation, of every head say
+        if statistic.dim() == x.dim():
+            t.put(statistic, [part if n > 1 else None for n, part in zip(statistic.shape, rows, strict=True)])
     t.current.flow = "norm"
     t.current.scales = t.scaling(*((w, -1) for w in tensors)) if len(shape) == 1 else ()
 

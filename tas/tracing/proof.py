@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tas.tracing.attributes import AttributeRule, candidates, for_peers, in_units, set_integer
+from tas.tracing.attributes import AttributeRule, Key, candidates, for_peers, in_units, set_integer
 from tas.tracing.dynamic import outputs_under
 from tas.tracing.identity import Array
 from tas.tracing.recording import Recorder, plain_attention
@@ -146,11 +146,14 @@ class _Proof:
     def _mend(self, failed: Replay) -> tuple[list[AttributeRule], Replay] | None:
         """Rules, new or taken back, with which the replay comes further; they are in force afterwards."""
         original = self.traced.network
+        tried = {frozenset[tuple[str, Key, int]]()}
         for number, rules in enumerate(candidates(self.recorder, original, failed.at(), self.kept)):
             if number >= _TRIES:
                 break
-            if all(any(r.same_place(k) and self._value(r) == self._value(k) for k in self.rules) for r in rules):
+            values = frozenset((r.module, r.key, self._value(r)) for r in rules if self._value(r) != self._in_force(r))
+            if values in tried:  # sizes differ, what is set does not
                 continue
+            tried.add(values)
             if any(r.says(known) for r in rules for known in self.disproved):
                 continue
             before = [(r, self._in_force(r)) for r in rules]
