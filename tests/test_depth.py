@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import tas
 from tas import cost, exporting
-from tas.loading import stand_in
+from tas.stand_in import stand_in
 from tas.testing import check_space
 
 

@@ -189,7 +189,7 @@ def test_long_sequences_cost_no_time() -> None:
 
     counts = []
     for steps in (4, 2000):
-        recorder = Recorder(Reader().eval(), HANDLERS, unknown)
+        recorder = Recorder(Reader().eval(), HANDLERS, unknown, {})
         recorder.run((torch.randn(2, steps, 6),), {})
         counts.append(len(recorder.records))
     assert counts[0] == counts[1] < 20

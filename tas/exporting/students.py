@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tas import loading
+from tas import loading, stand_in
 from tas.errors import BadNetwork, BadRecipe
 from tas.exporting.card import card
 
@@ -23,7 +23,8 @@ CARD = "README.md"
 
 
 def save(student: nn.Module, folder: str | Path, **facts: Any) -> None:
-    """Write weights, `student.json`, a model card and the loader `load.py` into `folder`, replacing a student there.
+    """Write weights, `student.json`, a model card and the loader (`load.py`, `stand_in.py`) into `folder`, replacing a
+    student there.
 
     The JSON holds every module's class and sizes (its Python attributes that are, or hold, integers: from them `load`
     rebuilds the student), the versions, and `facts`: JSON values such as the architecture, the metrics, the provenance.
@@ -45,6 +46,7 @@ def save(student: nn.Module, folder: str | Path, **facts: Any) -> None:
         write_json(beside / loading.RECORD, record)
         write_text(beside / CARD, card(record))
         shutil.copyfile(loading.__file__, beside / "load.py")
+        shutil.copyfile(stand_in.__file__, beside / "stand_in.py")
         beside.chmod(0o755)
         _replace(folder, beside)
     finally:

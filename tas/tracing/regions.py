@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from tas.loading import stand_in
+from tas.stand_in import stand_in
 from tas.tracing.identity import Rows
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Call, Record, Value
