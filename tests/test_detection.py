@@ -259,6 +259,6 @@ def test_laws_of_detectors(name: str, options: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_laws_of_a_thin_ssd() -> None:
-    """Its pictures always have 300 x 300 pixels: 35 G MACs in the original, an eighth of them in its smallest student."""
+    """Its pictures always have 300 x 300 pixels: 35 G MACs in the original, an eighth of them in the smallest."""
     traced = tas.trace(small("ssd300_vgg16"), (pictures(64),))
     check_space(tas.extract(traced, traced.space.smallest()), with_targets(), architectures=1)
