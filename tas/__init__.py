@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tas.scoring import Score as Score
     from tas.scoring import score as score
     from tas.supernet import Supernet as Supernet
+    from tas.tracing import Rules as Rules
     from tas.tracing import Traced as Traced
     from tas.tracing import trace as trace
 
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 # Where each public name lives. It is imported when it is first used, so that `import tas` stays light.
 _HOMES = {
     "ArchitectureDistribution": "distribution",
+    "Rules": "tracing",
     "Score": "scoring",
     "SearchResult": "methods",
     "Supernet": "supernet",
@@ -67,6 +69,7 @@ __all__ = [
     "Choice",
     "Infeasible",
     "Kept",
+    "Rules",
     "Score",
     "SearchResult",
     "SearchSpace",

@@ -196,12 +196,17 @@ class Recorder(TorchDispatchMode):
         if self._whole.inside:
             return func(*args, **(kwargs or {}))
         writes = any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
-        before = torch.get_rng_state() if torch.Tag.nondeterministic_seeded in func.tags else None
+        before = self._generators() if torch.Tag.nondeterministic_seeded in func.tags else []
         out = self._observe(func._schema.name, func, args, kwargs or {}, writes, torch.Tag.pointwise in func.tags)
-        if before is not None and not torch.equal(before, torch.get_rng_state()):
+        if not all(map(torch.equal, before, self._generators() if before else [])):
             for tensor in _tensors(out):  # of another shape they would be other numbers
                 self.freeze(*self.rows(tensor), why="random numbers are drawn in eval mode")
         return out
+
+    def _generators(self) -> list[Tensor]:
+        """The states of the global generators that the network can draw from."""
+        devices = {parameter.device for parameter in self.network.parameters() if parameter.is_cuda}
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
 
     def _observe(self, name: str, func: Any, args: Any, kwargs: Any, in_place: bool, pointwise: bool) -> Any:
         given, operator = dict(kwargs), name.rpartition("::")[2]
