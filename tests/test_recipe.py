@@ -35,7 +35,7 @@ def test_amounts_have_units(text: str, number: float) -> None:
         ("machine.xyzzy=1", "known are device, threads"),
         (
             "search.method=gradient",
-            "search.method should be one of differentiable, adaptive_bn, optuna, got 'gradient'",
+            "search.method should be one of differentiable, adaptive_bn, optuna, tuned, got 'gradient'",
         ),
         ("search={method: optuna, sampler: tpee}", "search.sampler should be 'tpe', 'nsga2', 'gp' or 'random'"),
         ("search={method: optuna, storage: nowhere}", "search.storage is journal:PATH or a URL"),

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 import torch
 
 from tas.errors import BadRecipe
-from tas.methods import adaptive_bn, baselines, differentiable, optuna_study
+from tas.methods import adaptive_bn, baselines, differentiable, optuna_study, tuned
 from tas.methods.budgets import at_budgets, front
 from tas.methods.result import OnRow, Row, SearchResult
 from tas.objectives import Objective
@@ -22,9 +22,9 @@ from tas.tracing import Traced
 
 __all__ = ["METHODS", "OnRow", "Row", "SearchResult", "at_budgets", "front", "search"]
 
-_S = TypeVar("_S", differentiable.Settings, adaptive_bn.Settings, optuna_study.Settings)
+_S = TypeVar("_S", differentiable.Settings, adaptive_bn.Settings, optuna_study.Settings, tuned.Settings)
 
-METHODS = ("differentiable", "adaptive_bn", "optuna", "uniform", "random")
+METHODS = ("differentiable", "adaptive_bn", "optuna", "tuned", "uniform", "random")
 
 
 @overload
@@ -55,12 +55,15 @@ def search(
     """The best architecture within the budget, by one of `METHODS`; for a sequence of budgets one result each.
 
     data: a named data set, a Dataset, or an iterable of batches; "uniform" and "random" do not look at it.
-    options: the fields of `Settings` of the method (`tas.methods.differentiable`, `.adaptive_bn`, `.optuna_study`).
-    checkpoint: file by which an interrupted "differentiable" or "optuna" search is resumed (optuna: a journal beside).
+    options: the fields of `Settings` of the method (`tas.methods.differentiable`, `.adaptive_bn`, `.optuna_study`,
+      `.tuned`).
+    checkpoint: file by which an interrupted "differentiable", "optuna" or "tuned" search is resumed (the studies of the
+      last two: a journal beside it).
 
     Several budgets share their work: "differentiable" searches at the first one and tilts what it learned to the
     others (`at_budgets`), "adaptive_bn" decodes its images once, and in both whatever was scored for one budget
-    competes for all that it meets. "optuna" runs a study a budget, each starting from the best of the one before.
+    competes for all that it meets. "tuned" tilts what its best trial learned. "optuna" runs a study a budget, each
+    starting from the best of the one before.
 
     Raises `Infeasible`, with the smallest reachable cost, when no architecture meets a budget; BadRecipe for an
     unknown method or option.
@@ -80,6 +83,9 @@ def search(
         case "optuna":
             studied = _settings(optuna_study.Settings, options)
             found = _optuna(source, data, budgets, studied, checkpoint, on_row, common)
+        case "tuned":
+            chosen = _settings(tuned.Settings, options)
+            found = _tuned(source, data, budgets, chosen, checkpoint, on_row, common)
         case "uniform":
             _refuse(options, [])
             found = [SearchResult(baselines.uniform(source.space, each)) for each in budgets]
@@ -105,19 +111,33 @@ def _differentiable(
     if not budgets:
         return []
     first = differentiable.search(source, data, budgets[0], settings, checkpoint=checkpoint, on_row=on_row, **common)
+    return _tilted(first, first.supernet, data, budgets, settings, common)
+
+
+def _tuned(
+    source: Traced | Supernet,
+    data: Any,
+    budgets: Sequence[Budget],
+    settings: tuned.Settings,
+    checkpoint: Path | None,
+    on_row: OnRow | None,
+    common: dict[str, Any],
+) -> list[SearchResult]:
+    """One study at the first budget; the others are tilted from its best trial and scored with the same weights."""
+    if not budgets:
+        return []
+    first = tuned.search(source, data, budgets[0], settings, checkpoint=checkpoint, on_row=on_row, **common)
+    return _tilted(first, source, data, budgets, settings, common)
+
+
+def _tilted(
+    first: SearchResult, weights: Any, data: Any, budgets: Sequence[Budget], settings: Any, common: dict[str, Any]
+) -> list[SearchResult]:
+    """The result of the first budget, and those of the others from what it learned."""
     if len(budgets) == 1:
         return [first]
-    others = at_budgets(
-        first.supernet,  # type: ignore[arg-type]
-        data,
-        first.probabilities,
-        budgets[1:],
-        known=first.candidates,
-        candidates=settings.candidates,
-        images=settings.images,
-        calibration_images=settings.calibration_images,
-        **common,
-    )
+    numbers = {name: getattr(settings, name) for name in ("candidates", "images", "calibration_images")}
+    others = at_budgets(weights, data, first.probabilities, budgets[1:], known=first.candidates, **numbers, **common)
     return [first, *others]
 
 
