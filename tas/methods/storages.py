@@ -19,7 +19,17 @@ _PATIENCE = 10  # seconds that a database server may take to answer
 
 # What a database gives in the middle of a study, and what else a wrong file or URL gives when it is opened.
 BROKEN = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
-_UNUSABLE = (*BROKEN, OSError, ImportError, ValueError, KeyError, RuntimeError, AttributeError, TypeError)
+_UNUSABLE = (
+    *BROKEN,
+    sqlite3.Error,
+    OSError,
+    ImportError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    AttributeError,
+    TypeError,
+)
 
 
 def storage(name: str | None) -> BaseStorage | None:
@@ -44,9 +54,6 @@ def opening(name: str | None) -> Iterator[None]:
     """`BadRecipe` for whatever says that a storage cannot be used."""
     try:
         yield
-    except ModuleNotFoundError as problem:
-        driver = "pip install 'tas[postgres]'" if problem.name == "psycopg" else f"pip install {problem.name}"
-        raise BadRecipe(f"the storage {shown(name)} needs a driver that is not installed: {driver}") from problem
     except _UNUSABLE as problem:
         raise _unreachable(name, problem) from problem
 
@@ -64,6 +71,11 @@ def _unreachable(name: str | None, problem: BaseException) -> BadRecipe:
     told: BaseException = problem
     while told.__cause__ is not None:  # the driver's own words
         told = told.__cause__
+    if isinstance(told, ModuleNotFoundError):
+        extra = ": pip install 'tas[postgres]'" if told.name == "psycopg" else ""
+        return BadRecipe(
+            f"the storage {shown(name)} needs the Python module {told.name}, which is not installed{extra}"
+        )
     reason = (str(told).strip().splitlines() or [type(told).__name__])[0]
     return BadRecipe(f"the storage of a study must be reachable, {shown(name)} is not: {reason}")
 
