@@ -21,7 +21,7 @@ from toys import data, network
 
 import tas
 from tas.errors import BadRecipe
-from tas.methods.storages import storage
+from tas.methods.storages import kept
 
 pytestmark = pytest.mark.postgres
 
@@ -85,7 +85,8 @@ def server() -> Iterator[Server]:
 
 
 def trials(url: str) -> list[FrozenTrial]:
-    return optuna.load_study(study_name="tas", storage=storage(url)).get_trials()
+    with kept(url) as storage:
+        return optuna.load_study(study_name="tas", storage=storage).get_trials()
 
 
 def test_four_processes_share_a_study_and_one_is_killed(server: Server, tmp_path: Path) -> None:

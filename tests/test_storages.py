@@ -14,7 +14,7 @@ from toys import data, network
 
 import tas
 from tas.errors import BadRecipe
-from tas.methods.storages import alone, opening, shown, storage, working
+from tas.methods.storages import kept, shown
 
 SMALL: dict[str, Any] = {"candidates": 4, "startup": 2, "images": 48, "calibration_images": 48}
 
@@ -60,12 +60,14 @@ def test_a_driver_that_is_missing_is_named_with_its_extra(source: tas.Traced, mo
         searched(source, "postgresql://127.0.0.1:1/none")
 
 
-def test_a_storage_that_is_lost_on_the_way_is_told_of() -> None:
+def test_a_storage_that_is_lost_on_the_way_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = "sqlite:///s.db"
     problem = optuna.exceptions.StorageInternalError("gone")
     problem.__cause__ = sqlite3.OperationalError("disk I/O error\nmore")
-    with pytest.raises(BadRecipe, match=r"sqlite:///s\.db is not: disk I/O error$"), working("sqlite:///s.db"):
+    with pytest.raises(BadRecipe, match=r"sqlite:///s\.db is not: disk I/O error$"), kept(where):
         raise problem
-    with pytest.raises(ZeroDivisionError), working("sqlite:///s.db"):  # a bug stays a bug
+    with pytest.raises(ZeroDivisionError), kept(where):  # a bug stays a bug
         raise ZeroDivisionError
 
 
@@ -84,8 +86,11 @@ def test_a_study_in_sqlite_is_for_one_process(source: tas.Traced, tmp_path: Path
     held.close()
     first = searched(source, where)
     assert len(searched(source, where, candidates=5).candidates) == len(first.candidates) + 1
-    with alone(where), alone("journal:x"), alone(None), alone("sqlite://"):
-        optuna.load_study(study_name="tas", storage=where)  # who only reads is not hindered
+    with kept(where) as storage:
+        assert len(optuna.load_study(study_name="tas", storage=storage).trials) >= 5
+        with sqlite3.connect(tmp_path / "s.db") as reader:  # who only reads is not hindered
+            assert reader.execute("select count(*) from trials").fetchone()[0] >= 5
+        reader.close()
 
 
 @pytest.mark.parametrize("kind", ["journal:", "sqlite:///"])
@@ -93,9 +98,11 @@ def test_a_study_opens_in_optuna_dashboard(source: tas.Traced, tmp_path: Path, k
     dashboard = pytest.importorskip("optuna_dashboard")
     where = f"{kind}{tmp_path / 's'}"
     searched(source, where, measures=("macs",), sampler="nsga2")
-    with opening(where):
-        app = dashboard.wsgi(storage(where))
+    with kept(where) as storage:
+        _check(dashboard.wsgi(storage))
 
+
+def _check(app: Any) -> None:
     def get(path: str) -> Any:
         environ: dict[str, Any] = {}
         setup_testing_defaults(environ)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from tas.errors import BadRecipe
 
 _PATIENCE = 10  # seconds that a database server may take to answer
+_ATTEMPTS = 5  # to open a database in which others may just be making the tables
 
-# What a database gives in the middle of a study, and what else a wrong file or URL gives when it is opened.
+# What a database gives in the middle of a study, and what else comes when something is opened that is no storage.
 BROKEN = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 _UNUSABLE = (
     *BROKEN,
@@ -32,8 +34,26 @@ _UNUSABLE = (
 )
 
 
-def storage(name: str | None) -> BaseStorage | None:
-    """The storage of that name, see `optuna_study.Settings`; None is Optuna's memory. Call within `opening`."""
+@contextmanager
+def kept(name: str | None) -> Iterator[BaseStorage | None]:
+    """The storage of that name, see `optuna_study.Settings`, for this process; None is Optuna's memory.
+
+    `BadRecipe` for whatever says that it cannot be used, also where it is lost on the way.
+    """
+    with _alone(name):
+        with opening(name):
+            found = _opened(name)
+        try:
+            yield found
+        except BROKEN as problem:
+            raise _unreachable(name, problem) from problem
+        finally:
+            if isinstance(found, RDBStorage):
+                found.remove_session()
+                found.engine.dispose()
+
+
+def _opened(name: str | None) -> BaseStorage | None:
     if name is None:
         return None
     if name.startswith("journal:"):
@@ -46,24 +66,19 @@ def storage(name: str | None) -> BaseStorage | None:
     if url.drivername == "postgresql":  # psycopg is what the extra installs
         url = url.set(drivername="postgresql+psycopg")
     waiting = {"pool_pre_ping": True, "connect_args": {"connect_timeout": _PATIENCE}}
+    for _ in range(_ATTEMPTS):
+        with suppress(IntegrityError, ProgrammingError):  # several processes that begin at once make the same tables
+            return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=waiting)
+        time.sleep(0.5)
     return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=waiting)
 
 
 @contextmanager
 def opening(name: str | None) -> Iterator[None]:
-    """`BadRecipe` for whatever says that a storage cannot be used."""
+    """`BadRecipe` for whatever a wrong file or URL gives."""
     try:
         yield
     except _UNUSABLE as problem:
-        raise _unreachable(name, problem) from problem
-
-
-@contextmanager
-def working(name: str | None) -> Iterator[None]:
-    """`BadRecipe` where the storage is lost while a study runs."""
-    try:
-        yield
-    except BROKEN as problem:
         raise _unreachable(name, problem) from problem
 
 
@@ -89,7 +104,7 @@ def shown(name: str | None) -> str:
 
 
 @contextmanager
-def alone(name: str | None) -> Iterator[None]:
+def _alone(name: str | None) -> Iterator[None]:
     """Hold a SQLite study for this process, until it ends in whatever way; nothing for other storages.
 
     SQLite locks whole files for every write, and worse on network drives, so that processes would wait for each other

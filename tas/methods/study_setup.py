@@ -12,6 +12,7 @@ import optuna
 import torch
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -20,7 +21,7 @@ from tas.data.tensors import digest
 from tas.errors import BadRecipe
 from tas.methods import optuna_study, tuned
 from tas.methods.result import OnRow
-from tas.methods.storages import opening, shown, storage
+from tas.methods.storages import opening, shown
 from tas.objectives import Objective
 from tas.scoring import Judge, judge
 from tas.space import Budget, SearchSpace
@@ -78,7 +79,11 @@ class Asked(Generic[S]):
 
 
 def opened(
-    asked: Asked[S], identity: dict[str, Any], measures: Sequence[str] = (), pruner: BasePruner | None = None
+    asked: Asked[S],
+    storage: BaseStorage | None,
+    identity: dict[str, Any],
+    measures: Sequence[str] = (),
+    pruner: BasePruner | None = None,
 ) -> tuple[optuna.Study, bool]:
     """The study of the settings' name, and whether it is new. BadRecipe where its storage cannot be used, or it is one
     of another search. measures: what is minimised beside the objective."""
@@ -86,7 +91,7 @@ def opened(
     best = StudyDirection.MAXIMIZE if asked.objective.higher_is_better else StudyDirection.MINIMIZE
     with opening(asked.storage):
         study = optuna.create_study(
-            storage=storage(asked.storage),
+            storage=storage,
             sampler=Reseeded(asked.settings, asked.seed),
             pruner=pruner,
             study_name=asked.settings.study,

@@ -25,7 +25,7 @@ from tas.methods.baselines import uniform
 from tas.methods.budgets import table_of
 from tas.methods.claims import claimed, take_part
 from tas.methods.result import Row, SearchResult
-from tas.methods.storages import alone, working
+from tas.methods.storages import kept
 from tas.methods.study_setup import Asked, opened
 from tas.methods.tuned import WHOLE, Settings
 from tas.sampling import most_probable_feasible
@@ -38,8 +38,8 @@ def run(asked: Asked[Settings], checkpoint: Path | None) -> SearchResult:
     """Take part in the study until it has its trials, and read the result from it."""
     settings = asked.settings
     judges: list[Judge] = []  # made for the first trial: a study that is complete is only read
-    with alone(asked.storage), working(asked.storage):
-        study, new = opened(asked, asked.identity(search=_identity(settings)), pruner=_pruner(settings))
+    with kept(asked.storage) as storage:
+        study, new = opened(asked, storage, asked.identity(search=_identity(settings)), pruner=_pruner(settings))
         if new:
             inside = {name: low <= getattr(settings, name) <= high for name, (low, high) in settings.ranges.items()}
             study.enqueue_trial({name: getattr(settings, name) for name in inside if inside[name]})
