@@ -109,7 +109,10 @@ class OptunaStudy(optuna_study.Settings):
 
 @dataclass(frozen=True)
 class Tuned(tuned.Settings):
-    __doc__ = f"An Optuna study of whole searches by gradient.\n\n{tuned.Settings.__doc__}"
+    __doc__ = (
+        f"An Optuna study of whole searches by gradient.\n\n{tuned.Settings.__doc__}"
+        f"\n\nThe fields of `differentiable`. {differentiable.Settings.__doc__}"
+    )
 
     method: Literal["tuned"] = "tuned"
 
