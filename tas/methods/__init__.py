@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -76,7 +76,7 @@ def search(
     match method:
         case "differentiable":
             trained = _settings(differentiable.Settings, options)
-            found = _differentiable(source, data, budgets, trained, checkpoint, on_row, common)
+            found = _tilted(differentiable.search, source, data, budgets, trained, checkpoint, on_row, common)
         case "adaptive_bn":
             drawn = _settings(adaptive_bn.Settings, options)
             found = adaptive_bn.search_many(source, data, budgets, drawn, on_row=on_row, **common)
@@ -85,7 +85,7 @@ def search(
             found = _optuna(source, data, budgets, studied, checkpoint, on_row, common)
         case "tuned":
             chosen = _settings(tuned.Settings, options)
-            found = _tuned(source, data, budgets, chosen, checkpoint, on_row, common)
+            found = _tilted(tuned.search, source, data, budgets, chosen, checkpoint, on_row, common)
         case "uniform":
             _refuse(options, [])
             found = [SearchResult(baselines.uniform(source.space, each)) for each in budgets]
@@ -98,47 +98,27 @@ def search(
     return found[0] if isinstance(budget, Budget) else tuple(found)
 
 
-def _differentiable(
-    source: Traced | Supernet,
-    data: Any,
-    budgets: Sequence[Budget],
-    settings: differentiable.Settings,
-    checkpoint: Path | None,
-    on_row: OnRow | None,
-    common: dict[str, Any],
-) -> list[SearchResult]:
-    """One search at the first budget; the others are tilted from it and scored with the same supernet."""
-    if not budgets:
-        return []
-    first = differentiable.search(source, data, budgets[0], settings, checkpoint=checkpoint, on_row=on_row, **common)
-    return _tilted(first, first.supernet, data, budgets, settings, common)
-
-
-def _tuned(
-    source: Traced | Supernet,
-    data: Any,
-    budgets: Sequence[Budget],
-    settings: tuned.Settings,
-    checkpoint: Path | None,
-    on_row: OnRow | None,
-    common: dict[str, Any],
-) -> list[SearchResult]:
-    """One study at the first budget; the others are tilted from its best trial and scored with the same weights."""
-    if not budgets:
-        return []
-    first = tuned.search(source, data, budgets[0], settings, checkpoint=checkpoint, on_row=on_row, **common)
-    return _tilted(first, source, data, budgets, settings, common)
-
-
 def _tilted(
-    first: SearchResult, weights: Any, data: Any, budgets: Sequence[Budget], settings: Any, common: dict[str, Any]
+    first: Callable[..., SearchResult],
+    source: Traced | Supernet,
+    data: Any,
+    budgets: Sequence[Budget],
+    settings: Any,
+    checkpoint: Path | None,
+    on_row: OnRow | None,
+    common: dict[str, Any],
 ) -> list[SearchResult]:
-    """The result of the first budget, and those of the others from what it learned."""
+    """One search at the first budget; the others are tilted from it and scored with the same weights, those of its
+    supernet where it keeps one."""
+    if not budgets:
+        return []
+    found = first(source, data, budgets[0], settings, checkpoint=checkpoint, on_row=on_row, **common)
     if len(budgets) == 1:
-        return [first]
+        return [found]
     numbers = {name: getattr(settings, name) for name in ("candidates", "images", "calibration_images")}
-    others = at_budgets(weights, data, first.probabilities, budgets[1:], known=first.candidates, **numbers, **common)
-    return [first, *others]
+    weights: Any = source if found.supernet is None else found.supernet
+    others = at_budgets(weights, data, found.probabilities, budgets[1:], known=found.candidates, **numbers, **common)
+    return [found, *others]
 
 
 def _optuna(
