@@ -203,6 +203,12 @@ def test_processes_share_a_study_without_scoring_anything_twice(source: tas.Trac
     assert len(searched(source, **options).candidates) == len(done)
 
 
+def test_a_gaussian_process_without_scipy_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optuna_study, "find_spec", lambda name: None)
+    with pytest.raises(BadRecipe, match="needs SciPy, which is not installed"):
+        optuna_study.Settings(sampler="gp")
+
+
 def test_settings_are_checked() -> None:
     for options, message in (
         ({"candidates": 0}, "search.candidates is at least 1"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -98,6 +99,8 @@ def check_study(settings: Any) -> None:
     """What every study needs: `sampler`, `startup`, `storage`, `stale_after`."""
     at_least(settings, startup=0)
     known("search.sampler", settings.sampler, get_args(Sampler))
+    if settings.sampler == "gp" and find_spec("scipy") is None:
+        raise BadRecipe("search.sampler gp needs SciPy, which is not installed: pip install scipy, or take tpe")
     if not settings.stale_after > 0:
         raise BadRecipe(f"search.stale_after is above 0 seconds, got {settings.stale_after}")
     storage = settings.storage
