@@ -8,6 +8,7 @@ What a tool tells its users to mend in the smaller network by hand is not mended
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,16 @@ from tas.methods.baselines import uniform
 from tas.tracing import as_call
 from tas.tracing.independent import independent_macs
 
-WIDTH = 0.3  # the narrowest that is asked of a tool that would go on to one channel: tas's own narrowest candidate
+WIDTHS = (
+    0.8,
+    0.75,
+    0.7,
+    0.65,
+    0.6,
+    0.5,
+    0.4,
+    0.3,
+)  # of a tool without candidates of its own; tas's narrowest is 0.3 too
 STEP = 8
 Row = dict[str, Any]
 Tool = Callable[[nn.Module, Any, float], nn.Module]
@@ -57,19 +67,28 @@ def ours(network: nn.Module, inputs: Any, keep: float) -> nn.Module:
 
 
 def torch_pruning(network: nn.Module, inputs: Any, keep: float) -> nn.Module:
-    """One ratio for all layers, but for those that make the outputs; numbers of heads given for layers called `qkv`."""
+    """One ratio for all layers: the first that meets `keep`, or the largest."""
+    whole = independent_macs(network, inputs)
+    for width in WIDTHS if keep else WIDTHS[-1:]:
+        smaller = _pruned(copy.deepcopy(network), inputs, 1 - width)
+        if independent_macs(smaller, inputs) <= keep * whole:
+            break
+    return smaller
+
+
+def _pruned(network: nn.Module, inputs: Any, ratio: float) -> nn.Module:
+    """Layers that make the outputs are left alone; numbers of heads are given for layers called `qkv`."""
     import torch_pruning as tp
 
     classes = {t.shape[1] for t in _tensors(_call(network, inputs)) if t.dim() > 1}
     layers = (nn.Linear, nn.modules.conv._ConvNd)
-    last = [m for m in network.modules() if isinstance(m, layers) and m.weight.shape[0] in classes]
     attention = [m for m in network.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")]
     pruner = tp.pruner.BasePruner(
         network,
         inputs,
         importance=tp.importance.GroupMagnitudeImportance(),
-        pruning_ratio=1 - (keep**0.5 if keep else WIDTH),
-        ignored_layers=last,
+        pruning_ratio=ratio,
+        ignored_layers=[m for m in network.modules() if isinstance(m, layers) and m.weight.shape[0] in classes],
         num_heads={m.qkv: m.num_heads for m in attention},
         round_to=STEP,
     )
