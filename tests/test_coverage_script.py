@@ -69,6 +69,12 @@ def test_a_tool_that_cuts_nothing_is_seen(peers: Any) -> None:
     assert [(row["half"], row.get("smallest")) for row in rows] == [(1.0, None), (1.0, 1.0)]
 
 
+def test_the_smallest_share_is_the_smallest_that_was_reached(peers: Any) -> None:
+    """Some tools give up on layers that are asked to lose too much."""
+    rows = list(peers.judge(lambda network, inputs, keep: peers.ours(network, inputs, keep or 0.9), Net, X))
+    assert rows[1]["smallest"] == rows[0]["half"] <= 0.5
+
+
 def test_what_a_tool_breaks_is_its_own_error(peers: Any) -> None:
     def narrower(network: Any, inputs: Any, keep: float) -> nn.Module:
         network.linear = nn.Linear(12, 3)
