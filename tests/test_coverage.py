@@ -125,6 +125,20 @@ def swin() -> nn.Module:
     )
 
 
+def swin_v2() -> nn.Module:
+    parts = {
+        "block": tv.swin_transformer.SwinTransformerBlockV2,
+        "downsample_layer": tv.swin_transformer.PatchMergingV2,
+    }
+    return tv.SwinTransformer([2, 2], 24, [2, 2], [2, 4], [4, 4], num_classes=CLASSES, **parts)
+
+
+def levit() -> nn.Module:
+    """Keeps its attention biases from one call in eval mode to the next."""
+    sizes = {"embed_dim": (16, 24), "key_dim": 8, "depth": (1, 1), "num_heads": (2, 3)}
+    return timm.levit_128s(img_size=64, num_classes=CLASSES, **sizes)
+
+
 def focalnet() -> nn.Module:
     return timm.FocalNet(embed_dim=16, depths=(1, 2), focal_levels=(2, 2), focal_windows=(3, 3), num_classes=CLASSES)
 
@@ -168,6 +182,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and the pixels o
     "xcit": (partial(tokens, timm.Xcit, cls_attn_layers=1), 32),
     "cait": (partial(tokens, timm.Cait), 32),
     "swin": (swin, 32),
+    "swin_v2": (swin_v2, 32),
+    "levit": (levit, 64),
     "twins": (twins, 32),
     "pvt_v2": (pvt_v2, 32),
     "poolformer": (partial(timm.metaformer.MetaFormer, 3, CLASSES, depths=(1, 2), dims=(16, 32)), 32),

@@ -15,7 +15,7 @@ ENCODERS = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "benchmark
 @pytest.mark.parametrize(
     "name",
     [
-        *("vit", "dinov2", "swin", "convnext", "segformerC", "poolformer", "pvt", "clipv"),
+        *("vit", "dinov2", "swin", "convnext", "segformer", "segformerC", "beit", "poolformer", "pvt", "clipv"),
         *("bert", "bertmlm", "distilbert", "electra", "albert", "mpnet", "deberta", "modernbert", "t5"),
         "wav2vec2",
     ],
