@@ -15,10 +15,10 @@ ROWS = (
     "cost sampling distribution elastic",
     "tracing reordering supernet extraction calibration",
     "augment data objectives training",
-    "importance scoring correlation initialization distillation",
+    "importance scoring correlation forgetting initialization distillation",
     "methods",
     "exporting originals recipe preparation folder reporting",
-    "stages comparison judging correlating planning timing outcomes cells comparing runner printing commands",
+    "stages comparison judging correlating planning timing outcomes predictions cells populations comparing runner printing commands",
     "testing",
     "cli",
 )
