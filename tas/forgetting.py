@@ -165,8 +165,8 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
 
 
 def holm(values: list[float | None]) -> list[float | None]:
-    """p adjusted for the number of tests, step down (Holm 1979): calling those below 0.05 gives any false alarm in at most
-    one of twenty tables. None was not tested and does not count."""
+    """p adjusted for the number of tests, step down (Holm 1979): where those below 0.05 are called, at most one table in
+    twenty holds a false alarm. None was not tested and does not count."""
     tested = sorted((p, place) for place, p in enumerate(values) if p is not None)
     adjusted, largest = list(values), 0.0
     for rank, (p, place) in enumerate(tested):
@@ -209,13 +209,9 @@ def _accuracy(predictions: Tensor, labels: Tensor, where: Tensor) -> float | Non
 def _classes(originals: Tensor, students: Tensor, labels: Tensor) -> int:
     """One more than the largest label; `BadData` unless predictions [K, N], [L, N] and labels [N] fit together."""
     shapes = [list(each.shape) for each in (originals, students, labels)]
-    if (
-        [len(shape) for shape in shapes] != [2, 2, 1]
-        or len({shape[-1] for shape in shapes}) > 1
-        or 0 in sum(shapes, [])
-    ):
+    fitting, sizes = [len(shape) for shape in shapes] == [2, 2, 1], {shape[-1] for shape in shapes}
+    if not fitting or len(sizes) > 1 or any(0 in shape for shape in shapes):
         raise BadData(f"predictions are [networks, images] of the images that labels [images] name, got {shapes}")
-    together = [each.long() for each in (originals, students, labels)]
-    if min(int(each.min()) for each in together) < 0:
+    if min(int(each.min()) for each in (originals, students, labels)) < 0:
         raise BadData("labels and predictions are whole numbers from 0")
-    return 1 + max(int(each.max()) for each in together)
+    return 1 + max(int(each.max()) for each in (originals, students, labels))

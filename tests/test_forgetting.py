@@ -49,7 +49,7 @@ def test_a_loss_that_all_classes_share_is_no_shift() -> None:
 
 
 def test_null_populations_give_uniform_p_values() -> None:
-    """5 against 5 networks, 20 classes, 150 times; the mean accuracy, taken as a constant, costs 1 / 20 of the variance."""
+    """5 against 5 networks, 20 classes, 150 times; the mean accuracy, as a constant, costs 1 / 20 of the variance."""
     generator, values = torch.Generator().manual_seed(2), []
     for _ in range(150):
         one, other = (population(5, LABELS, torch.full((2000,), 0.8), generator) for _ in range(2))
@@ -151,8 +151,8 @@ TRUTH = torch.tensor([0, 1, 0, 0, 1])
 
 
 def test_exemplars_by_hand() -> None:
-    """Image 0: the students tie between 0 and 1, and 0 is what the originals say: it is none. Image 3: the originals tie
-    between 0 and 1, and the students say neither."""
+    """Image 0: the students tie between 0 and 1, and 0 is what the originals say: it is none. Image 3: the originals
+    tie between 0 and 1, and the students say neither."""
     found = exemplars(ORIGINALS, STUDENTS, TRUTH)
     assert found.found == (
         Exemplar(image=4, label=1, original=2, student=1, originals_agree=5, students_agree=5),
