@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,8 @@ def _cells(works: Sequence[Work]) -> Iterator[dict[str, Any]]:
     recipe, budgets, number = works[0].recipe, works[0].budgets, 0
     each = len(searches(recipe)) + 3 + recipe.compare.random_draws + isinstance(works[0].source, Traced)
     together = len(recipe.compare.seeds) * len(budgets) * each
-    for work, seed in ((work, seed) for work in works for seed in work.seeds):
-        for label in budgets:
+    for work in works:
+        for seed, label in product(work.seeds, budgets):
             for student in _students(work, label, seed):
                 number += 1
                 yield trained(work, student, f"{student.row} at {label}, seed {seed} ({number} of {together})")

@@ -17,6 +17,7 @@ from torch import Tensor
 from tas.errors import BadData
 
 ENOUGH = 5  # networks a population for exemplars; the paper has 30
+_ROUNDING = 1e-9  # of percentages
 _TINY = 1e-300  # keeps Lentz's ratios from dividing by 0
 _SPLITS = 50  # random halves of the originals that say what chance gives
 
@@ -88,8 +89,9 @@ def exemplars(originals: Tensor, students: Tensor, labels: Tensor) -> Exemplars:
     found = [Exemplar(image, *(int(column[image]) for column in columns)) for image in images]
     share = {each: each.originals_agree / len(originals) + each.students_agree / len(students) for each in found}
     found.sort(key=lambda each: (-share[each], each.image))
-    accuracies = [_accuracy(each, labels, where) for each in (originals, students) for where in (apart, ~apart)]
-    return Exemplars(tuple(found), *accuracies, *_by_halves(originals, students, classes))
+    on, off = ([_accuracy(each, labels, where) for each in (originals, students)] for where in (apart, ~apart))
+    chance, pruned = _by_halves(originals, students, classes)
+    return Exemplars(tuple(found), on[0], off[0], on[1], off[1], chance, pruned)
 
 
 def recall_shifts(originals: Tensor, students: Tensor, labels: Tensor) -> tuple[Shift, ...]:
@@ -109,30 +111,39 @@ def recall_shifts(originals: Tensor, students: Tensor, labels: Tensor) -> tuple[
         if not mine.any():
             continue
         recalls = [100 * (each[:, mine] == label).double().mean(1) for each in populations]
-        above = [recall - accuracy for recall, accuracy in zip(recalls, accuracies, strict=True)]
+        before, after = (recall - accuracy for recall, accuracy in zip(recalls, accuracies, strict=True))
         means = [float(recall.mean()) for recall in recalls]
-        shift = Shift(label, int(mine.sum()), *means, float(above[1].mean() - above[0].mean()))
-        shifts.append(replace(shift, **welch(above[1], above[0])))
+        shift = Shift(label, int(mine.sum()), means[0], means[1], float(after.mean() - before.mean()))
+        test = welch(after, before)
+        shifts.append(replace(shift, t=test.t, df=test.df, p=test.p) if test else shift)
     adjusted = holm([shift.p for shift in shifts])
     return tuple(replace(shift, p_holm=p) for shift, p in zip(shifts, adjusted, strict=True))
 
 
-def welch(one: Tensor, other: Tensor) -> dict[str, float | None]:
-    """Welch's two-sample t-test: {"t", "df", "p"} of the means of two float columns, two-sided, variances unequal.
+@dataclass(frozen=True)
+class Welch:
+    """t, degrees of freedom (None where no value differs from any other) and two-sided p."""
 
-    None of them below two values a column. Without any spread p is 1 for equal means; for others there is no test.
+    t: float
+    df: float | None
+    p: float
+
+
+def welch(one: Tensor, other: Tensor) -> Welch | None:
+    """Welch's two-sample t-test of the means of two float columns, variances unequal.
+
+    None below two values a column. Without any spread p is 1 for equal means; for others there is no test: None.
     """
-    nothing: dict[str, float | None] = {"t": None, "df": None, "p": None}
     if min(len(one), len(other)) < 2:
-        return nothing
+        return None
     difference = float(one.mean() - other.mean())
     errors = [float(column.var()) / len(column) for column in (one, other)]
-    if sum(errors) < 1e-18:  # recalls are percentages: rounding alone
-        return nothing if abs(difference) > 1e-9 else {"t": 0.0, "df": None, "p": 1.0}
+    if sum(errors) < _ROUNDING**2:
+        return None if abs(difference) > _ROUNDING else Welch(0.0, None, 1.0)
     t = difference / math.sqrt(sum(errors))
     parts = [error**2 / (len(column) - 1) for error, column in zip(errors, (one, other), strict=True)]
     df = sum(errors) ** 2 / sum(parts)
-    return {"t": t, "df": df, "p": two_sided(t, df)}
+    return Welch(t, df, two_sided(t, df))
 
 
 def two_sided(t: float, df: float) -> float:
@@ -165,8 +176,8 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
 
 
 def holm(values: list[float | None]) -> list[float | None]:
-    """p adjusted for the number of tests, step down (Holm 1979): where those below 0.05 are called, at most one table in
-    twenty holds a false alarm. None was not tested and does not count."""
+    """p adjusted for the number of tests, step down (Holm 1979): where those below 0.05 are called, one table in twenty
+    at most holds a false alarm. None was not tested and does not count."""
     tested = sorted((p, place) for place, p in enumerate(values) if p is not None)
     adjusted, largest = list(values), 0.0
     for rank, (p, place) in enumerate(tested):

@@ -18,8 +18,9 @@ Cell = Mapping[str, Any]
 def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a budget and name, in the order of the cells.
 
-    found: "metric", "higher_is_better", "original" (a cell without row), "cells", and "latency" by architecture (JSON)
-    and batch. Every row says in which "facts" it differs from the first one of its budget, the first search.
+    found: "metric", "higher_is_better", "original" (`original_of_cells`), "cells", and "latency" by architecture
+    (JSON) and batch. Every row says in which "facts" it differs from the first one of its budget, the first search, and
+    its `verdict` beside the best row and beside the original.
     """
     metric, original = found["metric"], found["original"]
     grouped: dict[tuple[str, str], list[Cell]] = {}
@@ -46,8 +47,9 @@ def original_of_cells(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def verdict(one: Mapping[str, Any], best: Mapping[str, Any]) -> str:
-    """Compared with the best row of a budget, or the original: "within noise" where the means differ by no more than the pooled spread,
-    sqrt((sd1^2 + sd2^2) / 2), "" where they differ by more, "one seed" where there is no spread to go by."""
+    """Compared with the best row of a budget, or with the original: "within noise" where the means differ by no more
+    than the pooled spread, sqrt((sd1^2 + sd2^2) / 2), "" where they differ by more, "one seed" where there is no spread to
+    go by."""
     if one["sd"] is None or best["sd"] is None:
         return "one seed"
     pooled = math.sqrt((one["sd"] ** 2 + best["sd"] ** 2) / 2)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,8 @@ def _predicted(files: Sequence[Path], truth: Tensor) -> Tensor:
     read = [read_predictions(path) for path in files]
     if not all(torch.equal(each.labels, truth) for each in read):
         raise BadData(
-            "compare.forgetting compares image by image: the judged split must give its images in one order in every pass"
+            "compare.forgetting compares image by image: the judged split must give its images in the same order in "
+            "every pass"
         )
     return torch.stack([each.predicted for each in read])
 
@@ -118,9 +119,10 @@ def _pixels(split: Split, wanted: Sequence[int]) -> Iterator[tuple[int, Tensor]]
     source = split.source
     if not wanted:
         return
-    asked, places = set(wanted), count()
+    asked = set(wanted)
+    places: Iterator[int] = itertools.count() if isinstance(source, Batches) else iter(wanted)
     if not isinstance(source, Batches):  # the user's own batches can only be passed through
-        source, places = source.pick(torch.tensor(wanted)), iter(wanted)
+        source = source.pick(torch.tensor(wanted))
     for inputs, _ in source.read(_BATCH, None, False, torch.device("cpu")):
         if isinstance(inputs, Tensor):
             yield from ((image, each) for image, each in zip(places, inputs, strict=False) if image in asked)

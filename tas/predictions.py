@@ -61,7 +61,7 @@ def read_predictions(path: Path) -> Predictions:
             predicted, labels = (torch.from_numpy(file[name].astype(np.int64)) for name in ("predicted", "labels"))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as problem:
         raise BadData(
-            f"cannot read the predictions in {path}: {problem}; remove {path.with_suffix('.json').name} beside it, and the "
-            "network is trained and judged again"
+            f"cannot read the predictions in {path}: {problem}; remove {path.with_suffix('.json').name} beside it, and "
+            "the network is trained and judged again"
         ) from problem
     return Predictions(predicted, labels)

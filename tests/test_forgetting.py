@@ -67,14 +67,14 @@ def test_welch_agrees_with_draws_of_its_own_distribution() -> None:
     one, other = torch.tensor([3.0, 9.0, 5.5, 7.0]).double(), torch.tensor([2.0, 2.5, 3.0, 2.2, 2.9, 3.4]).double()
     found = welch(one, other)
     count = 200_000
-    t = torch.distributions.StudentT(torch.tensor(found["df"]))
+    t = torch.distributions.StudentT(torch.tensor(found.df))
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(1000, (), generator=generator)))
-        share = float((t.sample((count,)).abs() >= abs(found["t"])).double().mean())
-    assert found["p"] == pytest.approx(share, abs=4 * math.sqrt(share / count))
+        share = float((t.sample((count,)).abs() >= abs(found.t)).double().mean())
+    assert found.p == pytest.approx(share, abs=4 * math.sqrt(share / count))
     stats = pytest.importorskip("scipy.stats")
     theirs = stats.ttest_ind(one.numpy(), other.numpy(), equal_var=False)
-    assert (found["t"], found["p"], found["df"]) == pytest.approx((theirs.statistic, theirs.pvalue, theirs.df))
+    assert (found.t, found.p, found.df) == pytest.approx((theirs.statistic, theirs.pvalue, theirs.df))
 
 
 @pytest.mark.parametrize(

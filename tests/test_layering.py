@@ -18,7 +18,8 @@ ROWS = (
     "importance scoring correlation forgetting initialization distillation",
     "methods",
     "exporting originals recipe preparation folder reporting",
-    "stages comparison judging correlating planning timing outcomes predictions cells populations comparing runner printing commands",
+    "stages comparison judging correlating planning timing outcomes predictions cells populations comparing",
+    "runner printing commands",
     "testing",
     "cli",
 )

@@ -179,7 +179,8 @@ class Compare(Section):
     own defaults, but the recipe's numbers of images. budgets: `budget` sections, or limits of the MACs, by default the
     recipe's. seeds: of search and training. random_draws: random networks a budget and seed. forgetting: also ask what
     pruning forgot; then every seed has an original of its own, trained as the section `original` says, or from the
-    `weights`, a file a seed. latency_batch, latency_repeats: of the measured latency, which is also measured at batch 1.
+    `weights`, a file a seed. latency_batch, latency_repeats: of the measured latency, which is also measured at batch
+    1.
     """
 
     methods: tuple[SearchOrName, ...] = ()

@@ -93,12 +93,13 @@ def protocol(found: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, found["seeds"]))
     own = ", every seed with an original of its own," if found["forgetting"] else ""
     return (
-        f"Mean ± standard deviation over the seeds {seeds}{own} on {images['test']:,} test images, n networks. Unless a "
-        f"remark says otherwise: {how['epochs']} epochs on {images['train']:,} images, learning rate {how['lr']:g}, {how['loss']} "
-        f"from the original (alpha {how['alpha']:g}, T {how['temperature']:g}), start: {_STARTS[found['start']]}. "
-        "Within noise: no further from the best row than the pooled standard deviation. Speed-up: MACs of the original "
-        "over MACs; compression: the same of parameters. Milliseconds: median and quartiles of one eager forward, all "
-        f"networks in turns, on {found['environment']['device']}, threads: {found['environment']['threads']}."
+        f"Mean ± standard deviation over the seeds {seeds}{own} on {images['test']:,} test images, n networks. Unless "
+        f"a remark says otherwise: {how['epochs']} epochs on {images['train']:,} images, learning rate {how['lr']:g}, "
+        f"{how['loss']} from the original (alpha {how['alpha']:g}, T {how['temperature']:g}), start: "
+        f"{_STARTS[found['start']]}. Within noise: no further from the best row, or from the original, than the pooled "
+        "standard deviation. Speed-up: MACs of the original over MACs; compression: the same of parameters. "
+        "Milliseconds: median and quartiles of one eager forward, all networks in turns, on "
+        f"{found['environment']['device']}, threads: {found['environment']['threads']}."
     )
 
 
@@ -117,8 +118,8 @@ def cautions(found: Mapping[str, Any]) -> list[str]:
         said.append("No row magnitude: the network's own rules name no layers whose channels could be compared.")
     if found["start"] != "scratch":
         said.append(
-            f"The rows scratch train fresh weights at the learning rate of the others, {found['distill']['lr']:g}: where "
-            "that was chosen for inherited weights, they would reach more at a larger one."
+            f"The rows scratch train fresh weights at the learning rate of the others, {found['distill']['lr']:g}: "
+            "where that was chosen for inherited weights, they would reach more at a larger one."
         )
     return said
 

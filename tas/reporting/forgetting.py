@@ -83,14 +83,15 @@ def explanation(found: Mapping[str, Any]) -> list[str]:
     rows = found["rows"]
     fewest, tested = min(min(row["originals"], row["students"]) for row in rows), len(rows[0]["shifts"])
     said = [
-        f"Exemplars: of {found['images']:,} images, those whose most frequent label differs between originals and students "
-        "(Hooker et al. 2019); on / off: top-1 on them and on the rest. Halves: how many there are between half of the "
-        "originals and as many students, on average over 50 draws; halves of originals: between two halves of the "
-        "originals, which is what chance gives.",
+        f"Exemplars: of {found['images']:,} images, those whose most frequent label differs between originals and "
+        "students (Hooker et al. 2019); on / off: top-1 on them and on the rest. Halves: how many there are between "
+        "half of the originals and as many students, on average over 50 draws; halves of originals: between two "
+        "halves of the originals, which is what chance gives.",
         "Shift of a class: how much its recall changed beyond the change of the whole, in points; so where one class "
-        f"loses much, the others rise. Welch's t-test; p adjusted by Holm for {tested} classes of one row (not for the "
-        "number of rows): lost and gained are below 5 % after that. – : no test, for there is no spread. Every student "
-        "comes from the original of its own seed; the test takes the populations as independent, which makes it cautious.",
+        f"loses much, the others rise. Welch's t-test; p adjusted by Holm for {tested} classes of one row (not for "
+        "the number of rows): lost and gained are below 5 % after that. – : no test, for there is no spread. Every "
+        "student comes from the original of its own seed; the test does not use that, so it is cautious where the two "
+        "are alike.",
     ]
     if fewest < ENOUGH:
         said.append(
