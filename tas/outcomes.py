@@ -48,8 +48,8 @@ def original_of_cells(cells: Sequence[Cell]) -> dict[str, Any]:
 
 def verdict(one: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     """Compared with the best row of a budget, or with the original: "within noise" where the means differ by no more
-    than the pooled spread, sqrt((sd1^2 + sd2^2) / 2), "" where they differ by more, "one seed" where there is no spread to
-    go by."""
+    than the pooled spread, sqrt((sd1^2 + sd2^2) / 2), "" where they differ by more, "one seed" where there is no
+    spread to go by."""
     if one["sd"] is None or best["sd"] is None:
         return "one seed"
     pooled = math.sqrt((one["sd"] ** 2 + best["sd"] ** 2) / 2)

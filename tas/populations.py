@@ -125,4 +125,5 @@ def _pixels(split: Split, wanted: Sequence[int]) -> Iterator[tuple[int, Tensor]]
         source = source.pick(torch.tensor(wanted))
     for inputs, _ in source.read(_BATCH, None, False, torch.device("cpu")):
         if isinstance(inputs, Tensor):
-            yield from ((image, each) for image, each in zip(places, inputs, strict=False) if image in asked)
+            # inputs first: zip must not take a place that has no input
+            yield from ((image, each) for each, image in zip(inputs, places, strict=False) if image in asked)

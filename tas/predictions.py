@@ -57,7 +57,7 @@ def write_predictions(path: Path, found: Predictions) -> None:
 
 def read_predictions(path: Path) -> Predictions:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as raw, np.load(raw) as file:  # opened here: numpy leaves a broken one open
             predicted, labels = (torch.from_numpy(file[name].astype(np.int64)) for name in ("predicted", "labels"))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as problem:
         raise BadData(
