@@ -62,9 +62,9 @@ def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) 
         current.events.close()
         if found.get("cells"):
             found["rows"] = rows_of(found)
+            write_json(works[0].path / "comparison.json", found)
             if recipe.compare.forgetting:
                 write_forgotten(works, found["cells"])
-            write_json(works[0].path / "comparison.json", found)
             write_comparison(current.folder.path)
     return found
 

@@ -195,6 +195,23 @@ def test_tables_page_and_curves_hold_what_was_found(done: tuple[Path, dict[str, 
         comparison.write_comparison(folder)
 
 
+def test_the_table_says_what_it_cannot_say(done: tuple[Path, dict[str, Any]]) -> None:
+    found = done[1]
+    assert any("Two seeds" in text for text in comparison.cautions(found))
+    assert any("learning rate of the others, 0.1" in text for text in comparison.cautions(found))
+    large = {**found, "seeds": [0, 1, 2], "start": "scratch"}
+    assert comparison.cautions(large) == []
+    for change, word in (
+        ({"seeds": [4]}, "One seed has no spread"),
+        ({"budgets": {"50% of MACs": {}}}, "One budget"),
+        ({"traced": False}, "No row magnitude"),
+        ({"latency": {}}, "Not finished"),
+    ):
+        [only] = comparison.cautions({**large, **change})
+        assert word in only
+    assert "Two seeds" in (done[0] / "run" / "compare" / "comparison.html").read_text()
+
+
 class SixClasses(TinyNet):
     def __init__(self) -> None:
         super().__init__(6)
@@ -282,6 +299,23 @@ def test_rows_are_means_with_the_best_and_what_is_within_noise_of_it() -> None:
         "b": "",
         "c": "best",
     }
+
+
+def test_within_noise_is_said_beside_the_best_and_beside_the_original() -> None:
+    values = {"a": [4.0, 6.0], "b": [4.5, 7.0], "c": [9.0, 9.5]}
+    listed = [cell(name, seed, value) for name, two in values.items() for seed, value in enumerate(two)]
+    before = [{"err": value, "macs": 101, "params": 12} for value in (8.0, 10.5)]
+    found = {"metric": "err", "higher_is_better": False, "original": original_of_cells(before), "latency": {}}
+    assert found["original"]["err"] == 9.25
+    found |= {"cells": listed, "rows": rows_of({**found, "cells": listed})}
+    header, rows = comparison.comparison_rows(found, "b")
+    assert rows[0][:2] == ["original", "9.25 ± 1.77"]
+    assert rows[0][header.index("n")] == "2"
+    remarks = [row[-1] for row in rows[1:]]
+    assert remarks == ["best", "within noise of the best", "within noise of the original"]
+    one = {**found, "original": original_of_cells(before[:1])}
+    one["rows"] = rows_of(one)
+    assert [row[-1] for row in comparison.comparison_rows(one, "b")[1][1:]] == ["best", "within noise of the best", ""]
 
 
 def test_the_pooled_spread_decides_and_one_seed_decides_nothing() -> None:

@@ -125,6 +125,22 @@ def test_nothing_is_trained_again_and_the_same_page_can_be_written_again(
     assert {**again, "environment": 0} == {**found, "environment": 0}
 
 
+def test_an_interruption_leaves_what_is_known_so_far(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = recipe(done[0], seeds=[0, 1])
+    trainings(monkeypatch, stop_before=1)
+    with pytest.raises(KeyboardInterrupt):
+        compare(mine, tmp_path / "run")
+    place = tmp_path / "run" / "compare"
+    forgot = json.loads((place / "forgetting.json").read_text())
+    assert [(row["row"], row["originals"], row["students"]) for row in forgot["rows"]] == [("adaptive_bn", 2, 1)]
+    assert "Not finished" in (place / "comparison.html").read_text()
+    monkeypatch.undo()
+    whole = compare(mine, tmp_path / "run")
+    assert whole["cells"] == [cell for cell in done[1]["cells"] if cell["seed"] in (0, 1)]
+
+
 def test_too_few_seeds_give_no_exemplars_and_say_so(
     done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,7 +332,7 @@ def test_words_of_the_tables() -> None:
         ["–", "–", ""],
     ]
     header, rows = summary_rows({"rows": [row]})
-    assert rows == [["b", "a", "5 / 6", "0", "2.0", "1.2", "– / 95.0", "– / 90.0", "0", "1"]]
+    assert rows == [["a", "b", "5 / 6", "0", "2.0", "1.2", "– / 95.0", "– / 90.0", "0", "1"]]
     assert len(header) == len(rows[0])
     assert gallery_line(row).startswith("No exemplar")
     assert gallery(row, Path("nowhere")) == []

@@ -20,6 +20,7 @@ _STARTS = {
     "merge": "the original's most important channels, the others merged in",
     "scratch": "fresh weights",
 }
+_BESIDE = {"best": "verdict", "original": "beside_original"}
 _FACTS = {
     "epochs": "{} epochs",
     "data": "other data",
@@ -66,9 +67,7 @@ def comparison_rows(found: Mapping[str, Any], budget: str) -> Table:
         + [str(len(spreads[metric]["values"])), ""]
     ]
     for row in rows:
-        noise = " (within noise)" if row["beside_original"] == "within noise" else ""
-        difference = f"{row[metric]['mean'] - original[metric]:+.2f}{noise}"
-        cells = [row["row"], *(_mean(row[name]) for name in tops), difference]
+        cells = [row["row"], *(_mean(row[name]) for name in tops), f"{row[metric]['mean'] - original[metric]:+.2f}"]
         cells += [short(row["macs"]), f"{row['speedup']:.2f}", f"{row['compression']:.2f}"]
         cells += [_milliseconds(row["latency"], batch) for batch in batches]
         shown.append([*cells, str(len(row["seeds"])), _remarks(row)])
@@ -129,8 +128,13 @@ def _of(found: Mapping[str, Any], budget: str) -> list[dict[str, Any]]:
 
 
 def _remarks(row: Mapping[str, Any]) -> str:
+    said, noise = [], [name for name in ("best", "original") if row[_BESIDE[name]] == "within noise"]
+    if row["verdict"] in ("best", "one seed"):
+        said.append(row["verdict"])
+    if noise:
+        said.append(f"within noise of the {' and the '.join(noise)}")
     other = [_FACTS.get(name, "{}").format(value) for name, value in row["differs"].items()]
-    return "; ".join([*([row["verdict"]] if row["verdict"] else []), *other])
+    return "; ".join([*said, *other])
 
 
 def _mean(value: Mapping[str, Any]) -> str:

@@ -47,13 +47,13 @@ def forgetting_parts(place: Path) -> dict[str, Any]:
 
 
 def summary_rows(found: Mapping[str, Any]) -> Table:
-    header = ["budget", "network", "n", "exemplars", "halves", "halves of originals"]
+    header = ["network", "budget", "n", "exemplars", "halves", "halves of originals"]
     header += ["originals on / off", "students on / off", "classes lost", "gained"]
     return header, [_summary(row) for row in found["rows"]]
 
 
 def _summary(row: Mapping[str, Any]) -> list[str]:
-    begin = [row["budget"], row["row"], f"{row['originals']} / {row['students']}"]
+    begin = [row["row"], row["budget"], f"{row['originals']} / {row['students']}"]
     if row["exemplars"] is None:
         middle = ["–"] * 5
     else:
