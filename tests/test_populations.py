@@ -57,6 +57,14 @@ def test_every_seed_has_an_original_of_its_own_and_its_students_come_from_it(don
     assert not any(torch.equal(a, b) for a, b in zip(stems, stems[1:], strict=False))
 
 
+def test_an_original_hangs_on_its_seed_alone(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Neither on the originals trained before it, nor on whether the seed is the run's own."""
+    mine = recipe(done[0], seeds=[3]).model_copy(update={"seed": 3})
+    found = compare(mine, tmp_path / "run")
+    before = next(cell for cell in done[1]["cells"] if cell["seed"] == 3)
+    assert found["cells"][0]["facts"]["original"] == before["facts"]["original"]
+
+
 def test_what_is_kept_is_what_the_networks_say(done: tuple[Path, dict[str, Any]]) -> None:
     folder, found = done
     place = folder / "run" / "compare"
