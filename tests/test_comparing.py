@@ -307,12 +307,14 @@ def test_within_noise_is_said_beside_the_best_and_beside_the_original() -> None:
     before = [{"err": value, "macs": 101, "params": 12} for value in (8.0, 10.5)]
     found = {"metric": "err", "higher_is_better": False, "original": original_of_cells(before), "latency": {}}
     assert found["original"]["err"] == 9.25
-    found |= {"cells": listed, "rows": rows_of({**found, "cells": listed})}
+    found |= {"cells": listed, "rows": rows_of({**found, "cells": listed}), "budgets": {"b": {"macs": 51, "params": 4}}}
     header, rows = comparison.comparison_rows(found, "b")
     assert rows[0][:2] == ["original", "9.25 ± 1.77"]
     assert rows[0][header.index("n")] == "2"
     remarks = [row[-1] for row in rows[1:]]
     assert remarks == ["best", "within noise of the best", "within noise of the original"]
+    cheap = {**found, "budgets": {"b": {"macs": 60, "params": 5}}}  # 50 or 51 MACs, 4 parameters
+    assert comparison.comparison_rows(cheap, "b")[1][1][-1] == "best; uses 83% of the budget"
     one = {**found, "original": original_of_cells(before[:1])}
     one["rows"] = rows_of(one)
     assert [row[-1] for row in comparison.comparison_rows(one, "b")[1][1:]] == ["best", "within noise of the best", ""]

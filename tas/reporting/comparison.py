@@ -20,6 +20,7 @@ _STARTS = {
     "merge": "the original's most important channels, the others merged in",
     "scratch": "fresh weights",
 }
+_USED = 0.95  # of a budget; rows below it are cheaper than the others
 _BESIDE = {"best": "verdict", "original": "beside_original"}
 _FACTS = {
     "epochs": "{} epochs",
@@ -70,7 +71,7 @@ def comparison_rows(found: Mapping[str, Any], budget: str) -> Table:
         cells = [row["row"], *(_mean(row[name]) for name in tops), f"{row[metric]['mean'] - original[metric]:+.2f}"]
         cells += [short(row["macs"]), f"{row['speedup']:.2f}", f"{row['compression']:.2f}"]
         cells += [_milliseconds(row["latency"], batch) for batch in batches]
-        shown.append([*cells, str(len(row["seeds"])), _remarks(row)])
+        shown.append([*cells, str(len(row["seeds"])), _remarks(row, found["budgets"][budget])])
     return header, shown
 
 
@@ -127,12 +128,15 @@ def _of(found: Mapping[str, Any], budget: str) -> list[dict[str, Any]]:
     return [row for row in found["rows"] if row["budget"] == budget]
 
 
-def _remarks(row: Mapping[str, Any]) -> str:
+def _remarks(row: Mapping[str, Any], limits: Mapping[str, float]) -> str:
     said, noise = [], [name for name in ("best", "original") if row[_BESIDE[name]] == "within noise"]
     if row["verdict"] in ("best", "one seed"):
         said.append(row["verdict"])
     if noise:
         said.append(f"within noise of the {' and the '.join(noise)}")
+    used = max((row[measure] / limit for measure, limit in limits.items()), default=1.0)
+    if used < _USED:
+        said.append(f"uses {used:.0%} of the budget")
     other = [_FACTS.get(name, "{}").format(value) for name, value in row["differs"].items()]
     return "; ".join([*said, *other])
 
