@@ -16,7 +16,7 @@ from tas.errors import BadData, BadRecipe
 from tas.exporting import load, save, write_json, write_text
 from tas.folder import RunFolder
 from tas.importance import reorder
-from tas.methods import search
+from tas.methods import OnRow, SearchResult, search
 from tas.originals import build
 from tas.preparation import Prepared, costs, describe, original_of
 from tas.recipe import Recipe
@@ -152,8 +152,6 @@ def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, 
 def _search(current: Run, source: Any, network: nn.Module) -> Architecture:
     prepared, folder = current.prepared, current.folder
     warn_if_memorised(current, network)
-    options = asdict(current.recipe.search)
-    method = options.pop("method")
     sizes = {choice.name: choice.size for choice in prepared.space.choices}
     checkpoint = folder.checkpoint("search")
     with current.display.bar("search") as bar, (folder.path / "search.jsonl").open("a") as lines:
@@ -164,25 +162,34 @@ def _search(current: Run, source: Any, network: nn.Module) -> Architecture:
             bar(row["step"], row["steps"], "")
             current.events.search(row, sizes)
 
-        result = search(
-            source,
-            prepared.data,
-            prepared.budget,
-            method,
-            objective=prepared.objective,
-            seed=current.recipe.seed,
-            device=prepared.device,
-            checkpoint=checkpoint,
-            on_row=on_row,
-            **options,
-        )
+        result = asked_search(prepared, source, checkpoint, on_row)
     _write_lines(folder.path / "search.jsonl", result.course)  # without the rows of an interrupted epoch
     rows = [candidate_row(prepared, score, result.architecture) for score in result.candidates]
     _write_lines(folder.path / "candidates.jsonl", rows)
     if result.probabilities:
         write_json(folder.path / "distribution.json", dict(result.probabilities))
+    if result.hyperparameters:
+        write_json(folder.path / "hyperparameters.json", dict(result.hyperparameters))
     checkpoint.unlink(missing_ok=True)
     return result.architecture
+
+
+def asked_search(prepared: Prepared, source: Any, checkpoint: Path, on_row: OnRow) -> SearchResult:
+    """The search of the recipe."""
+    options = asdict(prepared.recipe.search)
+    method = options.pop("method")
+    return search(
+        source,
+        prepared.data,
+        prepared.budget,
+        method,
+        objective=prepared.objective,
+        seed=prepared.recipe.seed,
+        device=prepared.device,
+        checkpoint=checkpoint,
+        on_row=on_row,
+        **options,
+    )
 
 
 def warn_if_memorised(current: Run, network: nn.Module) -> None:

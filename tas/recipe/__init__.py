@@ -1,6 +1,7 @@
 """A run as one YAML file: strict (an unknown key names the nearest right one), frozen, read alone."""
 
-from tas.recipe.reading import difference, dump, input_shape, parse, read, template
+from tas.recipe.inputs import examples, input_shape, parse_inputs
+from tas.recipe.reading import difference, dump, parse, read, template
 from tas.recipe.sections import (
     SEARCHES,
     Compare,
@@ -14,6 +15,7 @@ from tas.recipe.sections import (
     ObjectiveNames,
     Recipe,
     Report,
+    Tuned,
     amount,
 )
 
@@ -30,11 +32,14 @@ __all__ = [
     "ObjectiveNames",
     "Recipe",
     "Report",
+    "Tuned",
     "amount",
     "difference",
     "dump",
+    "examples",
     "input_shape",
     "parse",
+    "parse_inputs",
     "read",
     "template",
 ]

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from tas.errors import BadRecipe
-from tas.methods import adaptive_bn, differentiable, optuna_study
+from tas.methods import adaptive_bn, differentiable, optuna_study, tuned
+from tas.recipe.inputs import parse_inputs
 from tas.tracing import Rules
 from tas.training import TrainingPlan
 
@@ -41,14 +42,29 @@ class Section(BaseModel):
 
 
 class Network(Section):
-    """The original. shape: of an input, with its batch dimension; by default the data's. supernet: import path of a
-    search network with rules of its own, called with the original; without one, any network is traced."""
+    """The original. shape: of its input, with the batch dimension; by default the data's. inputs: in place of `shape`,
+    where there are several, or some that are no real numbers; each as `--shape` takes them, "input_ids=1,16:int64".
+    supernet: import path of a search network with rules of its own, called with the original; without one, any network
+    is traced."""
 
     name: str
     kwargs: dict[str, Any] = {}
     weights: str | None = None
     shape: tuple[int, ...] | None = None
+    inputs: tuple[str, ...] = ()
     supernet: str | None = None
+
+    @model_validator(mode="after")
+    def _described_once(self) -> Network:
+        parse_inputs(self.inputs)
+        if self.shape is not None and self.inputs:
+            raise BadRecipe("network.shape is for one input of real numbers, network.inputs for others: leave one out")
+        return self
+
+    @property
+    def described(self) -> tuple[str, ...]:
+        """The inputs as `--shape` takes them; none where the data's are used."""
+        return self.inputs if self.shape is None else (",".join(map(str, self.shape)),)
 
 
 class DataSource(Section):
@@ -88,26 +104,36 @@ class Limits(Section):
 
 @dataclass(frozen=True)
 class Differentiable(differentiable.Settings):
-    """The search by gradient (TAS)."""
+    __doc__ = f"The search by gradient (TAS).\n\n{differentiable.Settings.__doc__}"
 
     method: Literal["differentiable"] = "differentiable"
 
 
 @dataclass(frozen=True)
 class AdaptiveBN(adaptive_bn.Settings):
-    """Random architectures, scored by adaptive batch norm (EagleEye)."""
+    __doc__ = f"Random architectures, scored by adaptive batch norm (EagleEye).\n\n{adaptive_bn.Settings.__doc__}"
 
     method: Literal["adaptive_bn"] = "adaptive_bn"
 
 
 @dataclass(frozen=True)
 class OptunaStudy(optuna_study.Settings):
-    """An Optuna study whose trials are scored by adaptive batch norm."""
+    __doc__ = f"An Optuna study whose trials are scored by adaptive batch norm.\n\n{optuna_study.Settings.__doc__}"
 
     method: Literal["optuna"] = "optuna"
 
 
-SEARCHES = {"differentiable": Differentiable, "adaptive_bn": AdaptiveBN, "optuna": OptunaStudy}
+@dataclass(frozen=True)
+class Tuned(tuned.Settings):
+    __doc__ = (
+        f"An Optuna study of whole searches by gradient.\n\n{tuned.Settings.__doc__}"
+        f"\n\nThe fields of `differentiable`. {differentiable.Settings.__doc__}"
+    )
+
+    method: Literal["tuned"] = "tuned"
+
+
+SEARCHES = {"differentiable": Differentiable, "adaptive_bn": AdaptiveBN, "optuna": OptunaStudy, "tuned": Tuned}
 
 
 def _method(values: Any) -> str:
@@ -118,7 +144,8 @@ def _method(values: Any) -> str:
 Search = Annotated[
     Annotated[Differentiable, Tag("differentiable")]
     | Annotated[AdaptiveBN, Tag("adaptive_bn")]
-    | Annotated[OptunaStudy, Tag("optuna")],
+    | Annotated[OptunaStudy, Tag("optuna")]
+    | Annotated[Tuned, Tag("tuned")],
     Discriminator(_method),
 ]
 
@@ -131,7 +158,8 @@ SearchOrName = Annotated[
     Annotated[str, Tag("name")]
     | Annotated[Differentiable, Tag("differentiable")]
     | Annotated[AdaptiveBN, Tag("adaptive_bn")]
-    | Annotated[OptunaStudy, Tag("optuna")],
+    | Annotated[OptunaStudy, Tag("optuna")]
+    | Annotated[Tuned, Tag("tuned")],
     Discriminator(_name_or_method),
 ]
 

@@ -37,6 +37,7 @@ def _content(folder: Path) -> dict[str, Any]:
     metrics, architecture = read_json(folder / "metrics.json"), read_json(folder / "architecture.json")
     candidates, course = read_lines(folder / "candidates.jsonl"), read_lines(folder / "search.jsonl")
     agreement = read_json(folder / "correlation.json")
+    tuned = read_json(folder / "hyperparameters.json")
     metric, limit = run["metric"], (space or {}).get("budget", {}).get("macs")
     drawn = {
         "Sizes before and after": pictures.sizes(space, architecture) if space and architecture else "",
@@ -49,6 +50,7 @@ def _content(folder: Path) -> dict[str, Any]:
         "summary": _summary(metrics, metric),
         "result": tables.result_rows(metrics, metric) if metrics else None,
         "correlations": _correlations(agreement) if agreement else None,
+        "tuned": tables.tuned_rows(course, tuned) if tuned else None,
         "feasibility": tables.feasibility_rows(space["feasibility"]) if space else None,
         "pictures": {name: picture for name, picture in drawn.items() if picture},
         "scores": tables.score_rows(candidates, metric) if candidates else None,
