@@ -1,4 +1,5 @@
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -219,3 +220,21 @@ def test_cross_channel_operators_are_noted() -> None:
     net = nn.Sequential(conv(3, 8), nn.GroupNorm(1, 8), nn.ReLU(), head(8))
     assert any("norm over channels" in note for note in tas.trace(net, images()).space.notes)
     assert tas.trace(plain(), images()).space.notes == ()
+
+
+@dataclass(slots=True)
+class Unknown:
+    """What torch does not look into."""
+
+    features: Tensor
+    others: list[Tensor]
+
+
+def test_tensors_in_objects_beside_an_output_are_outputs_too() -> None:
+    def run(m: Any, x: Tensor) -> Any:
+        first = m.a(x)
+        second = m.b(first)
+        return m.h(m.c(second)), Unknown(first, [second])
+
+    network = Net(run, a=conv_bn(3, 8), b=conv_bn(8, 8), c=conv_bn(8, 8), h=head(8))
+    assert [choice.name for choice in tas.trace(network, images()).space.choices] == ["c.0"]

@@ -172,8 +172,9 @@ class Recorder(TorchDispatchMode):
         with torch.no_grad(), _hooks(self), plain_attention(), self._whole, noting, self:
             output = self.network(*args, **kwargs)
         self.decisions = noting.decisions
-        self._read(_tensors(output))
-        for tensor in _tensors(output):
+        given_back = _everything(output)
+        self._read(given_back)
+        for tensor in given_back:
             self.needed |= self._ancestors(tensor)
             self.outputs.append(self._value(tensor))
         return output
@@ -354,6 +355,20 @@ def fractions(tree: Any) -> tuple[float, ...]:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [tree] if isinstance(tree, Tensor) else [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _everything(output: Any) -> list[Tensor]:
+    """The tensors that a network gives back, also those in objects that torch does not know how to look into."""
+    found, waiting, seen = [], tree_leaves(output), set()
+    while waiting:
+        leaf = waiting.pop(0)
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif id(leaf) not in seen and not isinstance(leaf, (type, nn.Module)):
+            slots = {name: getattr(leaf, name, None) for name in getattr(leaf, "__slots__", ())}
+            waiting += tree_leaves([*getattr(leaf, "__dict__", {}).values(), *slots.values()])
+        seen.add(id(leaf))
+    return found
 
 
 def _storage(tensor: Tensor) -> int:
