@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from tas.comparison import taught
-from tas.exporting import write_json
+from tas.files import write_json
 from tas.initialization import Weights
 from tas.methods import search
 from tas.objectives import Objective, top5

@@ -53,7 +53,7 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Write a commented recipe for a network, after trying the network on an input."""
-    from tas.exporting import write_text
+    from tas.files import write_text
     from tas.originals import build, check_runs
     from tas.recipe import input_shape, template
 
@@ -75,7 +75,7 @@ def space(
 ) -> None:
     """What can be searched in a network, what is kept and why, and how small it can become; trains nothing."""
     from tas import preparation
-    from tas.exporting import write_json
+    from tas.files import write_json
     from tas.reporting import tables
 
     recipe = _recipe(network, overrides, shape=shape)
@@ -189,7 +189,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Metric and loss of a network, of a recipe's original, or of a student folder on a named split."""
-    from tas.exporting import write_json
+    from tas.files import write_json
     from tas.judging import evaluate_target
 
     if weights is not None and Path(network).is_dir():

@@ -16,7 +16,7 @@ import torch
 from tas.cells import Student, Work, digest, kept, searched, top5_of, trained
 from tas.comparison import in_epochs
 from tas.errors import BadRecipe
-from tas.exporting import write_json
+from tas.files import write_json
 from tas.folder import check_owner, environment
 from tas.importance import scores, sites
 from tas.initialization import student_at

@@ -6,7 +6,6 @@ Scores and trainings share no image: candidates train on the *weights* half of t
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from tas.comparison import in_epochs, taught
 from tas.correlation import Correlation, by_group, correlations
 from tas.data import Data, Split
 from tas.errors import BadRecipe
-from tas.exporting import write_json, write_text
+from tas.files import write_json, write_lines, write_text
 from tas.folder import check_owner
 from tas.judging import drawn
 from tas.preparation import costs, prepare
@@ -126,7 +125,7 @@ def _rows(setting: _Setting, chosen: Sequence[Architecture]) -> list[dict[str, A
             continue
         known[architecture] = _row(setting, architecture, f"correlate {number} of {len(chosen)}")
         lines.append(known[architecture])
-        write_text(path, "".join(json.dumps(row) + "\n" for row in lines))
+        write_lines(path, lines)
     return [known[architecture] for architecture in chosen]
 
 

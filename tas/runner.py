@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tas.comparison import baselines, distilled
 from tas.errors import BadRecipe
-from tas.exporting import write_json
+from tas.files import write_json
 from tas.folder import check_owner
 from tas.preparation import costs_of_original, prepare
 from tas.recipe import Recipe, read

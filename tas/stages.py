@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,8 @@ from torch import nn
 
 from tas.data import Data, Split
 from tas.errors import BadData, BadRecipe
-from tas.exporting import load, save, write_json, write_text
+from tas.exporting import load, save
+from tas.files import json_text, write_json, write_lines
 from tas.folder import RunFolder
 from tas.importance import reorder
 from tas.methods import search
@@ -152,7 +152,7 @@ def _search(current: Run, source: Any, network: nn.Module) -> Architecture:
     with current.display.bar("search") as bar, (folder.path / "search.jsonl").open("a") as lines:
 
         def on_row(row: dict[str, Any]) -> None:
-            lines.write(json.dumps(row) + "\n")
+            lines.write(json_text(row) + "\n")
             lines.flush()
             bar(row["step"], row["steps"], "")
             current.events.search(row, sizes)
@@ -169,9 +169,9 @@ def _search(current: Run, source: Any, network: nn.Module) -> Architecture:
             on_row=on_row,
             **options,
         )
-    _write_lines(folder.path / "search.jsonl", result.course)  # without the rows of an interrupted epoch
+    write_lines(folder.path / "search.jsonl", result.course)  # without the rows of an interrupted epoch
     rows = [candidate_row(prepared, score, result.architecture) for score in result.candidates]
-    _write_lines(folder.path / "candidates.jsonl", rows)
+    write_lines(folder.path / "candidates.jsonl", rows)
     if result.probabilities:
         write_json(folder.path / "distribution.json", dict(result.probabilities))
     checkpoint.unlink(missing_ok=True)
@@ -200,7 +200,3 @@ def candidate_row(prepared: Prepared, score: Score, chosen: Architecture) -> dic
 def numbers(facts: Mapping[str, Any], current: Run) -> dict[str, Any]:
     keys = (current.prepared.objective.name, "loss", "macs", "params")
     return {key: facts[key] for key in keys if key in facts}
-
-
-def _write_lines(path: Path, rows: Any) -> None:
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, nargs=2, default=(13056, 10000))
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    recipe = read(arguments.recipe, getattr(arguments, "set"))
+    recipe = read(arguments.recipe, arguments.set)
     prepared = prepare(recipe)
     torch.set_num_threads(arguments.threads)
     settings = {

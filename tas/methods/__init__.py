@@ -12,7 +12,7 @@ import torch
 
 from tas.errors import BadRecipe
 from tas.methods import adaptive_bn, baselines, differentiable, optuna_study
-from tas.methods.budgets import at_budgets, front
+from tas.methods.budgets import at_budgets, best_within, front
 from tas.methods.result import OnRow, Row, SearchResult
 from tas.objectives import Objective
 from tas.sampling import require_feasible
@@ -118,7 +118,11 @@ def _differentiable(
         calibration_images=settings.calibration_images,
         **common,
     )
-    return [first, *others]
+    if not first.candidates:  # a single one was not scored
+        return [first, *others]
+    scores = [first.candidates, *(other.candidates for other in others)]
+    best = best_within(first.supernet.space, budgets[0], scores, common["objective"])  # type: ignore[union-attr]
+    return [replace(first, architecture=best[0].architecture, candidates=tuple(best)), *others]
 
 
 def _optuna(
