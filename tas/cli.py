@@ -86,7 +86,8 @@ def space(
     found = preparation.source_of(recipe, original, inputs).space
     seconds = time.perf_counter() - start
     preparation.require_choices(found)
-    limits = preparation.budget_of(found, recipe.budget) if recipe.budget.macs or recipe.budget.params else None
+    asked = [limits for limits in recipe.budgets if limits.macs or limits.params]
+    limits = preparation.budgets_of(found, asked)
     described = preparation.survey(found, original, inputs, seconds, limits)
     if out:
         write_json(out, described)

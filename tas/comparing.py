@@ -15,23 +15,20 @@ import torch
 
 from tas.cells import Student, Work, digest, kept, searched, top5_of, trained
 from tas.comparison import in_epochs
-from tas.errors import BadRecipe
 from tas.files import write_json
 from tas.folder import check_owner, environment
 from tas.importance import scores, sites
 from tas.initialization import student_at
 from tas.methods.baselines import magnitude, random, uniform
 from tas.outcomes import rows_of
-from tas.preparation import Prepared, budget_of, costs, costs_of_original, prepare
+from tas.preparation import budgets_of, costs, costs_of_original, prepare
 from tas.recipe import SEARCHES, Recipe, dump
 from tas.reporting.comparison import write_comparison
 from tas.reporting.progress import Display
-from tas.space import Architecture, Budget
+from tas.space import Architecture
 from tas.stages import judged_on, opened, original, warn_if_memorised, weighted
 from tas.timing import interleaved
 from tas.tracing import Traced
-
-_MEASURES = {"macs": "MACs", "params": "parameters"}
 
 
 def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) -> dict[str, Any]:
@@ -43,7 +40,8 @@ def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) 
     check_owner(folder, recipe)
     prepared = prepare(recipe)
     judged_on(prepared.data)
-    budgets = _budgets(prepared)
+    asked = recipe.compare.budgets
+    budgets = budgets_of(prepared.space, asked, "compare.budgets") if asked else prepared.budgets
     current = opened(prepared, folder, display)
     found: dict[str, Any] = {}
     try:
@@ -60,21 +58,6 @@ def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) 
             found["rows"] = rows_of(found)
             write_json(work.path / "comparison.json", found)
             write_comparison(current.folder.path)
-    return found
-
-
-def _budgets(prepared: Prepared) -> dict[str, Budget]:
-    """By what the tables call them: "50% of MACs"."""
-    whole, found = costs_of_original(prepared.space), {}
-    for limits in prepared.recipe.compare.budgets or (prepared.recipe.budget,):
-        budget = budget_of(prepared.space, limits)
-        parts = [
-            f"{limit / whole[measure]:.1%} of {_MEASURES.get(measure, measure)}" for measure, limit in budget.limits
-        ]
-        label = ", ".join(parts).replace(".0%", "%")
-        if label in found:
-            raise BadRecipe(f"compare.budgets must differ by 0.1 % of the original at least, two are {label}")
-        found[label] = budget
     return found
 
 

@@ -59,6 +59,10 @@ def correlate(
     check_owner(folder, recipe)
     prepared = prepare(recipe)
     judged_on(prepared.data)
+    if len(prepared.budgets) > 1:  # costs would explain what scores should
+        raise BadRecipe(
+            f"a correlation is made at one budget, the recipe has {list(prepared.budgets)}: --set budget=50%"
+        )
     chosen = drawn(prepared.space, prepared.budget, count, recipe.seed, learned)
     if len(chosen) < 3:
         raise BadRecipe(
@@ -159,7 +163,7 @@ def depth(space: SearchSpace, architecture: Mapping[str, int]) -> int:
 def _found(current: Run, rows: list[dict[str, Any]], epochs: int, asked: int) -> dict[str, Any]:
     """Rows best first, and how far the scores agree with what is reached."""
     prepared, recipe = current.prepared, current.recipe
-    valid = [row for row in rows if all(math.isfinite(row[key]) for key in ("recalibrated", "raw", "loss", "reached"))]
+    valid = [row for row in rows if all(_is_number(row[key]) for key in ("recalibrated", "raw", "loss", "reached"))]
     if len(valid) < 3:
         raise BadRecipe(f"only {len(valid)} of {len(rows)} candidates have a score and a result that are numbers")
     kinds = ("recalibrated", "raw") if has_batch_norm(prepared.original) else ("recalibrated",)
@@ -177,6 +181,11 @@ def _found(current: Run, rows: list[dict[str, Any]], epochs: int, asked: int) ->
         "correlations": {name: _agreement(valid, name, recipe.seed) for name in kinds},
         "candidates": sorted(valid, key=lambda row: sign * row["reached"]),
     }
+
+
+def _is_number(value: float | None) -> bool:
+    """In the lines of a file what is no number is None."""
+    return value is not None and math.isfinite(value)
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:

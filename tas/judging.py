@@ -15,7 +15,7 @@ from tas.comparison import rebuild
 from tas.errors import BadRecipe
 from tas.exporting import SUFFIXES, export, facts, load, note
 from tas.originals import build
-from tas.preparation import Prepared, data_of, device_of, objective_of, original_of, prepare
+from tas.preparation import Prepared, data_of, device_of, objective_of, original_of, prepare, require_member
 from tas.recipe import Network, Recipe
 from tas.sampling import sample_many
 from tas.scoring import ranked, score
@@ -32,19 +32,18 @@ def quick_scores(
 ) -> tuple[str, list[dict[str, Any]]]:
     """The metric's name and a row an architecture, best first; all with the original's weights.
 
-    architectures: themselves, or how many are `drawn`. run: the folder of a run that trained the original; by default
-    `learned`, which they are drawn from.
+    architectures: themselves, or how many are `drawn` within each budget. run: the folder of a run that trained the
+    original; by default `learned`, which they are drawn from.
     """
     if recipe.network.supernet is not None:
         raise BadRecipe("quick scores need inherited weights; students of network.supernet start from fresh ones")
     prepared = prepare(recipe)
     if isinstance(architectures, int):
-        architectures = drawn(prepared.space, prepared.budget, architectures, recipe.seed, learned)
-    for architecture in architectures:
-        try:
-            prepared.space.indices(architecture)
-        except ValueError as problem:
-            raise BadRecipe(str(problem)) from problem
+        each, count = prepared.budgets.values(), architectures
+        sampled = [drawn(prepared.space, budget, count, recipe.seed, learned) for budget in each]
+        architectures = list(dict.fromkeys(architecture for some in sampled for architecture in some))
+    for number, architecture in enumerate(architectures, 1):
+        require_member(prepared.space, architecture, f"architecture {number} of {len(architectures)}")
     source = weighted(prepared, _trained(prepared, run or learned))
     search = recipe.search
     found = score(
@@ -58,7 +57,7 @@ def quick_scores(
         device=prepared.device,
     )
     best = ranked(found, prepared.objective)
-    return prepared.objective.name, [candidate_row(prepared, each, best[0].architecture) for each in best]
+    return prepared.objective.name, [candidate_row(prepared, each, {best[0].architecture}) for each in best]
 
 
 def drawn(space: SearchSpace, budget: Budget, count: int, seed: int, learned: Path | None = None) -> list[Architecture]:

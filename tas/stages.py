@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from tas.exporting import load, save
 from tas.files import json_text, write_json, write_lines
 from tas.folder import RunFolder
 from tas.importance import reorder
-from tas.methods import search
+from tas.methods import SearchResult, front, search
+from tas.methods.budgets import distinct
 from tas.originals import build
 from tas.preparation import Prepared, costs, describe
 from tas.recipe import Recipe
@@ -60,7 +63,7 @@ def opened(prepared: Prepared, folder: str | Path, display: Display | None = Non
     recipe = prepared.recipe
     title = recipe.title or f"{recipe.network.name.rpartition(':')[2]} on {recipe.data.name}"
     record = RunFolder(folder, recipe, title, prepared.objective.name, prepared.device)
-    write_json(record.path / "space.json", describe(prepared.space, prepared.budget))
+    write_json(record.path / "space.json", describe(prepared.space, prepared.budgets))
     current = Run(prepared, record, display or Display(), Events(record.path / "events"))
     for note in prepared.space.notes:
         current.warn(note)
@@ -127,22 +130,32 @@ def weighted(prepared: Prepared, original: nn.Module) -> Any:
     return reorder(with_weights, prepared.recipe.initialize.importance, generator=generator)
 
 
-def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, int] | None) -> Architecture:
-    path = current.folder.path / "architecture.json"
+def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, int] | None) -> dict[str, Architecture]:
+    """The architecture of every budget: `given`, or what the search finds. One budget's is `architecture.json`, those
+    of several are `architectures.json`."""
+    prepared = current.prepared
+    several = len(prepared.budgets) > 1
+    path = current.folder.path / ("architectures.json" if several else "architecture.json")
 
     def work() -> dict[str, Any]:
-        chosen = _search(current, source, network) if given is None else Architecture.of(given)
-        write_json(path, dict(chosen))
-        return costs(current.prepared.space, chosen)
+        found = [Architecture.of(given)] if given is not None else _search(current, source, network)
+        facts = [costs(prepared.space, each) for each in found]
+        rows = [
+            {"budget": label, "architecture": dict(each), **its}
+            for label, each, its in zip(prepared.budgets, found, facts, strict=True)
+        ]
+        write_json(path, rows if several else rows[0]["architecture"])
+        return dict(zip(prepared.budgets, facts, strict=True)) if several else facts[0]
 
     current.staged("search", work)
-    found = Architecture.from_json(path.read_text())
-    if given is not None and found != Architecture.of(given):
+    held = json.loads(path.read_text())
+    found = [Architecture.of(row["architecture"]) for row in held] if several else [Architecture.of(held)]
+    if given is not None and found != [Architecture.of(given)]:
         raise BadRecipe(f"{current.folder.path} holds the student of another architecture; choose another --out")
-    return found
+    return dict(zip(prepared.budgets, found, strict=True))
 
 
-def _search(current: Run, source: Any, network: nn.Module) -> Architecture:
+def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]:
     prepared, folder = current.prepared, current.folder
     warn_if_memorised(current, network)
     options = asdict(current.recipe.search)
@@ -157,10 +170,10 @@ def _search(current: Run, source: Any, network: nn.Module) -> Architecture:
             bar(row["step"], row["steps"], "")
             current.events.search(row, sizes)
 
-        result = search(
+        results = search(
             source,
             prepared.data,
-            prepared.budget,
+            list(prepared.budgets.values()),
             method,
             objective=prepared.objective,
             seed=current.recipe.seed,
@@ -169,13 +182,30 @@ def _search(current: Run, source: Any, network: nn.Module) -> Architecture:
             on_row=on_row,
             **options,
         )
-    write_lines(folder.path / "search.jsonl", result.course)  # without the rows of an interrupted epoch
-    rows = [candidate_row(prepared, score, result.architecture) for score in result.candidates]
-    write_lines(folder.path / "candidates.jsonl", rows)
-    if result.probabilities:
-        write_json(folder.path / "distribution.json", dict(result.probabilities))
+    course = [row for result in results for row in result.course]
+    write_lines(folder.path / "search.jsonl", course)  # without the rows of an interrupted epoch
+    write_lines(folder.path / "candidates.jsonl", _candidates(prepared, results))
+    if results[0].probabilities:
+        write_json(folder.path / "distribution.json", dict(results[0].probabilities))
     checkpoint.unlink(missing_ok=True)
-    return result.architecture
+    return [result.architecture for result in results]
+
+
+def _candidates(prepared: Prepared, results: Sequence[SearchResult]) -> list[dict[str, Any]]:
+    """A row for everything that was scored, best first. Of several budgets, they also say for which of them they were
+    chosen, and whether they lie on the Pareto front of score and cost."""
+    chosen = {result.architecture for result in results}
+    found = distinct([score for result in results for score in result.candidates], prepared.objective)
+    rows = [candidate_row(prepared, score, chosen) for score in found]
+    if len(results) == 1:
+        return rows
+    measure = prepared.budget.limits[0][0]
+    best = set(front(prepared.space, found, measure, prepared.objective))
+    names = list(zip(prepared.budgets, results, strict=True))
+    for row, score in zip(rows, found, strict=True):
+        row["chosen_for"] = [label for label, result in names if result.architecture == score.architecture]
+        row["front"] = score in best
+    return rows
 
 
 def warn_if_memorised(current: Run, network: nn.Module) -> None:
@@ -192,11 +222,11 @@ def warn_if_memorised(current: Run, network: nn.Module) -> None:
         )
 
 
-def candidate_row(prepared: Prepared, score: Score, chosen: Architecture) -> dict[str, Any]:
+def candidate_row(prepared: Prepared, score: Score, chosen: Collection[Architecture]) -> dict[str, Any]:
     row = {**asdict(score), "architecture": dict(score.architecture)}
-    return {**row, **costs(prepared.space, score.architecture), "chosen": score.architecture == chosen}
+    return {**row, **costs(prepared.space, score.architecture), "chosen": score.architecture in chosen}
 
 
 def numbers(facts: Mapping[str, Any], current: Run) -> dict[str, Any]:
     keys = (current.prepared.objective.name, "loss", "macs", "params")
-    return {key: facts[key] for key in keys if key in facts}
+    return {key: math.nan if facts[key] is None else facts[key] for key in keys if key in facts}  # JSON has no NaN

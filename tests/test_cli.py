@@ -83,7 +83,9 @@ def test_space_of_a_recipe_takes_its_rules_and_budget(shell: Shell, task: Path) 
     described = json.loads(out)
     assert code == 0
     assert {choice["kind"] for choice in described["choices"]} == {"width"}
-    assert described["budget"]["macs"] == pytest.approx(0.6 * described["feasibility"]["largest"]["macs"])
+    assert described["budgets"]["60% of MACs"]["macs"] == pytest.approx(
+        0.6 * described["feasibility"]["largest"]["macs"]
+    )
 
 
 def test_init_writes_a_recipe_once(shell: Shell, tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_score_repeats_the_scores_of_the_run(shell: Shell, task: Path) -> None:
 
 
 def test_score_draws_by_rates_or_from_what_a_run_learned(shell: Shell, task: Path) -> None:
-    limits = json.loads((task / "run" / "space.json").read_text())["budget"]
+    limits = json.loads((task / "run" / "space.json").read_text())["budgets"]["60% of MACs"]
     for source in (("--sample", 2, "--out", task / "run"), ("--sample", 2, "--from", task / "run")):
         code, out, _ = shell("score", task / "tiny.yaml", *source, "--json")
         found = json.loads(out)
@@ -280,7 +282,10 @@ def test_report_is_written_again(shell: Shell, task: Path) -> None:
         (("score", "{task}/tiny.yaml", "--architectures", "x.json", "--correlate", "3"), "leave out --architectures"),
         (("score", "{task}/tiny.yaml", "--from", "{task}"), "keeps no distribution.json"),
         (("compare", "{task}/tiny.yaml", "--set", "compare.seeds=[1, 1]"), "must be distinct"),
-        (("distill", "{task}/tiny.yaml", "--architecture", "{task}/wrong.json"), "every choice of the space"),
+        (
+            ("distill", "{task}/tiny.yaml", "--architecture", "{task}/wrong.json"),
+            "names every choice of its space once; missing",
+        ),
         (("export", "{task}"), "must be a student folder"),
         (("export", "tiny_task:TinyNet"), "name the file with --out"),
         (("export", "tiny_task:TinyNet", "--out", "a.onnx"), "names no weights"),

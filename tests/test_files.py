@@ -14,9 +14,14 @@ def test_a_file_that_was_there_stays_where_writing_fails(tmp_path: Path) -> None
     with whole(path) as beside:
         beside.write_text("first")
         assert not path.exists()
-    with pytest.raises(KeyboardInterrupt), whole(path) as beside:
-        beside.write_text("half of the sec")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with whole(path) as beside:
+            beside.write_text("half of the sec")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_text() == "first"
     assert list(path.parent.iterdir()) == [path]
 

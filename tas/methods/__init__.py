@@ -121,7 +121,7 @@ def _differentiable(
     if not first.candidates:  # a single one was not scored
         return [first, *others]
     scores = [first.candidates, *(other.candidates for other in others)]
-    best = best_within(first.supernet.space, budgets[0], scores, common["objective"])  # type: ignore[union-attr]
+    best = best_within(source.space, budgets[0], scores, common["objective"])
     return [replace(first, architecture=best[0].architecture, candidates=tuple(best)), *others]
 
 

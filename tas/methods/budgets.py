@@ -101,10 +101,14 @@ def candidates_at(
 def best_within(
     space: SearchSpace, budget: Budget, scores: Iterable[Sequence[Score]], objective: Objective | None = None
 ) -> list[Score]:
-    """All scores of architectures that meet a budget, best first, each architecture once: with its most images."""
-    fitting = [score for some in scores for score in some if meets(space, budget, score.architecture)]
+    """All scores of architectures that meet a budget, as `distinct` gives them."""
+    return distinct([s for some in scores for s in some if meets(space, budget, s.architecture)], objective)
+
+
+def distinct(scores: Iterable[Score], objective: Objective | None = None) -> list[Score]:
+    """Best first, each architecture once: with its most images."""
     found: dict[Architecture, Score] = {}
-    for score in ranked(fitting, objective):
+    for score in ranked(list(scores), objective):
         found.setdefault(score.architecture, score)
     return list(found.values())
 

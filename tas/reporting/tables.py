@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from rich.table import Table
 
@@ -28,6 +29,19 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def decimal(value: float | None, form: str = ".2f") -> str:
+    """ "no number" for NaN, which files hold as None."""
+    return f"{value:{form}}" if is_number(value) else "no number"
+
+
+def is_number(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
 def result_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table that a run ends with; `metric` names the key that decides."""
     original = metrics["original"]
@@ -35,9 +49,11 @@ def result_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]
     rows = []
     for name, row in metrics.items():
         spread = f" ± {row['spread']:.2f}" if row.get("spread") is not None else ""
-        difference = "" if name == "original" else f"{row[metric] - original[metric]:+.2f}"
+        difference = "" if name == "original" else decimal(_minus(row[metric], original[metric]), "+.2f")
         share = f"{row['macs'] / original['macs']:.1%}"
-        rows.append([name, f"{row[metric]:.2f}{spread}", difference, short(row["macs"]), short(row["params"]), share])
+        rows.append(
+            [name, f"{decimal(row[metric])}{spread}", difference, short(row["macs"]), short(row["params"]), share]
+        )
     return header, rows
 
 
@@ -62,13 +78,18 @@ def choice_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["choice", "kind", "candidates", "original"], rows
 
 
-def size_rows(space: Mapping[str, Any], architecture: Mapping[str, int]) -> tuple[list[str], list[list[str]]]:
-    """What an architecture keeps of each size."""
-    sizes = [
-        (c["name"], c["kind"], c.get("original", c["candidates"][-1]), architecture[c["name"]])
+def size_rows(space: Mapping[str, Any], students: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[list[str]]]:
+    """What the architectures of students, by name, keep of each size."""
+    rows = [
+        [
+            c["name"],
+            c["kind"],
+            str(c.get("original", c["candidates"][-1])),
+            *(str(s[c["name"]]) for s in students.values()),
+        ]
         for c in space["choices"]
     ]
-    return ["choice", "kind", "original", "student"], [[n, k, str(full), str(kept)] for n, k, full, kept in sizes]
+    return ["choice", "kind", "original", *students], rows
 
 
 def kept_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -88,11 +109,23 @@ def score_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[s
     """Candidates as `candidates.jsonl` has them."""
     header = ["", f"{metric}, recalibrated", "raw", "images", "MACs", "params"]
     rows = [
-        ["chosen" if s.get("chosen") else str(number), f"{s['recalibrated']:.2f}"]
-        + ["–" if s["raw"] is None else f"{s['raw']:.2f}", str(s["images"]), short(s["macs"]), short(s["params"])]
+        [_mark(s) or str(number), decimal(s["recalibrated"] if is_number(s["loss"]) else None)]
+        + ["–" if s["raw"] is None else decimal(s["raw"]), str(s["images"]), short(s["macs"]), short(s["params"])]
         for number, s in enumerate(scores, 1)
     ]
     return header, rows
+
+
+def _mark(score: Mapping[str, Any]) -> str:
+    """For which budgets a candidate was chosen, where there are several."""
+    if not score.get("chosen"):
+        return ""
+    return "; ".join(["chosen at " + label for label in score.get("chosen_for", ())]) or "chosen"
+
+
+def front_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
+    """Those on the Pareto front of several budgets, by ascending cost."""
+    return score_rows(sorted((s for s in scores if s["front"]), key=lambda s: s["macs"]), metric)
 
 
 def weights_note(importance: str) -> str:
