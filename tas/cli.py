@@ -152,6 +152,9 @@ def score(
         typer.Option(min=3, metavar="K", help="Draw K (24 say a little), train each, correlate scores and results."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Of each training for --correlate.")] = 1,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Also score with the batch-norm statistics as they were; a pass more each.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="A run folder: its original is used.")] = None,
     overrides: Set = None,
     as_json: Json = False,
@@ -163,7 +166,7 @@ def score(
     from tas import commands
 
     if correlate is None:
-        return commands.score(_recipe(str(recipe), overrides), architectures, sample, learned, out, as_json)
+        return commands.score(_recipe(str(recipe), overrides), architectures, sample, learned, out, raw, as_json)
     if architectures is not None or sample is not None:
         raise BadRecipe("--correlate draws its architectures: leave out --architectures and --sample")
     chosen = _recipe(str(recipe), overrides)

@@ -54,6 +54,7 @@ def score(
     sample: int | None,
     learned: Path | None,
     run: Path | None,
+    raw: bool,
     as_json: bool,
 ) -> None:
     """Quick scores of architectures from a file, or of drawn ones."""
@@ -67,9 +68,13 @@ def score(
             "architectures come from a file or are drawn: leave out --architectures, or --sample and --from"
         )
     asked = (sample or _DRAWN) if architectures is None else architectures_in(architectures)
-    metric, rows = quick_scores(recipe, asked, run, learned)
+    found = quick_scores(recipe, asked, run, learned, raw)
+    for remark in found["remarks"]:
+        print(f"warning: {remark}", file=sys.stderr)
+    metric = found["metric"]
+    original = f"The original reaches {found['original'][metric]:.2f} on the same images. "
     note = tables.weights_note(recipe.initialize.importance)
-    show(as_json, {"metric": metric, "weights": "original", "scores": rows}, tables.score_rows(rows, metric), note)
+    show(as_json, found, tables.score_rows(found["scores"], metric), original + note)
 
 
 def correlate(recipe: Recipe, folder: Path, count: int, epochs: int, learned: Path | None, as_json: bool) -> None:

@@ -26,7 +26,7 @@ from tas.recipe import SEARCHES, Recipe, dump
 from tas.reporting.comparison import write_comparison
 from tas.reporting.progress import Display
 from tas.space import Architecture
-from tas.stages import judged_on, opened, original, warn_if_memorised, weighted
+from tas.stages import judged_on, opened, original, warn_of_scores, weighted
 from tas.timing import interleaved
 from tas.tracing import Traced
 
@@ -46,7 +46,7 @@ def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) 
     found: dict[str, Any] = {}
     try:
         teacher, reached = original(current)
-        warn_if_memorised(current, teacher)
+        warn_of_scores(current, teacher)
         work = Work(current, budgets, teacher, weighted(prepared, teacher))
         found = _found(work, reached)
         for cell in _cells(work):

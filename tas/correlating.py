@@ -31,7 +31,7 @@ from tas.reporting.page import read_lines
 from tas.reporting.progress import Display
 from tas.scoring import Judge, judge, judged, search_splits, unseen
 from tas.space import Architecture, SearchSpace
-from tas.stages import Run, judged_on, opened, original, warn_if_memorised, weighted
+from tas.stages import Run, judged_on, opened, original, warn_of_scores, weighted
 from tas.training import evaluate
 
 _UNSEEN = 1000  # images: with fewer, the standard error of what is reached (1.6 points at 50 %) hides the ranking
@@ -99,7 +99,7 @@ class _Setting:
     def of(cls, current: Run, epochs: int) -> _Setting:
         prepared, recipe = current.prepared, current.recipe
         teacher, _ = original(current)
-        warn_if_memorised(current, teacher)
+        warn_of_scores(current, teacher)
         source = weighted(prepared, teacher)
         images = recipe.search.images
         judge_ = judge(

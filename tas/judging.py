@@ -17,10 +17,11 @@ from tas.exporting import SUFFIXES, export, facts, load, note
 from tas.originals import build
 from tas.preparation import Prepared, data_of, device_of, objective_of, original_of, prepare, require_member
 from tas.recipe import Network, Recipe
+from tas.reporting.tables import lost_note
 from tas.sampling import sample_many
-from tas.scoring import ranked, score
+from tas.scoring import ranked, score, scored_on
 from tas.space import Architecture, Budget, SearchSpace
-from tas.stages import candidate_row, judged_on, weighted
+from tas.stages import blindness, candidate_row, chance, few_images, judged_on, weighted
 from tas.training import evaluate
 
 
@@ -29,11 +30,13 @@ def quick_scores(
     architectures: Sequence[Mapping[str, int]] | int,
     run: Path | None = None,
     learned: Path | None = None,
-) -> tuple[str, list[dict[str, Any]]]:
-    """The metric's name and a row an architecture, best first; all with the original's weights.
+    raw: bool = False,
+) -> dict[str, Any]:
+    """What `tas score --json` prints: the metric's name, what the original reaches on the same images, remarks, and a
+    row an architecture, best first; all with the original's weights.
 
     architectures: themselves, or how many are `drawn` within each budget. run: the folder of a run that trained the
-    original; by default `learned`, which they are drawn from.
+    original; by default `learned`, which they are drawn from. raw: also with inherited batch-norm statistics.
     """
     if recipe.network.supernet is not None:
         raise BadRecipe("quick scores need inherited weights; students of network.supernet start from fresh ones")
@@ -44,20 +47,33 @@ def quick_scores(
         architectures = list(dict.fromkeys(architecture for some in sampled for architecture in some))
     for number, architecture in enumerate(architectures, 1):
         require_member(prepared.space, architecture, f"architecture {number} of {len(architectures)}")
-    source = weighted(prepared, _trained(prepared, run or learned))
-    search = recipe.search
-    found = score(
-        source,
-        architectures,
-        prepared.data,
-        objective=prepared.objective,
-        calibration_images=search.calibration_images,
-        images=search.images,
-        seed=recipe.seed,
-        device=prepared.device,
-    )
+    original, search = _trained(prepared, run or learned), recipe.search
+    held_out = scored_on(prepared.data, search.images, recipe.seed)
+    reached = evaluate(original, held_out, prepared.objective, device=prepared.device)
+    remarks = few_images(prepared.data, search.images, search.calibration_images, recipe.seed)
+    remarks += filter(None, [chance(held_out, prepared.objective, reached[prepared.objective.name])])
+    with blindness(remarks.append):
+        found = score(
+            weighted(prepared, original),
+            architectures,
+            prepared.data,
+            objective=prepared.objective,
+            calibration_images=search.calibration_images,
+            images=search.images,
+            raw=raw,
+            seed=recipe.seed,
+            device=prepared.device,
+        )
     best = ranked(found, prepared.objective)
-    return prepared.objective.name, [candidate_row(prepared, each, {best[0].architecture}) for each in best]
+    rows = [candidate_row(prepared, each, {best[0].architecture}) for each in best]
+    remarks += filter(None, [lost_note(rows)])
+    return {
+        "metric": prepared.objective.name,
+        "weights": "original",
+        "original": reached,
+        "remarks": remarks,
+        "scores": rows,
+    }
 
 
 def drawn(space: SearchSpace, budget: Budget, count: int, seed: int, learned: Path | None = None) -> list[Architecture]:

@@ -119,6 +119,11 @@ def example_inputs(
     inputs = None if data is None else next(data.train.take(2).batches(2))[0]
     if isinstance(inputs, Tensor):
         check_runs(network, tuple(inputs.shape))
+        if section.shape is not None and inputs.shape[1:] != section.shape[1:]:  # costs would be those of other inputs
+            raise BadRecipe(
+                f"network.shape is that of the data's inputs, {[1, *inputs.shape[1:]]}, got {list(section.shape)}: "
+                "leave it out, or resize the data (data.size)"
+            )
         if data is not None and judge is not None:
             _check_outputs(network, inputs, class_check(data.train, judge))
     if section.shape is not None:

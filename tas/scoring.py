@@ -72,6 +72,11 @@ def search_splits(data: Data, seed: int = 0) -> tuple[Split, Split]:
     return halves(data.train, torch.Generator().manual_seed(seed))
 
 
+def scored_on(data: Data, images: int, seed: int = 0) -> Split:
+    """The images of the architecture half that scores on `images` use."""
+    return _beginning(search_splits(data, seed)[1], images)
+
+
 def unseen(data: Data, images: int, seed: int = 0) -> Split | None:
     """The images of the architecture half that scores on `images` do not use; None where none is left."""
     half = search_splits(data, seed)[1]
@@ -239,10 +244,13 @@ def ranked(scores: Sequence[Score], objective: Objective | None = None) -> list[
 
 
 def _decoded(split: Split, count: int, batch: int, whole: bool, device: torch.device | str) -> Batches:
+    return list(_beginning(split, count).batches(batch, drop_last=whole, device=device))
+
+
+def _beginning(split: Split, count: int) -> Split:
     """The first `count` examples of an order that is the same for every count and mixes the classes evenly: the
     statistics of a batch need many classes in it. (The user's own batches keep their order.)"""
-    which = count if isinstance(split.source, OwnBatches) else _order(split)[:count]
-    return list(split.take(which).batches(batch, drop_last=whole, device=device))
+    return split.take(count if isinstance(split.source, OwnBatches) else _order(split)[:count])
 
 
 def _order(split: Split) -> Tensor:

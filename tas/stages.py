@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from tas.folder import RunFolder
 from tas.importance import reorder
 from tas.methods import SearchResult, front, search
 from tas.methods.budgets import distinct
+from tas.objectives import Objective
 from tas.originals import build
 from tas.preparation import Prepared, costs, describe
 from tas.recipe import Recipe
 from tas.reporting.progress import Display, Events
-from tas.scoring import Score, search_splits
+from tas.reporting.tables import grouped, lost_note
+from tas.scoring import BlindWarning, Score, search_splits
 from tas.space import Architecture
 from tas.tracing import Traced
 from tas.training import Progress, TrainingPlan, evaluate, train
@@ -65,7 +69,7 @@ def opened(prepared: Prepared, folder: str | Path, display: Display | None = Non
     record = RunFolder(folder, recipe, title, prepared.objective.name, prepared.device)
     write_json(record.path / "space.json", describe(prepared.space, prepared.budgets))
     current = Run(prepared, record, display or Display(), Events(record.path / "events"))
-    for note in prepared.space.notes:
+    for note in grouped(prepared.space.notes):
         current.warn(note)
     return current
 
@@ -97,7 +101,25 @@ def original(current: Run) -> tuple[nn.Module, dict[str, float]]:
         section = current.recipe.network
         network = load(lambda: build(section.name, section.kwargs), folder.path / "original")
         network.to(current.prepared.device)
+    if said := chance(
+        judged_on(current.prepared.data), current.prepared.objective, facts[current.prepared.objective.name]
+    ):
+        current.warn(said)
     return network, numbers(facts, current)
+
+
+def chance(split: Split, objective: Objective, reached: float | None) -> str:
+    """A warning where a top-1 (percent) of the original on `split` is that of always naming its most frequent class, or
+    within three standard errors above; empty otherwise."""
+    if objective.name != "top1" or split.targets is None or reached is None:
+        return ""
+    often = int(split.targets.bincount().max()) / len(split)
+    if reached > 100 * (often + 3 * math.sqrt(often * (1 - often) / len(split))):
+        return ""
+    return (
+        f"The original classifies {reached:.1f} % of {len(split):,} {split.name} images, which guessing does too "
+        f"({100 * often:.1f} %): check its weights, and mean and std of the data. Scores of its parts mean nothing."
+    )
 
 
 def _train_original(current: Run, network: nn.Module, plan: TrainingPlan) -> None:
@@ -157,12 +179,16 @@ def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, 
 
 def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]:
     prepared, folder = current.prepared, current.folder
-    warn_if_memorised(current, network)
+    warn_of_scores(current, network)
     options = asdict(current.recipe.search)
     method = options.pop("method")
     sizes = {choice.name: choice.size for choice in prepared.space.choices}
     checkpoint = folder.checkpoint("search")
-    with current.display.bar("search") as bar, (folder.path / "search.jsonl").open("a") as lines:
+    with (
+        current.display.bar("search") as bar,
+        (folder.path / "search.jsonl").open("a") as lines,
+        blindness(current.warn),
+    ):
 
         def on_row(row: dict[str, Any]) -> None:
             lines.write(json_text(row) + "\n")
@@ -184,7 +210,10 @@ def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]
         )
     course = [row for result in results for row in result.course]
     write_lines(folder.path / "search.jsonl", course)  # without the rows of an interrupted epoch
-    write_lines(folder.path / "candidates.jsonl", _candidates(prepared, results))
+    rows = _candidates(prepared, results)
+    write_lines(folder.path / "candidates.jsonl", rows)
+    if lost := lost_note(rows):
+        current.warn(lost)
     if results[0].probabilities:
         write_json(folder.path / "distribution.json", dict(results[0].probabilities))
     checkpoint.unlink(missing_ok=True)
@@ -208,9 +237,36 @@ def _candidates(prepared: Prepared, results: Sequence[SearchResult]) -> list[dic
     return rows
 
 
-def warn_if_memorised(current: Run, network: nn.Module) -> None:
-    """Say so where the original knows the held-out training images by heart, on which candidates are scored."""
-    prepared = current.prepared
+@contextmanager
+def blindness(say: Callable[[str], None]) -> Iterator[None]:
+    """`say` what is a `BlindWarning` inside."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", BlindWarning)
+        yield
+    for one in caught:
+        if issubclass(one.category, BlindWarning):
+            say(str(one.message))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+def few_images(data: Data, images: int, calibration_images: int, seed: int) -> list[str]:
+    """What to say where the halves of the training images hold fewer than a search asks for."""
+    asked = {"search.calibration_images": calibration_images, "search.images": images}
+    halves = zip(asked.items(), search_splits(data, seed), strict=True)
+    return [
+        f"{key} asks for {count:,} images; all {len(half):,} of the {half.name} half of the training images are used."
+        for (key, count), half in halves
+        if len(half) < count
+    ]
+
+
+def warn_of_scores(current: Run, network: nn.Module) -> None:
+    """Say so where there are fewer images than asked for, or where the original knows the held-out training images by
+    heart, on which candidates are scored."""
+    prepared, asked = current.prepared, current.recipe.search
+    for said in few_images(prepared.data, asked.images, asked.calibration_images, current.recipe.seed):
+        current.warn(said)
     if prepared.objective.name != "top1":
         return
     held_out = search_splits(prepared.data, current.recipe.seed)[1].take(2000)

@@ -113,7 +113,7 @@ def test_notes_of_one_kind_take_one_line() -> None:
     found |= {"searchable": dict.fromkeys(("macs", "params", "layers"), 0.5), "batch_norms": 0, "seconds": 1.0}
     found |= {"counted": {"formula": 1, "torch": 1}}
     lines = [part for part in space_tables(found) if isinstance(part, str)]
-    assert lines[-2:] == ["Note: a norm over channels: x and 1 more", "Note: an output is wide"]
+    assert lines[-2:] == ["Note: a norm over channels, in 2 places: x, and 1 more", "Note: an output is wide"]
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -128,6 +128,12 @@ def front_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[s
     return score_rows(sorted((s for s in scores if s["front"]), key=lambda s: s["macs"]), metric)
 
 
+def lost_note(scores: Sequence[Mapping[str, Any]]) -> str:
+    """How many candidates have no score; empty where all have one."""
+    lost = sum(not (is_number(s["recalibrated"]) and is_number(s["loss"])) for s in scores)
+    return f"{lost} of {len(scores)} candidates: metric or loss is no number, so they are never chosen." if lost else ""
+
+
 def weights_note(importance: str) -> str:
     """With which weights scores outside a run are made."""
     return (
@@ -186,7 +192,7 @@ def space_tables(described: Mapping[str, Any]) -> list[Any]:
     """All of `tas space`: choices, kept sizes, feasibility, what can go, how that was counted, notes."""
     kept = [kept_rows(described)] if described["kept"] else []
     tables = [choice_rows(described), *kept, feasibility_rows(described["feasibility"])]
-    return [*tables, *_survey_lines(described), *_note_lines(described["notes"])]
+    return [*tables, *_survey_lines(described), *(f"Note: {line}" for line in grouped(described["notes"]))]
 
 
 def _survey_lines(found: Mapping[str, Any]) -> list[str]:
@@ -204,16 +210,17 @@ def _survey_lines(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _note_lines(notes: Sequence[str]) -> list[str]:
-    """Notes of one kind in one line, with the first place."""
+def grouped(notes: Sequence[str]) -> list[str]:
+    """The notes of a space for people: those of one kind in one line, with how many there are and the first place."""
     kinds: dict[str, list[str]] = {}
     for note in notes:
         kind, _, place = note.partition(": ")
         kinds.setdefault(kind, []).append(place)
     lines = []
     for kind, places in kinds.items():
-        more = f" and {len(places) - 1} more" if places[1:] else ""
-        lines.append(f"Note: {kind}{': ' if places[0] else ''}{places[0]}{more}")
+        often = f", in {len(places)} places" if places[1:] else ""
+        more = f", and {len(places) - 1} more" if places[1:] else ""
+        lines.append(f"{kind}{often}{': ' if places[0] else ''}{places[0]}{more}")
     return lines
 
 
