@@ -30,7 +30,7 @@ def finish(recipe: Recipe, folder: Path, as_json: bool, **options: Any) -> None:
     found: dict[str, Any] = {"architecture": students.get("student")}
     if len(students) > 1:
         candidates = read_lines(folder / "candidates.jsonl")
-        shown += ["Scores that nothing cheaper reaches:", tables.front_rows(candidates, metric)]
+        shown += ["Scores that nothing cheaper reaches (ties: the lower loss):", tables.front_rows(candidates, metric)]
         found = {
             "architectures": read_json(folder / "architectures.json"),
             "front": [row for row in candidates if row["front"]],

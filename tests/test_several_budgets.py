@@ -108,7 +108,7 @@ def test_the_page_and_the_command_show_all_budgets_and_the_front(
     monkeypatch.setenv("COLUMNS", "200")
     finish(chosen, folder, False)
     shown = capsys.readouterr().out
-    assert "Scores that nothing cheaper reaches:" in shown
+    assert "Scores that nothing cheaper reaches" in shown
     assert all(f"student at {label}" in shown for label in LABELS)
     finish(chosen, folder, True)
     found = json.loads(capsys.readouterr().out)

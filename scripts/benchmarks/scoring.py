@@ -7,9 +7,10 @@ resnet56 sees pictures of 32 pixels, resnet50 (torchvision's) of 224. A round ti
 process: the extracted network in eval mode on the calibration and the score images; a whole score of the candidate
 (extraction, calibration, hold-out metric and loss); the same with the raw metric; and the parts of a score: extraction,
 calibration, evaluation. Both kinds of image pass once, which is all that the mathematics needs; what is left is that
-batch norm in the calibration also takes the statistics of its input. Each ratio is to the plain inference of its own round. On a CPU, processor time of this process with one thread
-is taken, so that other processes do not matter much; on a GPU, wall-clock time. Images are random: their content does
-not change the work. Printed: a table of medians with quartiles, and the same as one JSON line. Aim: at most 1.15.
+batch norm in the calibration also takes the statistics of its input. Each ratio is to the plain inference of its own
+round. On a CPU, processor time of this process with one thread is taken, so that other processes do not matter much; on
+a GPU, wall-clock time. Images are random: their content does not change the work. Printed: a table of medians with
+quartiles, and the same as one JSON line. Aim: at most 1.15.
 """
 
 from __future__ import annotations

@@ -107,13 +107,19 @@ def kept_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def score_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
     """Candidates as `candidates.jsonl` has them."""
-    header = ["", f"{metric}, recalibrated", "raw", "images", "MACs", "params"]
-    rows = [
-        [_mark(s) or str(number), decimal(s["recalibrated"] if is_number(s["loss"]) else None)]
-        + ["–" if s["raw"] is None else decimal(s["raw"]), str(s["images"]), short(s["macs"]), short(s["params"])]
-        for number, s in enumerate(scores, 1)
-    ]
-    return header, rows
+    return _score_header(metric), [_score_row(s, str(number)) for number, s in enumerate(scores, 1)]
+
+
+def _score_header(metric: str) -> list[str]:
+    return ["", f"{metric}, recalibrated", "raw", "images", "MACs", "params"]
+
+
+def _score_row(score: Mapping[str, Any], otherwise: str) -> list[str]:
+    """Named by what it was chosen for, or else `otherwise`."""
+    value = decimal(score["recalibrated"] if is_number(score["loss"]) else None)
+    raw = "–" if score["raw"] is None else decimal(score["raw"])
+    sizes = [short(score["macs"]), short(score["params"])]
+    return [_mark(score) or otherwise, value, raw, str(score["images"]), *sizes]
 
 
 def _mark(score: Mapping[str, Any]) -> str:
@@ -125,7 +131,8 @@ def _mark(score: Mapping[str, Any]) -> str:
 
 def front_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
     """Those on the Pareto front of several budgets, by ascending cost."""
-    return score_rows(sorted((s for s in scores if s["front"]), key=lambda s: s["macs"]), metric)
+    best = sorted((s for s in scores if s["front"]), key=lambda s: s["macs"])
+    return _score_header(metric), [_score_row(s, "") for s in best]
 
 
 def lost_note(scores: Sequence[Mapping[str, Any]]) -> str:
