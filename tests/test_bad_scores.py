@@ -1,7 +1,6 @@
 """What scores say of images, candidates and originals that are no good; exit code 2 where it is the user's."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,11 @@ from typing import Any
 import pytest
 import tiny_task
 import yaml
+from conftest import Shell
 from rich.console import Console
 from tiny_task import recipe_values, trained_weights
 
-from tas import cli, scoring
+from tas import scoring
 from tas.preparation import prepare
 from tas.recipe import parse
 from tas.reporting.progress import Display
@@ -23,23 +23,14 @@ Score = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def score(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Score:
+def score(shell: Shell, tmp_path: Path) -> Score:
     """`tas score` of a recipe with weights, and these arguments: exit code, stdout, stderr."""
 
     def call(values: dict[str, Any], *arguments: object) -> tuple[int, str, str]:
-        values = {
-            **values,
-            "network": {**values["network"], "weights": str(trained_weights(tmp_path / "w.safetensors"))},
-        }
+        weights = trained_weights(tmp_path / "w.safetensors")
+        values = {**values, "network": {**values["network"], "weights": str(weights)}}
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
-        monkeypatch.setattr(sys, "argv", ["tas", "score", *map(str, [tmp_path / "tiny.yaml", *arguments])])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
+        return shell("score", tmp_path / "tiny.yaml", *arguments)
 
     return call
 
