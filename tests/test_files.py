@@ -38,3 +38,11 @@ def test_what_is_no_number_is_null(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "one.json").read_text(), parse_constant=refuse) == plain
     lines = (tmp_path / "many.jsonl").read_text().splitlines()
     assert [json.loads(line, parse_constant=refuse) for line in lines] == [plain, 3]
+
+
+def test_a_value_that_json_cannot_hold_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+    write_json(tmp_path / "a" / "x.json", {"b": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a" / "x.json", {"b": object()})
+    assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"b": 1}
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]
