@@ -1,6 +1,5 @@
 """A student survives the disk: sizes, attributes, silenced blocks, ties; and the folder needs nothing of tas."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
