@@ -6,7 +6,7 @@ is judged by numbers that mean nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,14 @@ def statistics(network: nn.Module) -> dict[str, Tensor]:
     """Copies of the running statistics and batch counts of every batch norm, by name in the state dict."""
     names = {id(buffer) for norm in _batch_norms(network) for buffer in norm.buffers(recurse=False)}
     return {name: buffer.clone() for name, buffer in network.named_buffers() if id(buffer) in names}
+
+
+def restore(network: nn.Module, known: Mapping[str, Tensor]) -> None:
+    """Write what `statistics` gave back into a network of the same architecture, in place."""
+    buffers = dict(network.named_buffers())
+    with torch.no_grad():
+        for name, content in known.items():
+            buffers[name].copy_(content)
 
 
 def recalibrate(

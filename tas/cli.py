@@ -127,7 +127,7 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train the student of an architecture, and its baselines, by distillation."""
-    from tas.judging import architectures_in
+    from tas.methods.result import architectures_in
 
     given = [] if architecture is None else architectures_in(architecture)
     if len(given) > 1:
@@ -179,6 +179,20 @@ def compare(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json:
     from tas import commands
 
     commands.compare(_recipe(str(recipe), overrides), _folder(recipe, out), as_json)
+
+
+@app.command()
+def join(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run whose search is a study.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Of this process: machine.device=cuda:1, say.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Take part in the study of a run, beside the process that runs it (search.method optuna or tuned)."""
+    from tas import commands
+
+    commands.join(folder, overrides or [], as_json)
 
 
 @app.command()

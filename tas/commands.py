@@ -58,7 +58,8 @@ def score(
     as_json: bool,
 ) -> None:
     """Quick scores of architectures from a file, or of drawn ones."""
-    from tas.judging import architectures_in, quick_scores
+    from tas.judging import quick_scores
+    from tas.methods.result import architectures_in
     from tas.reporting import tables
 
     if architectures is None and sample is None and learned is None:
@@ -103,6 +104,14 @@ def compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
         shown += [budget, comparison.comparison_rows(found, budget)]
     names = ("compare/comparison.json", "compare/curves.svg", "compare/comparison.html")
     show(as_json, {**found, "folder": str(folder)}, *shown, comparison.protocol(found), _paths(folder, names))
+
+
+def join(folder: Path, overrides: list[str], as_json: bool) -> None:
+    """Another process at the study of a run."""
+    from tas import joining
+
+    found = _interruptible(folder, lambda: joining.join(folder, overrides))
+    show(as_json, found, f"{found['trials']} of the {found['of']} trials of {folder} were done here.")
 
 
 def export(

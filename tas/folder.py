@@ -68,12 +68,17 @@ class RunFolder:
 
     def checkpoint(self, stage: str) -> Path:
         """Where a stage keeps its state while it runs."""
-        path = self.path / "checkpoints" / f"{stage.replace(' ', '-')}.pt"
+        path = checkpoint_in(self.path, stage)
         path.parent.mkdir(exist_ok=True)
         return path
 
     def _write(self) -> None:
         write_json(self.path / "run.json", self.state)
+
+
+def checkpoint_in(folder: str | Path, stage: str) -> Path:
+    """Where the run of a folder keeps the state of a stage; a study's journal lies beside it."""
+    return Path(folder) / "checkpoints" / f"{stage.replace(' ', '-')}.pt"
 
 
 def check_owner(path: str | Path, recipe: Recipe) -> None:

@@ -47,7 +47,7 @@ def quick_scores(
         architectures = list(dict.fromkeys(architecture for some in sampled for architecture in some))
     for number, architecture in enumerate(architectures, 1):
         require_member(prepared.space, architecture, f"architecture {number} of {len(architectures)}")
-    original, search = _trained(prepared, run or learned), recipe.search
+    original, search = trained(prepared, run or learned), recipe.search
     held_out = scored_on(prepared.data, search.images, recipe.seed)
     reached = evaluate(original, held_out, prepared.objective, device=prepared.device)
     remarks = few_images(prepared.data, search.images, search.calibration_images, recipe.seed)
@@ -100,7 +100,8 @@ def _distribution(space: SearchSpace, run: Path) -> Tensor:
     return table
 
 
-def _trained(prepared: Prepared, run: Path | None) -> nn.Module:
+def trained(prepared: Prepared, run: Path | None) -> nn.Module:
+    """The original with its weights, the recipe's or those that a run gave it."""
     section = prepared.recipe.network
     if section.weights is not None:
         return prepared.original
@@ -159,23 +160,3 @@ def network_at(target: str, recipe_of: Callable[[str], Recipe]) -> tuple[nn.Modu
     if recipe.network.weights is None:
         raise BadRecipe(f"{target} names no weights: give --weights, or a folder such as RUN/original")
     return original_of(recipe.network), recipe
-
-
-def architectures_in(path: Path) -> list[dict[str, int]]:
-    """From a JSON file: one architecture, a list of them, or one a line; lines of candidates.jsonl too."""
-    try:
-        text = path.read_text()
-        try:
-            values = json.loads(text)
-        except ValueError:
-            values = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as problem:
-        raise BadRecipe(f"cannot read architectures from {path}: {problem}") from problem
-    listed = values if isinstance(values, list) else [values]
-    found = [value.get("architecture", value) if isinstance(value, dict) else value for value in listed]
-    for value in found:
-        if not isinstance(value, dict) or not all(type(size) is int for size in value.values()):
-            raise BadRecipe(f"an architecture in {path} must map names of choices to whole numbers, got {value!r:.80}")
-    if not found:
-        raise BadRecipe(f"{path} holds no architecture")
-    return found

@@ -46,6 +46,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     for key in tensors:
         if tensors[key].shape != own[key].shape:
             raise BadNetwork(f"{path}: {key!r} must be {list(own[key].shape)}, is {list(tensors[key].shape)}")
+    if not hasattr(tensors, "_metadata"):  # safetensors does not say which version of a module wrote a file: this one
+        own.update(tensors)
+        tensors = own
     network.load_state_dict(tensors, strict=False)
 
 

@@ -17,7 +17,7 @@ from tas.initialization import student_at
 from tas.methods.baselines import uniform
 from tas.objectives import Objective
 from tas.preparation import Prepared, describe
-from tas.recipe import Differentiable
+from tas.recipe import Differentiable, Tuned
 from tas.scoring import search_splits
 from tas.supernet import Supernet
 from tas.tracing import Traced
@@ -41,9 +41,7 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
     if recipe.original is not None and recipe.network.weights is None:
         stages["original"] = timer.training(original) * recipe.original.epochs * train
     stages["search"] = sum(map(timer.forward, students)) * _scored_images(recipe.search, train)
-    if isinstance(recipe.search, Differentiable):
-        images = recipe.search.epochs * len(search_splits(prepared.data)[0])
-        stages["search"] += timer.searching(prepared) * images
+    stages["search"] += timer.searching(prepared) * _search_epochs(recipe.search) * len(search_splits(prepared.data)[0])
     step = sum(map(timer.training, students))
     step += len(students) * timer.forward(original) if recipe.distill.alpha else 0.0
     rivals = (1 + len(recipe.report.baselines)) * recipe.report.repeats
@@ -64,7 +62,17 @@ def _scored_images(search: Any, train: int) -> float:
     held_out *= passes * sum(part * running for part, running in zip(parts, parts[::-1], strict=True))
     steps = zip(parts, [0.0, *parts[:-1]], parts[::-1], strict=True)
     calibration *= sum((part - before) * running for part, before, running in steps)
-    return float(search.candidates * (calibration + held_out))
+    scores = search.candidates
+    if isinstance(search, Tuned):  # its candidates and, after every epoch, the most probable one
+        scores = search.trials * search.candidates + _search_epochs(search)
+    return float(scores * (calibration + held_out))
+
+
+def _search_epochs(search: Any) -> int:
+    """Passes over the weights half; where their number is tuned or trials are pruned, at most so many."""
+    if isinstance(search, Tuned):
+        return int(search.trials * search.ranges.get("epochs", (0, search.epochs))[1])
+    return search.epochs if isinstance(search, Differentiable) else 0
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,11 @@ def prepare(recipe: Recipe) -> Prepared:
         raise BadRecipe("the recipe needs network.weights, or a section `original` that says how to train the original")
     if recipe.network.supernet is not None and recipe.initialize.weights != "scratch":
         raise BadRecipe("students of network.supernet start from fresh weights: set initialize.weights to scratch")
+    if recipe.network.supernet is not None and recipe.search.method == "tuned":
+        raise BadRecipe(
+            "search.method tuned scores with the original's weights, network.supernet starts from fresh ones: "
+            "use differentiable"
+        )
     device = device_of(recipe.machine)
     judge = objective_of(recipe.objective)
     network = original_of(recipe.network, recipe.seed)

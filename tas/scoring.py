@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tas.calibration import has_batch_norm, recalibrate, statistics
+from tas.calibration import has_batch_norm, recalibrate, restore, statistics
 from tas.data import Batches as OwnBatches
 from tas.data import Data, Split, as_data, examples_in, halves, map_tensors, nested
 from tas.errors import BadData, BadRecipe
@@ -180,7 +180,7 @@ def judged(
     adapts = has_batch_norm(network)
     inherited = _evaluated(network, held_out, judge.objective)[0] if raw and adapts else None
     if adapts:
-        network.load_state_dict(known or {}, strict=False)
+        restore(network, known or {})
         done = max((int(v) for k, v in (known or {}).items() if k.endswith("num_batches_tracked")), default=0)
         wanted = judge.calibration[done : math.ceil(part * len(judge.calibration))]
         recalibrate(network, wanted, partial(call, network), resumed=done > 0)

@@ -20,7 +20,7 @@ from tas.exporting import load, save
 from tas.files import json_text, write_json, write_lines
 from tas.folder import RunFolder
 from tas.importance import reorder
-from tas.methods import SearchResult, front, search
+from tas.methods import OnRow, SearchResult, front, search
 from tas.methods.budgets import distinct
 from tas.objectives import Objective
 from tas.originals import build
@@ -180,8 +180,6 @@ def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, 
 def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]:
     prepared, folder = current.prepared, current.folder
     warn_of_scores(current, network)
-    options = asdict(current.recipe.search)
-    method = options.pop("method")
     sizes = {choice.name: choice.size for choice in prepared.space.choices}
     checkpoint = folder.checkpoint("search")
     with (
@@ -196,18 +194,7 @@ def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]
             bar(row["step"], row["steps"], "")
             current.events.search(row, sizes)
 
-        results = search(
-            source,
-            prepared.data,
-            list(prepared.budgets.values()),
-            method,
-            objective=prepared.objective,
-            seed=current.recipe.seed,
-            device=prepared.device,
-            checkpoint=checkpoint,
-            on_row=on_row,
-            **options,
-        )
+        results = asked_search(prepared, source, checkpoint, on_row)
     course = [row for result in results for row in result.course]
     write_lines(folder.path / "search.jsonl", course)  # without the rows of an interrupted epoch
     rows = _candidates(prepared, results)
@@ -216,8 +203,28 @@ def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]
         current.warn(lost)
     if results[0].probabilities:
         write_json(folder.path / "distribution.json", dict(results[0].probabilities))
+    if results[0].hyperparameters:
+        write_json(folder.path / "hyperparameters.json", dict(results[0].hyperparameters))
     checkpoint.unlink(missing_ok=True)
     return [result.architecture for result in results]
+
+
+def asked_search(prepared: Prepared, source: Any, checkpoint: Path, on_row: OnRow) -> tuple[SearchResult, ...]:
+    """The search of the recipe: a result a budget."""
+    options = asdict(prepared.recipe.search)
+    method = options.pop("method")
+    return search(
+        source,
+        prepared.data,
+        list(prepared.budgets.values()),
+        method,
+        objective=prepared.objective,
+        seed=prepared.recipe.seed,
+        device=prepared.device,
+        checkpoint=checkpoint,
+        on_row=on_row,
+        **options,
+    )
 
 
 def _candidates(prepared: Prepared, results: Sequence[SearchResult]) -> list[dict[str, Any]]:

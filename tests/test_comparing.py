@@ -238,7 +238,7 @@ def test_a_search_that_is_only_named_has_its_defaults_but_the_recipes_images(tmp
     [
         ({"seeds": [1, 1]}, "must be distinct"),
         ({"seeds": []}, "at least 1"),
-        ({"methods": ["evolution"]}, "differentiable, adaptive_bn, optuna"),
+        ({"methods": ["evolution"]}, "differentiable, adaptive_bn, optuna, tuned"),
         ({"methods": [{"method": "adaptive_bn", "candidate": 1}]}, "did you mean 'candidates'"),
         ({"budgets": [{"mac": 0.5}]}, "did you mean 'macs'"),
         ({"method": ["optuna"]}, "did you mean 'methods'"),

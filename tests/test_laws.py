@@ -378,7 +378,7 @@ def test_law_8_fails_when_the_weights_of_a_pick_have_no_gradient(monkeypatch: py
 
 def test_a_choice_that_changes_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the check for unread layers, `dead` could be searched."""
-    monkeypatch.setattr(tas.tracing.Recorder, "_freeze_unneeded", lambda *_: None)
+    monkeypatch.setattr(tas.tracing.Recorder, "freeze_unneeded", lambda *_: None)
     fails("8 is vacuous", adversarial_wiring.unused_branch())
 
 

@@ -14,11 +14,11 @@ ROWS = (
     "errors files importing loading space stand_in",
     "cost sampling distribution elastic",
     "tracing reordering supernet extraction calibration",
-    "augment data objectives training",
+    "augment data objectives training timing",
     "importance scoring correlation initialization distillation",
     "methods",
     "exporting originals recipe preparation folder reporting",
-    "stages comparison judging correlating planning timing outcomes cells comparing runner printing commands",
+    "stages comparison judging joining correlating planning outcomes cells comparing runner printing commands",
     "testing",
     "cli",
 )

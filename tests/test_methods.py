@@ -14,6 +14,7 @@ OPTIONS = {  # as little work as shows that a method works
     "differentiable": {"epochs": 1, "batch": 64, "candidates": 3, "images": 50},
     "adaptive_bn": {"candidates": 3, "images": 50},
     "optuna": {"candidates": 4, "startup": 1, "images": 50},
+    "tuned": {"trials": 2, "ranges": {"epochs": (1, 2)}, "batch": 64, "candidates": 3, "images": 50},
 }
 
 

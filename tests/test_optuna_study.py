@@ -1,16 +1,17 @@
 """A study scores no architecture twice, obeys the budget, and goes on from its storage, alone or among others."""
 
-import subprocess
-import sys
+import json
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import torch
+from study_worker import started
 from toys import data, network
 
 import tas
+import tas.timing
 from tas import cost
 from tas.errors import BadRecipe
 from tas.methods import SearchResult, front, optuna_study, study
@@ -87,6 +88,46 @@ def test_several_measures_make_a_front(source: tas.Traced, tmp_path: Path) -> No
     assert costs == sorted(set(costs))
 
 
+def test_latency_is_measured_beside_the_largest_architecture(source: tas.Traced, monkeypatch: Any) -> None:
+    asked: list[Any] = []
+
+    def timed(networks: Any, inputs: Any, device: Any, repeats: int) -> Any:
+        sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in networks]
+        asked.append((sizes, len(inputs), repeats))
+        return [tas.timing.Latency(size, 0, 0) for size in sizes]
+
+    monkeypatch.setattr(study, "interleaved", timed)
+    found = searched(source, sampler="nsga2", measures=("macs", "latency"), latency_batch=7, latency_repeats=3)
+    largest = sum(parameter.numel() for parameter in source.network.parameters())
+    by_architecture = {tas.Architecture.of(row["architecture"]): row for row in found.course}
+    assert set(by_architecture) == {scored.architecture for scored in found.candidates}
+    for architecture, row in by_architecture.items():
+        own = sum(parameter.numel() for parameter in tas.extract(source, architecture).parameters())
+        assert row["latency"] == own / largest
+        assert row["macs"] == cost.macs(source.space, architecture)
+    assert {(sizes[1], batch, repeats) for sizes, batch, repeats in asked} == {(largest, 7, 3)}
+
+
+def test_a_measured_latency_is_a_part(source: tas.Traced) -> None:
+    found = searched(source, measures=("latency",), candidates=2, latency_repeats=3)
+    assert all(0 < row["latency"] < 5 for row in found.course)
+
+
+def test_warm_starts_come_from_files_of_runs(source: tas.Traced, tmp_path: Path) -> None:
+    budget = cost.budget(source.space, macs=0.6)
+    learned = tas.search(source, DATA, budget, epochs=1, batch=64, candidates=3, images=48, calibration_images=48)
+    rows = [{"architecture": dict(scored.architecture), "macs": 1} for scored in learned.candidates]
+    (tmp_path / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    storage = f"journal:{tmp_path / 'j'}"
+    searched(
+        source, warm_start=(str(tmp_path / "candidates.jsonl"),), with_uniform=False, storage=storage, candidates=3
+    )
+    first = [trial.user_attrs["architecture"] for trial in trials(tmp_path / "j")[:3]]
+    assert first == [row["architecture"] for row in rows]
+    with pytest.raises(BadRecipe, match="cannot read architectures from"):
+        searched(source, warm_start=(str(tmp_path / "none.json"),))
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
 def test_an_interrupted_study_goes_on_to_the_same_result(source: tas.Traced, tmp_path: Path, sampler: str) -> None:
     whole = searched(source, sampler=sampler)
@@ -151,25 +192,10 @@ def test_a_score_that_is_no_number_is_counted_and_not_asked_again(
     assert found.candidates[-1].architecture == calls[1]
 
 
-WORKER = """
-import sys, torch
-torch.set_num_threads(1)
-from toys import data, network
-import tas
-source = tas.trace(network(), torch.zeros(2, 1, 8, 8))
-tas.search(source, data(), tas.budget(source.space, macs=0.6), "optuna", storage=sys.argv[1], candidates=16, startup=4,
-           images=48, calibration_images=48, sampler="random")
-"""
-
-
 def test_processes_share_a_study_without_scoring_anything_twice(source: tas.Traced, tmp_path: Path) -> None:
     storage = f"journal:{tmp_path / 'j'}"
-    command = [sys.executable, "-c", WORKER, storage]
-    paths = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
-    import os
-
-    started = [subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}) for _ in range(2)]
-    assert [process.wait() for process in started] == [0, 0]
+    workers = [started(storage, 16, 60, 0) for _ in range(2)]
+    assert [worker.wait() for worker in workers] == [0, 0]
     done = [trial for trial in trials(tmp_path / "j") if "score" in trial.user_attrs]
     assert 16 <= len(done) <= 17
     assert len({tuple(trial.params.items()) for trial in done}) == len(done)
@@ -177,11 +203,20 @@ def test_processes_share_a_study_without_scoring_anything_twice(source: tas.Trac
     assert len(searched(source, **options).candidates) == len(done)
 
 
+def test_a_gaussian_process_without_scipy_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optuna_study, "find_spec", lambda name: None)
+    with pytest.raises(BadRecipe, match="needs SciPy, which is not installed"):
+        optuna_study.Settings(sampler="gp")
+
+
 def test_settings_are_checked() -> None:
     for options, message in (
         ({"candidates": 0}, "search.candidates is at least 1"),
-        ({"sampler": "grid"}, "search.sampler is one of"),
-        ({"measures": ("latency",)}, "search.measures are of macs and params"),
+        ({"sampler": "grid"}, "search.sampler is one of tpe, nsga2, gp, random, got 'grid'$"),
+        ({"sampler": "nsga"}, "got 'nsga'; did you mean 'nsga2'"),
+        ({"measures": ("latancy",)}, "search.measures is one of macs, params, latency.*did you mean 'latency'"),
+        ({"stale_after": 0.0}, "search.stale_after is above 0 seconds"),
+        ({"latency_repeats": 1}, "search.latency_repeats is at least 2"),
         ({"storage": "file"}, "search.storage is journal:PATH"),
     ):
         with pytest.raises(BadRecipe, match=message):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from tas import data, objectives, recipe
@@ -35,9 +36,15 @@ def test_amounts_have_units(text: str, number: float) -> None:
         ("machine.xyzzy=1", "known are device, threads"),
         (
             "search.method=gradient",
-            "search.method should be one of differentiable, adaptive_bn, optuna, got 'gradient'",
+            "search.method should be one of differentiable, adaptive_bn, optuna, tuned, got 'gradient'",
         ),
+        ("search.method=tune", "optuna, tuned, got 'tune'; did you mean 'tuned'?"),
         ("search={method: optuna, sampler: tpee}", "search.sampler should be 'tpe', 'nsga2', 'gp' or 'random'"),
+        ("search={method: optuna, sampler: nsga}", "got 'nsga'; did you mean 'nsga2'?"),
+        ("search={method: optuna, measures: [latency_ms]}", "got 'latency_ms'; did you mean 'latency'?"),
+        ("search={method: tuned, pruner: hyperbnd}", "did you mean 'hyperband'?"),
+        ("search={method: tuned, range: {}}", "unknown key 'search.range'; did you mean 'ranges'?"),
+        ("search={method: tuned, ranges: {weight_rl: [0.1, 1]}}", "did you mean 'weight_lr'?"),
         ("search={method: optuna, storage: nowhere}", "search.storage is journal:PATH or a URL"),
         ("search={method: adaptive_bn, keep: 1.0}", "search.keep lies between 0 and 1"),
         ("search.epochs=2.5", "search.epochs should be a valid integer"),
@@ -104,6 +111,30 @@ def test_a_study_is_a_method_and_reads_back_as_itself(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(recipe.dump(found))
     assert recipe.read(tmp_path / "r.yaml") == found
     assert found.search.warm_start == ({"w": 3},)
+
+
+def test_tuned_hyper_parameters_read_back_as_themselves(tmp_path: Path) -> None:
+    found = recipe.parse(BASE, ["search={method: tuned, trials: 3, ranges: {epochs: [2, 4], weight_lr: [1e-3, 0.1]}}"])
+    (tmp_path / "r.yaml").write_text(recipe.dump(found))
+    assert recipe.read(tmp_path / "r.yaml") == found
+    assert dict(found.search.ranges) == {"epochs": (2, 4), "weight_lr": (0.001, 0.1)}
+
+
+def test_the_json_schema_explains_every_option_of_every_search() -> None:
+    schema = recipe.Recipe.model_json_schema()["$defs"]
+    for section in recipe.SEARCHES.values():
+        described = schema[section.__name__]
+        for name in described["properties"]:
+            assert name == "method" or name in described["description"], f"{section.__name__}.{name}"
+
+
+def test_the_other_searches_of_the_template_are_right_too(tmp_path: Path) -> None:
+    lines = recipe.template("a:b", (1, 3, 8, 8)).splitlines()
+    others = [line.removeprefix("## ") for line in lines if line.startswith("## ")][1:]
+    found = "\n".join(others).split("search:")[1:]
+    read = [recipe.parse({**BASE, "search": yaml.safe_load(text.partition("\n")[2])}).search for text in found]
+    assert [each.method for each in read] == ["adaptive_bn", "optuna", "tuned"]
+    assert read[1] == recipe.SEARCHES["optuna"]()  # what stands there are the defaults
 
 
 def test_a_recipe_is_frozen() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 import torch
 
 from tas.errors import BadRecipe
-from tas.methods import adaptive_bn, baselines, differentiable, optuna_study
+from tas.methods import adaptive_bn, baselines, differentiable, optuna_study, tuned
 from tas.methods.budgets import at_budgets, best_within, front
 from tas.methods.result import OnRow, Row, SearchResult
 from tas.objectives import Objective
@@ -22,9 +22,9 @@ from tas.tracing import Traced
 
 __all__ = ["METHODS", "OnRow", "Row", "SearchResult", "at_budgets", "front", "search"]
 
-_S = TypeVar("_S", differentiable.Settings, adaptive_bn.Settings, optuna_study.Settings)
+_S = TypeVar("_S", differentiable.Settings, adaptive_bn.Settings, optuna_study.Settings, tuned.Settings)
 
-METHODS = ("differentiable", "adaptive_bn", "optuna", "uniform", "random")
+METHODS = ("differentiable", "adaptive_bn", "optuna", "tuned", "uniform", "random")
 
 
 @overload
@@ -55,12 +55,15 @@ def search(
     """The best architecture within the budget, by one of `METHODS`; for a sequence of budgets one result each.
 
     data: a named data set, a Dataset, or an iterable of batches; "uniform" and "random" do not look at it.
-    options: the fields of `Settings` of the method (`tas.methods.differentiable`, `.adaptive_bn`, `.optuna_study`).
-    checkpoint: file by which an interrupted "differentiable" or "optuna" search is resumed (optuna: a journal beside).
+    options: the fields of `Settings` of the method (`tas.methods.differentiable`, `.adaptive_bn`, `.optuna_study`,
+      `.tuned`).
+    checkpoint: file by which an interrupted "differentiable", "optuna" or "tuned" search is resumed (the studies of the
+      last two: a journal beside it).
 
     Several budgets share their work: "differentiable" searches at the first one and tilts what it learned to the
     others (`at_budgets`), "adaptive_bn" decodes its images once, and in both whatever was scored for one budget
-    competes for all that it meets. "optuna" runs a study a budget, each starting from the best of the one before.
+    competes for all that it meets. "tuned" tilts what its best trial learned. "optuna" runs a study a budget, each
+    starting from the best of the one before.
 
     Raises `Infeasible`, with the smallest reachable cost, when no architecture meets a budget; BadRecipe for an
     unknown method or option.
@@ -73,13 +76,16 @@ def search(
     match method:
         case "differentiable":
             trained = _settings(differentiable.Settings, options)
-            found = _differentiable(source, data, budgets, trained, checkpoint, on_row, common)
+            found = _tilted(differentiable.search, source, data, budgets, trained, checkpoint, on_row, common)
         case "adaptive_bn":
             drawn = _settings(adaptive_bn.Settings, options)
             found = adaptive_bn.search_many(source, data, budgets, drawn, on_row=on_row, **common)
         case "optuna":
             studied = _settings(optuna_study.Settings, options)
             found = _optuna(source, data, budgets, studied, checkpoint, on_row, common)
+        case "tuned":
+            chosen = _settings(tuned.Settings, options)
+            found = _tilted(tuned.search, source, data, budgets, chosen, checkpoint, on_row, common)
         case "uniform":
             _refuse(options, [])
             found = [SearchResult(baselines.uniform(source.space, each)) for each in budgets]
@@ -92,37 +98,31 @@ def search(
     return found[0] if isinstance(budget, Budget) else tuple(found)
 
 
-def _differentiable(
+def _tilted(
+    first: Callable[..., SearchResult],
     source: Traced | Supernet,
     data: Any,
     budgets: Sequence[Budget],
-    settings: differentiable.Settings,
+    settings: Any,
     checkpoint: Path | None,
     on_row: OnRow | None,
     common: dict[str, Any],
 ) -> list[SearchResult]:
-    """One search at the first budget; the others are tilted from it and scored with the same supernet."""
+    """One search at the first budget; the others are tilted from it and scored with the same weights, those of its
+    supernet where it keeps one."""
     if not budgets:
         return []
-    first = differentiable.search(source, data, budgets[0], settings, checkpoint=checkpoint, on_row=on_row, **common)
+    found = first(source, data, budgets[0], settings, checkpoint=checkpoint, on_row=on_row, **common)
     if len(budgets) == 1:
-        return [first]
-    others = at_budgets(
-        first.supernet,  # type: ignore[arg-type]
-        data,
-        first.probabilities,
-        budgets[1:],
-        known=first.candidates,
-        candidates=settings.candidates,
-        images=settings.images,
-        calibration_images=settings.calibration_images,
-        **common,
-    )
-    if not first.candidates:  # a single one was not scored
-        return [first, *others]
-    scores = [first.candidates, *(other.candidates for other in others)]
+        return [found]
+    numbers = {name: getattr(settings, name) for name in ("candidates", "images", "calibration_images")}
+    weights: Any = source if found.supernet is None else found.supernet
+    others = at_budgets(weights, data, found.probabilities, budgets[1:], known=found.candidates, **numbers, **common)
+    if not found.candidates:  # a single one was not scored
+        return [found, *others]
+    scores = [found.candidates, *(other.candidates for other in others)]
     best = best_within(source.space, budgets[0], scores, common["objective"])
-    return [replace(first, architecture=best[0].architecture, candidates=tuple(best)), *others]
+    return [replace(found, architecture=best[0].architecture, candidates=tuple(best)), *others]
 
 
 def _optuna(

@@ -26,6 +26,10 @@ from tas.space import Budget
 from tas.supernet import Supernet
 
 
+class Diverged(BadRecipe):
+    """A loss of the search is no number."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to search. In brackets the value of the paper, or of its code where that is all there is.
@@ -180,7 +184,7 @@ def _row(run: Run, losses: Tensor) -> Row:
     space, table = run.supernet.space, run.distribution.probabilities().cpu()
     train_loss, held_out_loss = losses.tolist()
     if not (math.isfinite(train_loss) and math.isfinite(held_out_loss)):
-        raise BadRecipe(f"the search needs finite losses, got {train_loss} and {held_out_loss}: lower search.weight_lr")
+        raise Diverged(f"the search needs finite losses, got {train_loss} and {held_out_loss}: lower search.weight_lr")
     row: Row = {"epoch": run.epoch + 1, "train_loss": train_loss, "val_loss": held_out_loss}
     for measure in dict.fromkeys(["macs", *(limited for limited, _ in run.budget.limits)]):
         row[f"{measure}_expected"] = float(cost.expected(space, table, measure))

@@ -6,6 +6,7 @@ norm (which is not in the paper: it takes the most probable one).
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,14 @@ def search(
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
     on_row: OnRow | None = None,
+    on_epoch: Callable[[Run], None] | None = None,
 ) -> SearchResult:
     """Search the space of `source` for the best architecture within the budget.
 
     `source` is a traced original, or a network with the interface of `tas.Supernet`, which is then trained itself:
     forward(inputs, draw), `.space`, `.weight_parameters()`, `.frozen_weights()`. `on_row` is told every row of the
     course as it comes: step of steps, temperature, losses, expected and most probable cost, mean entropy (nats) and
-    expected value of every choice.
+    expected value of every choice. `on_epoch` sees the search after every epoch, and may end it by an exception.
 
     With `checkpoint`, every epoch is saved there, and a search that finds the file goes on from it, to the same result
     as without the interruption; BadRecipe where the file belongs to another search.
@@ -77,6 +79,8 @@ def search(
         train_epoch(run)
         if checkpoint is not None:
             save(checkpoint, _identity(run), parts, run.course)
+        if on_epoch:
+            on_epoch(run)
     return _chosen(run)
 
 

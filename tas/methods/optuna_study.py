@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
+from tas.data import as_data
 from tas.errors import BadRecipe
-from tas.methods.result import OnRow, SearchResult
+from tas.methods.result import OnRow, SearchResult, architectures_in
 from tas.objectives import Objective, default_objective
 from tas.sampling import require_feasible
 from tas.space import Budget
@@ -21,6 +24,7 @@ from tas.supernet import Supernet
 from tas.tracing import Traced
 
 Sampler = Literal["tpe", "nsga2", "gp", "random"]
+Measure = Literal["macs", "params", "latency"]
 
 
 @dataclass(frozen=True)
@@ -31,40 +35,92 @@ class Settings:
       number is reached finishes its own.
     sampler: who proposes: "tpe", "nsga2" (the one for several measures), "gp" (needs scipy; for some dozens of
       candidates, its fit grows with their third power), "random".
-    measures: costs ("macs", "params") that are minimised beside the score; with them, `tas.methods.front` of the
-      result's candidates is the trade-off. Without, the score alone is improved under the budget.
+    measures: costs ("macs", "params", "latency") that are minimised beside the score; with them, `tas.methods.front` of
+      the result's candidates is the trade-off, and rows of the course name every candidate's. Without, the score alone
+      is improved under the budget. "latency" is measured: the median of `latency_repeats` forwards at batch
+      `latency_batch`, as a part of that of the largest architecture, which runs in turns with the candidate.
     startup: candidates drawn in the budget's band as "adaptive_bn" draws them, before the sampler proposes any.
     with_uniform: uniform widths at the budget are the first candidate.
-    warm_start: architectures to be scored first, such as the result of a differentiable search and its candidates;
-      those that do not meet the budget are projected onto it.
-    storage: "journal:PATH" (a file that several processes may share), or a URL that SQLAlchemy takes: sqlite:///PATH
-      (for one process), postgresql://... By default a journal beside the checkpoint, or memory where there is none.
+    warm_start: architectures to be scored first, such as the result of a differentiable search and its candidates, or
+      JSON files that hold some: RUN/architecture.json, RUN/candidates.jsonl. Those that do not meet the budget are
+      projected onto it.
+    storage: "journal:PATH" (a file that several processes of one machine may share), or a URL that SQLAlchemy takes:
+      sqlite:///PATH (for one process), postgresql://USER@HOST/DATABASE (for several machines, extra `postgres`; its
+      password belongs into ~/.pgpass or PGPASSWORD). By default a journal beside the checkpoint, or memory where there
+      is none.
     study: its name in the storage. A study of that name is gone on with, by any number of processes at a time.
+    stale_after: seconds without a sign of life after which a process of the study is taken for dead, and its candidate
+      is proposed again.
     images, calibration_images: see `tas.score`. raw: score with inherited statistics too.
     """
 
     candidates: int = 100
     sampler: Sampler = "tpe"
-    measures: tuple[Literal["macs", "params"], ...] = ()
+    measures: tuple[Measure, ...] = ()
+    latency_batch: int = 1
+    latency_repeats: int = 20
     startup: int = 10
     with_uniform: bool = True
-    warm_start: tuple[Mapping[str, int], ...] = ()
+    warm_start: tuple[Mapping[str, int] | str, ...] = ()
     storage: str | None = None
     study: str = "tas"
+    stale_after: float = 60.0
     images: int = 2000
     calibration_images: int = 2560
     raw: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("candidates", 1), ("startup", 0), ("images", 1), ("calibration_images", 1)):
-            if getattr(self, name) < least:
-                raise BadRecipe(f"search.{name} is at least {least}, got {getattr(self, name)}")
-        if self.sampler not in ("tpe", "nsga2", "gp", "random"):
-            raise BadRecipe(f"search.sampler is one of tpe, nsga2, gp, random, got {self.sampler!r}")
-        if unknown := set(self.measures) - {"macs", "params"}:
-            raise BadRecipe(f"search.measures are of macs and params, got {sorted(unknown)}")
-        if self.storage is not None and not self.storage.startswith("journal:") and "://" not in self.storage:
-            raise BadRecipe(f"search.storage is journal:PATH or a URL such as sqlite:///PATH, got {self.storage!r}")
+        at_least(self, candidates=1, images=1, calibration_images=1, latency_batch=1, latency_repeats=2)
+        check_study(self)
+        for measure in self.measures:
+            known("search.measures", measure, get_args(Measure))
+
+    @property
+    def asked(self) -> int:
+        """How many trials the study is to have."""
+        return self.candidates
+
+
+def at_least(settings: Any, **least: int) -> None:
+    for name, number in least.items():
+        if getattr(settings, name) < number:
+            raise BadRecipe(f"search.{name} is at least {number}, got {getattr(settings, name)}")
+
+
+def known(name: str, value: str, values: tuple[str, ...]) -> None:
+    """BadRecipe where `value` is none of `values`, with the nearest."""
+    if value not in values:
+        near = get_close_matches(value, values, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise BadRecipe(f"{name} is one of {', '.join(values)}, got {value!r}{hint}")
+
+
+def check_study(settings: Any) -> None:
+    """What every study needs: `sampler`, `startup`, `storage`, `stale_after`."""
+    at_least(settings, startup=0)
+    known("search.sampler", settings.sampler, get_args(Sampler))
+    if settings.sampler == "gp" and find_spec("scipy") is None:
+        raise BadRecipe("search.sampler gp needs SciPy, which is not installed: pip install scipy, or take tpe")
+    if not settings.stale_after > 0:
+        raise BadRecipe(f"search.stale_after is above 0 seconds, got {settings.stale_after}")
+    storage = settings.storage
+    if storage is not None and not storage.startswith("journal:") and "://" not in storage:
+        raise BadRecipe(f"search.storage is journal:PATH or a URL such as sqlite:///PATH, got {storage!r}")
+
+
+def stored(settings: Any, checkpoint: Path | None) -> str | None:
+    """The storage of the settings, by default a journal beside the checkpoint."""
+    if settings.storage is None and checkpoint is not None:
+        return f"journal:{checkpoint.with_suffix('.journal')}"
+    return settings.storage
+
+
+def warm_starts(settings: Settings) -> list[Mapping[str, int]]:
+    """The architectures of `settings.warm_start`, those in files too."""
+    found: list[Mapping[str, int]] = []
+    for given in settings.warm_start:
+        found += architectures_in(Path(given)) if isinstance(given, str) else [given]
+    return found
 
 
 def search(
@@ -89,13 +145,11 @@ def search(
     Raises `Infeasible`; BadRecipe for a storage that cannot be used, and for a study of another space, budget, data,
     weights or objective.
     """
-    settings, objective = settings or Settings(), objective or default_objective()
+    settings = settings or Settings()
     require_feasible(source.space, budget)
-    storage = settings.storage
-    if storage is None and checkpoint is not None:
-        storage = f"journal:{checkpoint.with_suffix('.journal')}"
 
     from tas.methods.study import run
     from tas.methods.study_setup import Asked
 
-    return run(Asked(source, data, budget, settings, objective, seed, device, storage, on_row))
+    where, judge = stored(settings, checkpoint), objective or default_objective()
+    return run(Asked(source, as_data(data), budget, settings, judge, seed, device, where, on_row))

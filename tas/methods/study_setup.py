@@ -1,40 +1,44 @@
-"""Opening a study: where it is stored, what tells it from other studies, and who proposes its trials."""
+"""Opening a study: what it was asked for, what tells it from other studies, and who proposes its trials."""
 
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import optuna
 import torch
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from tas.data import Data
 from tas.data.tensors import digest
 from tas.errors import BadRecipe
-from tas.methods.optuna_study import Settings
+from tas.methods import optuna_study, tuned
 from tas.methods.result import OnRow
+from tas.methods.storages import opening, shown
 from tas.objectives import Objective
+from tas.scoring import Judge, judge
 from tas.space import Budget, SearchSpace
 from tas.supernet import Supernet
 from tas.tracing import Traced
 
+S = TypeVar("S", optuna_study.Settings, tuned.Settings)
+
 
 @dataclass(frozen=True)
-class Asked:
-    """What a search was asked for."""
+class Asked(Generic[S]):
+    """What a search was asked for. `storage`: the settings', or the one that takes its place."""
 
     source: Traced | Supernet
-    data: Any
+    data: Data
     budget: Budget
-    settings: Settings
+    settings: S
     objective: Objective
     seed: int
     device: torch.device | str
@@ -45,68 +49,77 @@ class Asked:
     def space(self) -> SearchSpace:
         return self.source.space
 
+    def judge(self) -> Judge:
+        """What scores all trials: the same weights, and the same images."""
+        return judge(
+            self.source,
+            self.data,
+            objective=self.objective,
+            calibration_images=self.settings.calibration_images,
+            images=self.settings.images,
+            seed=self.seed,
+            device=self.device,
+        )
 
-def opened(asked: Asked, data: Data) -> tuple[optuna.Study, bool]:
+    def identity(self, **more: Any) -> dict[str, Any]:
+        """What two searches must share to be one study, with what a method adds. Sampler, pruner and number of trials
+        may change on the way."""
+        settings, source = self.settings, self.source
+        weights = (source.network if isinstance(source, Traced) else source).state_dict()
+        return {
+            "space": digest([json.dumps(self.space.to_dict()["choices"])]),
+            "budget": json.dumps(asdict(self.budget)),
+            "data": self.data.digest,
+            "weights": digest(weights.values()),
+            "objective": [self.objective.name, self.objective.higher_is_better],
+            "images": [settings.images, settings.calibration_images],
+            "seed": self.seed,
+            **more,
+        }
+
+
+def opened(
+    asked: Asked[S],
+    storage: BaseStorage | None,
+    identity: dict[str, Any],
+    measures: Sequence[str] = (),
+    pruner: BasePruner | None = None,
+) -> tuple[optuna.Study, bool]:
     """The study of the settings' name, and whether it is new. BadRecipe where its storage cannot be used, or it is one
-    of another search."""
-    identity = _identity(asked, data)
+    of another search. measures: what is minimised beside the objective."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is the caller's to print
     best = StudyDirection.MAXIMIZE if asked.objective.higher_is_better else StudyDirection.MINIMIZE
-    try:
+    with opening(asked.storage):
         study = optuna.create_study(
-            storage=_storage(asked.storage),
+            storage=storage,
             sampler=Reseeded(asked.settings, asked.seed),
+            pruner=pruner,
             study_name=asked.settings.study,
-            directions=[best, *(StudyDirection.MINIMIZE for _ in asked.settings.measures)],
+            directions=[best, *(StudyDirection.MINIMIZE for _ in measures)],
             load_if_exists=True,
         )
         # In this order: a process that is about to enqueue trials has written the identity before.
         trials, known = study.get_trials(deepcopy=False), study.user_attrs.get("identity")
         if known is None and not trials:
             study.set_user_attr("identity", identity)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names([asked.objective.name, *measures])  # for people, in the dashboard
             return study, True
-    except (OSError, ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise BadRecipe(f"the storage of a study must be reachable, {asked.storage} is not: {reason}") from problem
     differing = [name for name in identity if (known or {}).get(name) != identity[name]]
     if differing:
         raise BadRecipe(
-            f"the study {asked.settings.study!r} in {asked.storage} must be of this search, but {differing} differ: "
-            "choose another search.study or search.storage"
+            f"the study {asked.settings.study!r} in {shown(asked.storage)} must be of this search, but {differing} "
+            "differ: choose another search.study or search.storage"
         )
     return study, False
-
-
-def _identity(asked: Asked, data: Data) -> dict[str, Any]:
-    """What two searches must share to be one study. Sampler and number of candidates may change on the way."""
-    settings, source = asked.settings, asked.source
-    weights = (source.network if isinstance(source, Traced) else source).state_dict()
-    return {
-        "space": digest([json.dumps(asked.space.to_dict()["choices"])]),
-        "budget": json.dumps(asdict(asked.budget)),
-        "data": data.digest,
-        "weights": digest(weights.values()),
-        "objective": [asked.objective.name, asked.objective.higher_is_better],
-        "measures": list(settings.measures),
-        "images": [settings.images, settings.calibration_images],
-        "seed": asked.seed,
-    }
-
-
-def _storage(name: str | None) -> optuna.storages.BaseStorage | None:
-    if name is None:
-        return None
-    if name.startswith("journal:"):
-        path = Path(name.removeprefix("journal:"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path)))
-    return optuna.storages.RDBStorage(name)
 
 
 class Reseeded(BaseSampler):
     """The sampler of the settings, made anew for every trial with a seed from the trial's number: a study that is gone
     on with proposes what it would have proposed, and no two processes draw the same numbers."""
 
-    def __init__(self, settings: Settings, seed: int) -> None:
+    def __init__(self, settings: optuna_study.Settings | tuned.Settings, seed: int) -> None:
         self._settings, self._seed = settings, seed
         self._now = self._made(0)
 
@@ -116,7 +129,7 @@ class Reseeded(BaseSampler):
             case "tpe":
                 return TPESampler(seed=seed, n_startup_trials=settings.startup)
             case "nsga2":
-                return NSGAIISampler(seed=seed, population_size=max(4, min(50, settings.candidates // 4)))
+                return NSGAIISampler(seed=seed, population_size=max(4, min(50, settings.asked // 4)))
             case "gp":
                 return GPSampler(seed=seed, n_startup_trials=settings.startup, deterministic_objective=False)
         return RandomSampler(seed=seed)

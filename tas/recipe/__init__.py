@@ -14,6 +14,7 @@ from tas.recipe.sections import (
     ObjectiveNames,
     Recipe,
     Report,
+    Tuned,
     amount,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "ObjectiveNames",
     "Recipe",
     "Report",
+    "Tuned",
     "amount",
     "difference",
     "dump",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -126,9 +126,16 @@ def _message(problem: ValidationError) -> str:
     if error["type"] in ("missing", "missing_argument"):
         return f"the recipe needs {key!r}"
     if error["type"] == "union_tag_invalid":
-        return f"{key}.method should be one of {', '.join(SEARCHES)}, got {error['ctx']['tag']!r}"
+        tag = error["ctx"]["tag"]
+        return f"{key}.method should be one of {', '.join(SEARCHES)}, got {tag!r}{_nearest(tag, SEARCHES)}"
     reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{key} {reason}, got {error['input']!r}"
+    hint = _nearest(error["input"], re.findall(r"'([^']+)'", reason)) if error["type"] == "literal_error" else ""
+    return f"{key} {reason}, got {error['input']!r}{hint}"
+
+
+def _nearest(given: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _keys(location: Sequence[str]) -> list[str]:

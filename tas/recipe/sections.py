@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from tas.errors import BadRecipe
-from tas.methods import adaptive_bn, differentiable, optuna_study
+from tas.methods import adaptive_bn, differentiable, optuna_study, tuned
 from tas.tracing import Rules
 from tas.training import TrainingPlan
 
@@ -106,26 +106,36 @@ FORMS = ("single", "several")
 
 @dataclass(frozen=True)
 class Differentiable(differentiable.Settings):
-    """The search by gradient (TAS)."""
+    __doc__ = f"The search by gradient (TAS).\n\n{differentiable.Settings.__doc__}"
 
     method: Literal["differentiable"] = "differentiable"
 
 
 @dataclass(frozen=True)
 class AdaptiveBN(adaptive_bn.Settings):
-    """Random architectures, scored by adaptive batch norm (EagleEye)."""
+    __doc__ = f"Random architectures, scored by adaptive batch norm (EagleEye).\n\n{adaptive_bn.Settings.__doc__}"
 
     method: Literal["adaptive_bn"] = "adaptive_bn"
 
 
 @dataclass(frozen=True)
 class OptunaStudy(optuna_study.Settings):
-    """An Optuna study whose trials are scored by adaptive batch norm."""
+    __doc__ = f"An Optuna study whose trials are scored by adaptive batch norm.\n\n{optuna_study.Settings.__doc__}"
 
     method: Literal["optuna"] = "optuna"
 
 
-SEARCHES = {"differentiable": Differentiable, "adaptive_bn": AdaptiveBN, "optuna": OptunaStudy}
+@dataclass(frozen=True)
+class Tuned(tuned.Settings):
+    __doc__ = (
+        f"An Optuna study of whole searches by gradient.\n\n{tuned.Settings.__doc__}"
+        f"\n\nThe fields of `differentiable`. {differentiable.Settings.__doc__}"
+    )
+
+    method: Literal["tuned"] = "tuned"
+
+
+SEARCHES = {"differentiable": Differentiable, "adaptive_bn": AdaptiveBN, "optuna": OptunaStudy, "tuned": Tuned}
 
 
 def _method(values: Any) -> str:
@@ -136,7 +146,8 @@ def _method(values: Any) -> str:
 Search = Annotated[
     Annotated[Differentiable, Tag("differentiable")]
     | Annotated[AdaptiveBN, Tag("adaptive_bn")]
-    | Annotated[OptunaStudy, Tag("optuna")],
+    | Annotated[OptunaStudy, Tag("optuna")]
+    | Annotated[Tuned, Tag("tuned")],
     Discriminator(_method),
 ]
 
@@ -149,7 +160,8 @@ SearchOrName = Annotated[
     Annotated[str, Tag("name")]
     | Annotated[Differentiable, Tag("differentiable")]
     | Annotated[AdaptiveBN, Tag("adaptive_bn")]
-    | Annotated[OptunaStudy, Tag("optuna")],
+    | Annotated[OptunaStudy, Tag("optuna")]
+    | Annotated[Tuned, Tag("tuned")],
     Discriminator(_name_or_method),
 ]
 

@@ -39,6 +39,7 @@ def _content(folder: Path) -> dict[str, Any]:
     agreement = read_json(folder / "correlation.json")
     metric, budgets = run["metric"], list((space or {}).get("budgets", {}).values())
     limits = [limits["macs"] for limits in budgets if "macs" in limits]
+    tuned = read_json(folder / "hyperparameters.json")
     drawn = {
         "Course of the search": _course(course, budgets[0] if budgets else {}),
         "Candidates": pictures.candidates(candidates, metric, limits) if candidates else "",
@@ -52,6 +53,7 @@ def _content(folder: Path) -> dict[str, Any]:
         "summary": _summary(metrics, metric),
         "result": tables.result_rows(metrics, metric) if metrics else None,
         "correlations": _correlations(agreement) if agreement else None,
+        "tuned": tables.tuned_rows(course, tuned) if tuned else None,
         "feasibility": tables.feasibility_rows(space["feasibility"]) if space else None,
         "pictures": {name: picture for name, picture in drawn.items() if picture},
         "front": tables.front_rows(candidates, metric) if several else None,

@@ -42,6 +42,19 @@ def _minus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one - other
 
 
+def tuned_rows(course: Sequence[Rows], chosen: Rows) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the trials of a study over hyper-parameters; a star marks the ones that were chosen."""
+    tuned = list(chosen)
+    rows = []
+    for row in course:
+        end = "diverged" if row["diverged"] else "pruned" if row["pruned"] else ""
+        best = decimal(row["recalibrated"]) if "recalibrated" in row else ""
+        star = "*" if row["hyperparameters"] == chosen else ""
+        rows.append([f"{row['trial']}{star}", best, f"{row['epoch']}", end])
+        rows[-1] += [f"{row['hyperparameters'][name]:.4g}" for name in tuned]
+    return ["trial", "best score", "epochs run", "ended", *tuned], rows
+
+
 def result_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table that a run ends with; `metric` names the key that decides."""
     original = metrics["original"]

@@ -17,6 +17,7 @@ from tas.space import Architecture, SearchSpace
 from tas.supernet import Supernet
 from tas.testing.reference import drawn_wide, independent_macs, same_noise, without_noise
 from tas.tracing import Traced, as_call
+from tas.tracing.replay import unchanged
 
 
 class Close:
@@ -65,17 +66,14 @@ def _owned(network: nn.Module) -> int:
 def law_3(original: nn.Module, traced: Traced, inputs: Any, close: Close) -> None:
     before = {name: tensor.clone() for name, tensor in original.state_dict().items()}
     supernet = Supernet(traced).eval()
-    args, kwargs = as_call(inputs)
-    wanted = original.eval()(*args, **kwargs)
-    close("law 3", supernet(inputs, one_hot(traced.space.original())), wanted)
+    close("law 3", supernet(inputs, one_hot(traced.space.original())), _outputs(original, inputs))
     train_a_little(supernet.train(), inputs, [traced.space.largest(), traced.space.smallest()])
     for name, tensor in original.state_dict().items():
         assert torch.equal(tensor, before[name]), f"law 3: training a supernet changed {name} of the original"
 
 
 def law_4(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close, generator: torch.Generator) -> None:
-    args, kwargs = as_call(inputs)
-    whole = _flat(traced.network.eval()(*args, **kwargs))
+    whole = _flat(_outputs(traced.network, inputs))
     supernet = Supernet(traced)
     for architecture in chosen:
         output = _is_its_student(supernet, architecture, inputs, close, "law 4")
@@ -86,6 +84,13 @@ def law_4(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close,
     for architecture in chosen[:3]:
         _is_its_student(supernet, architecture, inputs, close, "law 4 after training")
     _keep_is_a_prefix_of_the_permuted(supernet.current(), chosen[min(1, len(chosen) - 1)], inputs, close, generator)
+
+
+def _outputs(network: nn.Module, inputs: Any) -> Any:
+    """In eval mode, leaving nothing behind: a cache of results with gradients could not be copied any more."""
+    args, kwargs = as_call(inputs)
+    with unchanged(network.modules()):
+        return network.eval()(*args, **kwargs)
 
 
 def _is_its_student(supernet: Supernet, architecture: Architecture, inputs: Any, close: Close, law: str) -> Any:
@@ -142,10 +147,9 @@ def _keep_is_a_prefix_of_the_permuted(
     orders = _orders(traced, generator)
     keep = {name: sorted(order[: traced.groups[name].kept(architecture)]) for name, order in orders.items()}
     arranged = {name: keep[name] + [u for u in range(traced.sizes[name]) if u not in keep[name]] for name in orders}
-    args, kwargs = as_call(inputs)
-    picked = extract(traced, architecture, keep=keep).eval()(*args, **kwargs)
-    leading = extract(permute(traced, arranged), architecture).eval()(*args, **kwargs)
-    close("law 4 (keep)", picked, leading)
+    picked = extract(traced, architecture, keep=keep)
+    leading = extract(permute(traced, arranged), architecture)
+    close("law 4 (keep)", _outputs(picked, inputs), _outputs(leading, inputs))
 
 
 def _orders(traced: Traced, generator: torch.Generator) -> dict[str, list[int]]:
@@ -176,9 +180,8 @@ def law_5(space: SearchSpace, generator: torch.Generator) -> None:
 
 
 def law_6(original: nn.Module, traced: Traced, inputs: Any, close: Close, generator: torch.Generator) -> None:
-    args, kwargs = as_call(inputs)
-    reordered = permute(traced, _orders(traced, generator)).network.eval()
-    close("law 6", reordered(*args, **kwargs), original.eval()(*args, **kwargs))
+    reordered = permute(traced, _orders(traced, generator)).network
+    close("law 6", _outputs(reordered, inputs), _outputs(original, inputs))
 
 
 def law_7(space: SearchSpace, generator: torch.Generator) -> None:

@@ -118,10 +118,11 @@ class _Wide:
             module.register_forward_hook(lambda *_, name=name: self._called.add(name))
             for name, module in network.named_modules()
         ]
-        state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
         with torch.no_grad():
+            before = [(buffer, buffer.clone()) for buffer in network.buffers()]
             self.run(inputs)
-        network.load_state_dict(state)
+            for buffer, content in before:
+                buffer.copy_(content)
         for handle in handles:
             handle.remove()
 

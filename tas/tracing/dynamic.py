@@ -120,10 +120,10 @@ def decisions_of(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
 def outputs_under(
     decisions: Decisions, network: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[Any]:
-    """The leaves of what a network puts out when it takes these decisions, and of the numbers that it would have
-    decided on: there may be no box to put out."""
+    """The leaves of what a network puts out when it takes these decisions; then the numbers that it would have decided
+    on: there may be no box to put out."""
     with Holding(decisions) as held:
-        return tree_leaves((network(*args, **kwargs), held.seen))
+        return [*tree_leaves(network(*args, **kwargs)), *held.seen]
 
 
 def hold(network: nn.Module, decisions: Mapping[bool, Decisions]) -> Callable[[], None]:

@@ -44,7 +44,7 @@ def fold_regions(recorder: Recorder, regions: list[Region]) -> dict[str, tuple[S
 def _fold_region(recorder: Recorder, uses: Mapping[Site, set[int]], region: Region) -> tuple[Site, ...]:
     makers: dict[int, Record] = {}
     for branch in region.branches:
-        found = _upstream(recorder, branch, lambda value: True)
+        found = _upstream(recorder, branch, lambda value: True, lambda site: True)
         if not found or any(not region.first <= r.index < region.last for r in found):
             return ()
         makers |= {record.index: record for record in found}
@@ -81,6 +81,9 @@ class _Carried:
             self._known[id(value)] = (value, names)
         return self._known[id(value)][1]
 
+    def along(self, rows: Rows) -> frozenset[str]:
+        return self._units.groups_of(rows)
+
     def summed(self, record: Record) -> list[tuple[int, frozenset[str], Site | None]]:
         if record.index not in self._summed:
             found = [(index, self._units.groups_of(rows), site) for index, rows, site in record.contracted]
@@ -96,6 +99,9 @@ def _fold_width(
     def carries(value: Value) -> bool:
         return value.real and choice in carried(value)
 
+    def scales(site: Site) -> bool:
+        return choice in carried.along(recorder.tensors[site[0]][site[1]])
+
     records = carried.records[choice]
     reads = [
         (record, record.inputs[index].made_by, column)
@@ -105,7 +111,7 @@ def _fold_width(
     ]
     put_out = [value for value in recorder.freed if carries(value)]
     given = [r.inputs[index] for r in records for index, names, _ in carried.summed(r) if choice in names] + put_out
-    marked = {maker.index for value in given for maker in _upstream(recorder, value, carries) or []}
+    marked = {maker.index for value in given for maker in _upstream(recorder, value, carries, scales) or []}
     while True:
         reached, conflict = _spread(carried, choice, marked)
         bare = [(record, column) for record, made_by, column in reads if made_by not in reached]
@@ -126,8 +132,11 @@ def _fold_width(
     return tuple(dict.fromkeys([*rows, *(column for _, column in bare if column is not None)])), ""
 
 
-def _upstream(recorder: Recorder, value: Value, carries: Carries) -> list[Record] | None:
-    """The records that last scaled every channel of a value, or None where some part of it has no such record."""
+def _upstream(
+    recorder: Recorder, value: Value, carries: Carries, scales: Callable[[Site], bool]
+) -> list[Record] | None:
+    """The records that last scaled every channel of a value by parameters that do, or None where some part of it has
+    no such record."""
     makers: dict[int, Record] = {}
     waiting, seen = [value], set()
     while waiting:
@@ -139,12 +148,12 @@ def _upstream(recorder: Recorder, value: Value, carries: Carries) -> list[Record
             return None
         record = recorder.records[made_by]
         sources = [v for v in record.inputs if carries(v)]
-        if record.flow in ("norm", "product"):
-            if not record.scales:
-                return None
+        if record.flow in ("norm", "product") and any(map(scales, record.scales)):
             makers[made_by] = record
+        elif record.flow == "product" and len(record.scales) == 1 and len(sources) == 1:
+            waiting += sources  # it scales other channels (heads, tokens), and adds nothing
         elif record.flow == "multiply":
-            paths = [_upstream(recorder, v, carries) for v in sources]
+            paths = [_upstream(recorder, v, carries, scales) for v in sources]
             found = next((path for path in paths if path), None)
             if found is None:
                 return None

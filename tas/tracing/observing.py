@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ def observe(
     before = _structure(watched)
     recorder = Recorder(watched, HANDLERS, unknown, handlers)
     try:
+        # once before: what a process keeps of a first call (index tables by window size) later calls take from there
+        _output(watched, args, kwargs)
         with _same_draws(network):
             output = recorder.run(args, kwargs)
     except Exception as error:
@@ -51,9 +53,27 @@ def observe(
         raise BadNetwork(f"the network must give tensors, alone or in tuples, lists and dicts; got {_kind(output)}")
     _check_steady(before, watched)
     _check_repeats(output, watched, args, kwargs)
+    if recorder.unread:
+        _follow_training(recorder, args, kwargs)
+    recorder.freeze_unneeded()
+    _keep_constants(recorder)
     _protect(recorder, rules)
     _keep_outputs(recorder, rules)
     return recorder
+
+
+def _follow_training(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Auxiliary heads, which run in train mode only, read what the rest makes: one forward in that mode says what they
+    need. A network that refuses it with these inputs (a detector without targets) cannot be trained on them either."""
+    network, training = recorder.network, recorder.also()
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    with unchanged(network.modules()), _same_draws(network), suppress(Exception):
+        network.train()
+        training.run(args, kwargs)
+    with torch.no_grad():
+        for buffer, content in before:
+            buffer.copy_(content)
+    recorder.outputs += training.outputs
 
 
 # -- network and inputs ------------------------------------------------------------------------------------------------
@@ -116,14 +136,17 @@ def _check_steady(before: Mapping[str, object], network: nn.Module) -> None:
 
 def _check_repeats(output: Any, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """What torch's global generators draw is the same in a second call; what others draw is not."""
-    with torch.no_grad(), plain_attention(), unchanged(network.modules()), _same_draws(network):
-        again = network(*args, **kwargs)
-    for a, b in zip(_numbers(output), _numbers(again), strict=False):
+    for a, b in zip(_numbers(output), _numbers(_output(network, args, kwargs)), strict=False):
         if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * _largest(b), equal_nan=True):
             raise BadNetwork(
                 "the network must give the same output for the same input in eval mode, two runs differ: does its "
                 "forward draw random numbers outside torch, or keep something from earlier calls?"
             )
+
+
+def _output(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with torch.no_grad(), plain_attention(), unchanged(network.modules()), _same_draws(network):
+        return network(*args, **kwargs)
 
 
 def _largest(tensor: Tensor) -> float:
@@ -160,10 +183,21 @@ def _protect(recorder: Recorder, rules: Rules) -> None:
                 recorder.identities.freeze(part, f"a rule protects {owner}")
 
 
+def _keep_constants(recorder: Recorder) -> None:
+    """What buffers hold and no parameter makes, a table of coordinates say, is no size that anybody would search."""
+    parameters = dict(recorder.network.named_parameters(remove_duplicate=False))
+    made = np.unique(np.concatenate([np.zeros(0, int), *_makers(recorder, parameters).values()]))
+    for name in recorder.tensors.keys() - parameters.keys():
+        for part in map(recorder.identities.canonical, recorder.tensors[name]):
+            if part is not None:
+                why = f"{name} holds it, and no parameter makes it"
+                recorder.identities.freeze(np.where(np.isin(part, made), 0, part), why)
+
+
 def _keep_outputs(recorder: Recorder, rules: Rules) -> None:
     """Outputs keep their sizes, but for those made by a layer that `rules.free` names."""
     identities = recorder.identities
-    makers = _makers(recorder)
+    makers = _makers(recorder, recorder.tensors)
     found = [identities.canonical(part) for value in recorder.outputs for part in value.rows]
     atoms = np.unique(np.concatenate([part[part > 0] for part in found if part is not None] or [np.zeros(0, int)]))
     made = {name: np.intersect1d(theirs, atoms) for name, theirs in makers.items()}
@@ -183,9 +217,9 @@ def _keep_outputs(recorder: Recorder, rules: Rules) -> None:
             recorder.mark_inexact("an output is as wide as a choice, by a rule")
 
 
-def _makers(recorder: Recorder) -> dict[str, np.ndarray]:
-    """By layer, the identities of the channels that it makes: those that its parameters scale, as rows and bias or as
-    gamma and beta; a parameter that makes none by itself under its own name."""
+def _makers(recorder: Recorder, tensors: Iterable[str]) -> dict[str, np.ndarray]:
+    """By layer, the identities of the channels that it makes: those that these of its parameters and buffers scale, as
+    rows and bias or as gamma and beta; a parameter that makes none by itself under its own name."""
     sites = {site for record in recorder.records for site in record.scales}
     found: dict[str, list[np.ndarray]] = {}
 
@@ -194,7 +228,8 @@ def _makers(recorder: Recorder) -> dict[str, np.ndarray]:
         if known is not None:
             found.setdefault(name, []).append(known[known > 0])
 
-    for name, dims in recorder.tensors.items():
+    for name in tensors:
+        dims = recorder.tensors.get(name, ())
         for dim, rows in enumerate(dims):
             if (name, dim) in sites:
                 add(name.rpartition(".")[0] or name, rows)

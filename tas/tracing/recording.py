@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Recorder(TorchDispatchMode):
         self.grouped: dict[
             str, tuple[Axis, Axis]
         ] = {}  # grouped layers: input channels, and those of one group or head
+        self.needed = 0  # bit set of the records that outputs descend from
         self.reads: dict[str, int] = {}  # first name of a parameter or buffer -> bit set of the records that read it
         self.outputs: list[Value] = []  # of the network
         self.freed: list[Value] = []  # those of the outputs whose sizes a rule makes searchable
@@ -172,16 +173,37 @@ class Recorder(TorchDispatchMode):
             output = self.network(*args, **kwargs)
         self.decisions = noting.decisions
         self._read(_tensors(output))
-        needed = 0
         for tensor in _tensors(output):
-            needed |= self._ancestors(tensor)
+            self.needed |= self._ancestors(tensor)
             self.outputs.append(self._value(tensor))
-        self._freeze_unneeded(needed)
         return output
 
-    def _freeze_unneeded(self, needed: int) -> None:
-        """Sizes that only parameters have that no output depends on (`needed`: the records that outputs descend
-        from): a search could cut them for nothing."""
+    def also(self) -> Recorder:
+        """One for another forward of the same network, whose findings about identities are this one's as well."""
+        other = Recorder(self.network, self.handlers, self.fallback, self.own)
+        for shared in ("identities", "tensors", "counts", "_inexact", "ordered", "apart", "grouped"):
+            setattr(other, shared, getattr(self, shared))
+        for name, tensor in _named_tensors(self.network):
+            if name in self.tensors:
+                other._rows[tensor] = self.tensors[name]
+        return other
+
+    @cached_property
+    def spans_of(self) -> dict[str, list[Span]]:
+        """The calls of every module, in order."""
+        found: dict[str, list[Span]] = {}
+        for span in sorted(self.spans, key=lambda span: (span.first, -span.last)):
+            found.setdefault(span.module, []).append(span)
+        return found
+
+    @property
+    def unread(self) -> list[str]:
+        """The parameters that the forward never reads."""
+        return [name for name, _ in self.network.named_parameters() if not self.reads.get(name)]
+
+    def freeze_unneeded(self) -> None:
+        """Sizes that only parameters have that no output depends on: a search could cut them for nothing."""
+        needed = self.needed
         reads = {name: self.reads.get(self._first_name[name], 0) for name in self.tensors}
         alive = [part for name, rows in self.tensors.items() if reads[name] & needed for part in rows]
         known = [part.ravel() for part in map(self.identities.canonical, alive) if part is not None]
@@ -196,7 +218,8 @@ class Recorder(TorchDispatchMode):
         if self._whole.inside:
             return func(*args, **(kwargs or {}))
         writes = any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
-        before = self._generators() if torch.Tag.nondeterministic_seeded in func.tags else []
+        draws = torch.Tag.nondeterministic_seeded in func.tags and not self.network.training
+        before = self._generators() if draws else []
         out = self._observe(func._schema.name, func, args, kwargs or {}, writes, torch.Tag.pointwise in func.tags)
         if not all(map(torch.equal, before, self._generators() if before else [])):
             for tensor in _tensors(out):  # of another shape they would be other numbers

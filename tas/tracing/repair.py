@@ -77,8 +77,11 @@ def _follow(recorder: Recorder, record: Record, rule: AttributeRule, dim: int) -
 def _tie_to_input(recorder: Recorder, record: Record) -> bool:
     if record.operator not in _VIEWS or not record.outputs:
         return False
+    idle = [not recorder.carries(rows) for rows in record.outputs[0].rows]
+    # by chance 16 tokens x 3 x 4 heads are as many as the width: sizes that can change come first
+    ranges = sorted(_ranges(len(idle)), key=lambda range: sum(idle[slice(*range)]))
     for span in reversed(_enclosing(recorder, record)):
-        for start, stop in _ranges(len(record.outputs[0].shape)):
+        for start, stop in ranges:
             if _tie(recorder, record, span, start, stop):
                 for twin, around in _twins(recorder, record, span):
                     _tie(recorder, twin, around, start, stop)

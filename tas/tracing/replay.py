@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,12 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 from tas.tracing.dynamic import Holding
 from tas.tracing.recording import Recorder, fractions
-from tas.tracing.records import Axis, Record
+from tas.tracing.records import Axis, Record, Span
 from tas.tracing.whole import Whole
 
 # contiguity and sizes of one decide whether these appear: never compare on them
 _COMES_AND_GOES = {"clone", "_to_copy", "alias", "detach", "lift_fresh", "contiguous", "copy_"}
 _TORCHS_OWN = frozenset(vars(nn.Module()))  # every module has these: looking at each of them takes half of a replay
+_HOOKS = {name for name in _TORCHS_OWN if "hooks" in name and "state_dict" not in name and "backward" not in name}
 _ALIKE = {"_unsafe_view": "view", "_reshape_alias": "view", "reshape": "view", "unsafe_split": "split"}
 
 
@@ -27,12 +29,15 @@ class _Differs(Exception):
 
 
 class Replay(TorchDispatchMode):
-    """Compares each operator's output shapes with the prediction; goes on unaligned where operators differ."""
+    """Compares each operator's output shapes with the prediction. Where operators differ it goes on without comparing
+    until the next module begins or ends; `strayed` are the places of the record where that happened."""
 
     def __init__(self, recorder: Recorder, kept: Callable[[Axis], int]) -> None:
         super().__init__()
         self.recorder, self.kept = recorder, kept
         self.position, self.aligned = 0, True
+        self.strayed: set[int] = set()
+        self._calls: Counter[str] = Counter()
         self._whole = Whole(self._compare)
         self.asked: list[int] | None = None  # the sizes that a failing operator was given
         self.error: str | None = None
@@ -43,13 +48,42 @@ class Replay(TorchDispatchMode):
 
     def run(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
-            with self._whole, Holding(self.recorder.decisions), self:
+            with self._aligning(network), self._whole, Holding(self.recorder.decisions), self:
                 network(*args, **kwargs)
         except _Differs as error:
             self.error = str(error)
         except Exception as error:  # whatever the user's forward raises at a wrong size
             lines = str(error).strip().splitlines()
             self.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+    @contextmanager
+    def _aligning(self, network: nn.Module) -> Iterator[None]:
+        """Calls of modules come in the same order in the record, whatever operators they are made of."""
+        spans = self.recorder.spans_of
+        open_calls: list[Span | None] = []
+
+        def enter(name: str) -> None:
+            calls, number = spans.get(name, []), self._calls[name]
+            self._calls[name] += 1
+            span = calls[number] if number < len(calls) else None
+            open_calls.append(span)
+            if span is not None and not self.aligned:
+                self.position, self.aligned = span.first, True
+
+        def leave() -> None:
+            span = open_calls.pop()
+            if span is not None and not self.aligned:
+                self.position, self.aligned = span.last, True
+
+        handles = []
+        for name, module in network.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))
+            handles.append(module.register_forward_hook(lambda *_: leave()))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def at(self) -> Record:
         """The operator that is due, or failed."""
@@ -71,17 +105,24 @@ class Replay(TorchDispatchMode):
             return out
         record = self.at()
         if _ALIKE.get(record.operator, record.operator) != _ALIKE.get(name, name) and not whole:
-            self.aligned = False  # a size of one can change a decomposition: the forward still has to finish
-            return out
+            return self._stray(out)
         tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         for tensor, value in zip(tensors, record.outputs, strict=False):
             wanted = tuple(self.kept(axis) for axis in value.axes())
             if tuple(tensor.shape) != wanted and value.real:
+                if 1 in wanted and sorted(tensor.shape) == sorted(wanted):
+                    return self._stray(out)  # einsum moves sizes of one elsewhere
                 raise _Differs(f"it gives {tuple(tensor.shape)} where {wanted} was due")
         if record.numbers != fractions((args, kwargs)):  # a scale computed from the head size, say
             self.recorder.mark_inexact(f"a number follows a width: {record.where()}")
         self.position += 1
         self.asked = None
+        return out
+
+    def _stray(self, out: Any) -> Any:
+        """A size of one can change what an operator is made of: the forward still has to finish."""
+        self.aligned = False
+        self.strayed.add(self.position)
         return out
 
 
@@ -99,16 +140,19 @@ def leaves_traces(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
 
 @contextmanager
 def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Puts back what a forward leaves in its modules (caches filled in eval mode hold sizes of this forward)."""
-    before = [(m, dict(vars(m)), {k: copy.copy(v) for k, v in vars(m).items() if _is_store(k, v)}) for m in modules]
+    """Puts back what a forward leaves in its modules: caches filled in eval mode hold sizes of this forward, hooks are
+    hung on. Lists and dicts stay the same objects, since handles of hooks refer to them."""
+    before = [(m, dict(vars(m)), [(v, copy.copy(v)) for k, v in vars(m).items() if _is_store(k, v)]) for m in modules]
     try:
         yield
     finally:
         for module, values, stores in before:
             vars(module).clear()
             vars(module).update(values)
-            vars(module).update(stores)
+            for store, content in stores:
+                store.clear()
+                store.extend(content) if isinstance(store, list) else store.update(content)
 
 
 def _is_store(name: str, value: Any) -> bool:
-    return name not in _TORCHS_OWN and isinstance(value, (dict, list))
+    return (name not in _TORCHS_OWN or name in _HOOKS) and isinstance(value, (dict, list))

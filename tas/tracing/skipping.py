@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tas.tracing.dynamic import Decisions, outputs_under
 from tas.tracing.records import Site
@@ -22,10 +23,12 @@ def skips_exactly(
     regions: list[Region],
     decisions: Decisions,
 ) -> list[Region]:
-    """Those of which leaving out equals scaling the branch by 0: all at once, else one by one."""
+    """Those of which leaving out equals scaling the branch by 0: all at once, else each half of them by itself."""
     if not regions or _skips(network, args, kwargs, folds, regions, decisions):
         return regions
-    return [region for region in regions if _skips(network, args, kwargs, folds, [region], decisions)]
+    middle = len(regions) // 2
+    halves = (regions[:middle], regions[middle:]) if middle else ()
+    return [r for half in halves for r in skips_exactly(network, args, kwargs, folds, half, decisions)]
 
 
 def _skips(
@@ -54,5 +57,8 @@ def _skips(
             outputs = [outputs_under(decisions, n, args, kwargs) for n in (scaled, without)]
         except Exception:  # the network needs something else of the module: it cannot be left out
             return False
+    if len(outputs[0]) != len(outputs[1]):  # what is left out decides something itself (a mask of windows)
+        with torch.no_grad():
+            outputs = [tree_leaves(n(*args, **kwargs)) for n in (scaled, without)]
     pairs = zip(*outputs, strict=True)
     return all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))

@@ -1,0 +1,168 @@
+"""What a forward does in train mode only, or in its first call only: auxiliary heads, caches, hooks, versions."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from adversarial import Net, conv, conv_bn, head, images
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import tas
+from tas.originals import load_weights
+from tas.testing import check_space
+
+
+def with_auxiliary_head(reads: str) -> Net:
+    """In train mode, a second classifier reads what the first block makes."""
+
+    def run(m: Any, x: Tensor) -> Any:
+        first = m.a(x)
+        logits = m.h(m.b(first))
+        return (logits, m.aux(m.narrow(first if reads == "first" else m.b(first)))) if m.training else logits
+
+    auxiliary = nn.Sequential(nn.Dropout(0.3), head(6))
+    return Net(run, a=conv_bn(3, 8), b=conv_bn(8, 8), h=head(8), narrow=conv_bn(8, 6), aux=auxiliary)
+
+
+@pytest.mark.parametrize("reads", ["first", "second"])
+def test_auxiliary_heads_follow_what_they_read(reads: str) -> None:
+    traced = check_space(with_auxiliary_head(reads), images())
+    assert [choice.name for choice in traced.space.choices] == ["a.0", "b.0"]
+    told = {size.name: size.reason for size in traced.space.kept}
+    assert told["narrow.0.weight[0]"] == "the forward never reads it"
+    smallest = tas.extract(traced, traced.space.smallest())
+    assert smallest.narrow[0].weight.shape[1] == traced.space.smallest()["a.0" if reads == "first" else "b.0"]
+
+
+def test_following_train_mode_leaves_no_mark() -> None:
+    network = with_auxiliary_head("first")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = torch.get_rng_state()
+    traced = tas.trace(network, images())
+    assert torch.equal(state, torch.get_rng_state())
+    for name, tensor in traced.network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert traced.space.costs == tas.trace(network.eval(), images()).space.costs
+
+
+def test_a_train_mode_that_refuses_the_inputs_leaves_the_trace_of_eval_mode() -> None:
+    def run(m: Any, x: Tensor, target: Tensor | None = None) -> Tensor:
+        logits = m.h(m.a(x))
+        return m.aux(logits) - target if m.training else logits
+
+    network = Net(run, a=conv_bn(3, 8), h=head(8), aux=nn.Linear(10, 10))
+    assert [choice.name for choice in tas.trace(network, images()).space.choices] == ["a.0"]
+
+
+def table_by_process() -> Callable[[int], Tensor]:
+    @lru_cache
+    def table(size: int) -> Tensor:
+        return (torch.arange(size)[:, None] - torch.arange(size)[None, :]).abs().float().softmax(0)
+
+    return table
+
+
+def test_what_a_process_keeps_of_its_first_forward() -> None:
+    table = table_by_process()
+    run: Callable[..., Tensor] = lambda m, x: m.h(m.b(m.a(x) @ table(x.shape[-1]).to(x)))  # noqa: E731
+    check_space(Net(run, a=conv_bn(3, 8), b=conv_bn(8, 8), h=head(8)), images())
+
+
+def test_results_with_gradients_that_a_forward_keeps_in_eval_mode() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        if m.training:
+            return m.h(m.a(x) + m.bias[:, m.index])
+        if "table" not in m.cache:
+            m.cache["table"] = m.bias[:, m.index]
+        return m.h(m.a(x) + m.cache["table"])
+
+    network = Net(run, a=conv_bn(3, 8), h=head(8))
+    network.bias = nn.Parameter(torch.randn(1, 3))
+    network.register_buffer("index", torch.tensor([0, 2, 1, 1, 0, 2]))
+    network.cache = {}
+    check_space(network, images())
+    assert not network.cache
+
+
+def test_hooks_that_a_forward_hangs_on_modules() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        m.a.register_forward_hook(lambda _, __, out: seen.append(out))
+        return m.h(m.b(m.a(x)) + seen[-1])
+
+    network = Net(run, a=conv_bn(3, 8), b=conv_bn(8, 8), h=head(8))
+    check_space(network, images())
+    assert not network.a._forward_hooks
+
+
+class Versioned(nn.Sequential):
+    """Refuses a state dict that does not say which version wrote it."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
+        if metadata.get("version") not in (1, 2):
+            raise ValueError(f"version should be 1 or 2, is {metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_networks_that_ask_for_the_version_of_a_file(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    network = Versioned(conv_bn(3, 8), nn.ReLU(), conv(8, 8), head(8))
+    check_space(network, images())
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    other = Versioned(conv_bn(3, 8), nn.ReLU(), conv(8, 8), head(8))
+    load_weights(other, tmp_path / "weights.safetensors")
+    torch.testing.assert_close(other.eval()(images()), network.eval()(images()))
+
+
+class Recombining(nn.Module):
+    """Takes another operator where one head is left, as torch's own linear layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = (x.transpose(1, -1) @ self.mix).transpose(1, -1)
+        return mixed.neg().neg() if self.mix.shape[0] == 1 else mixed
+
+
+class Talking(nn.Module):
+    """Attention-like: heads are mixed by another module, then the code computes a head size that must be noticed."""
+
+    def __init__(self, heads: int = 4, size: int = 6) -> None:
+        super().__init__()
+        self.heads = heads
+        self.inner, self.outer = nn.Linear(24, heads * size), nn.Linear(heads * size, 24)
+        self.mix = Recombining()
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        split = self.inner(x).view(batch, tokens, self.heads, -1).transpose(1, 2)
+        return x + self.outer(self.mix(split).transpose(1, 2).reshape(batch, tokens, -1))
+
+
+def test_a_module_that_takes_other_operators_at_a_size_of_one_does_not_hide_the_next_module() -> None:
+    network = nn.Sequential(nn.Linear(8, 24), Talking(), Talking(), nn.Linear(24, 5))
+    traced = check_space(network, torch.randn(2, 3, 8))
+    assert [choice.name for choice in traced.space.choices if choice.kind == "width"] == [
+        "0",
+        *("1.inner.groups", "1.inner.inside", "1.outer.in1.groups"),
+        *("2.inner.groups", "2.inner.inside", "2.outer.in1.groups"),
+    ]
+
+
+def test_constants_that_meet_a_layer_are_no_choice() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.h(m.a(x) + m.second(torch.relu(m.first(m.coordinates))).mean(0)[None, :, None, None])
+
+    network = Net(run, a=conv_bn(3, 8), first=nn.Linear(2, 6), second=nn.Linear(6, 8), h=head(8))
+    network.register_buffer("coordinates", torch.randn(9, 2))
+    traced = check_space(network, images())
+    assert [choice.name for choice in traced.space.choices] == ["a.0", "first"]
+    told = {size.name: size.reason for size in traced.space.kept}
+    assert told["first.weight[1]"] == "coordinates holds it, and no parameter makes it"
