@@ -42,7 +42,7 @@ def _minus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one - other
 
 
-def tuned_rows(course: Sequence[Rows], chosen: Rows) -> tuple[list[str], list[list[str]]]:
+def tuned_rows(course: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the trials of a study over hyper-parameters; a star marks the ones that were chosen."""
     tuned = list(chosen)
     rows = []
