@@ -33,7 +33,15 @@ Target = Annotated[str, typer.Argument(metavar="NETWORK", help="An import path p
 Out = Annotated[Path | None, typer.Option("--out", help="The run folder; by default runs/NAME-OF-THE-RECIPE.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe.")]
-Shape = Annotated[str | None, typer.Option("--shape", help="Shape of an input, batch first, such as 1,3,224,224.")]
+Shape = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="[NAME=]SIZES[:TYPE[:LOW-HIGH]]",
+        help="An input, batch first: 1,3,224,224. Repeat it for several, with names or in their order: "
+        "input_ids=1,16:int64:0-999. Integers without a range are 1, booleans true.",
+    ),
+]
 
 
 def main() -> None:
@@ -55,12 +63,12 @@ def init(
     """Write a commented recipe for a network, after trying the network on an input."""
     from tas.files import write_text
     from tas.originals import build, check_runs
-    from tas.recipe import input_shape, template
+    from tas.recipe import examples, input_shape, template
 
     if out.exists():
         raise BadRecipe(f"{out} is there already; choose another --out")
     size = input_shape(shape)
-    check_runs(build(network), size)
+    check_runs(build(network), examples([shape]))
     write_text(out, template(network, size))
     show(as_json, {"recipe": str(out)}, f"Wrote {out}. Name your data in it, then: tas run {out} --plan")
 
@@ -78,8 +86,8 @@ def space(
     from tas.files import write_json
     from tas.reporting import tables
 
-    recipe = _recipe(network, overrides, shape=shape)
-    data = preparation.data_of(recipe.data) if _is_file(network) and not recipe.network.shape else None
+    recipe = _recipe(network, overrides, shapes=shape)
+    data = preparation.data_of(recipe.data) if _is_file(network) and not recipe.network.described else None
     original = preparation.original_of(recipe.network, recipe.seed)
     inputs = preparation.example_inputs(recipe.network, original, data)
     start = time.perf_counter()
@@ -261,11 +269,12 @@ def _folder(recipe: Path, out: Path | None) -> Path:
     return out or Path("runs") / recipe.stem
 
 
-def _recipe(name: str, overrides: list[str] | None, shape: str | None = None) -> Recipe:
+def _recipe(name: str, overrides: list[str] | None, shapes: list[str] | None = None) -> Recipe:
     """The recipe of that path; a bare import path becomes one without data and budget."""
-    from tas.recipe import input_shape, parse, read
+    from tas.recipe import parse, read
 
-    changes = [*(overrides or ()), *([f"network.shape={list(input_shape(shape))}"] if shape else [])]
+    described = ["network.shape=null", f"network.inputs={json.dumps(shapes)}"] if shapes else []
+    changes = [*(overrides or ()), *described]
     if _is_file(name):
         return read(name, changes)
     return parse({"network": {"name": name}, "data": {"name": "none"}, "budget": {}}, changes)

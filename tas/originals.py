@@ -11,8 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tas.calibration import modes_restored
 from tas.errors import BadNetwork
 from tas.importing import imported
+from tas.tracing import as_call
 
 
 def build(name: str, kwargs: Mapping[str, Any] | None = None) -> nn.Module:
@@ -52,16 +54,16 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     network.load_state_dict(tensors, strict=False)
 
 
-def check_runs(network: nn.Module, shape: tuple[int, ...]) -> None:
-    """`BadNetwork` unless the network takes an input of `shape` (batch first)."""
-    training = network.training
+def check_runs(network: nn.Module, inputs: Any) -> None:
+    """`BadNetwork` unless the network takes these inputs: a tensor, a tuple of positional ones, or a dict by name."""
+    args, kwargs = as_call(inputs)
     try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(shape))
+        with torch.no_grad(), modes_restored(network):
+            network.eval()(*args, **kwargs)
     except Exception as problem:
-        raise BadNetwork(f"the network refuses an input of shape {list(shape)}: {_reason(problem)}") from problem
-    finally:
-        network.train(training)
+        given = [*((f"of shape {_form(value)}") for value in args), *(f"{n} {_form(v)}" for n, v in kwargs.items())]
+        told = "an input" if len(given) == 1 else "inputs"
+        raise BadNetwork(f"the network refuses {told} {', '.join(given)}: {_reason(problem)}") from problem
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -76,6 +78,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise BadNetwork(f"{path} must hold a state dict: names and tensors, nothing else")
     return tensors
+
+
+def _form(value: Any) -> str:
+    """[1, 3, 8, 8], and the type where it is not the usual one."""
+    kind = "" if value.dtype is torch.float32 else f" {str(value.dtype).removeprefix('torch.')}"
+    return f"{list(value.shape)}{kind}"
 
 
 def _some(names: list[str]) -> str:

@@ -18,7 +18,7 @@ from tas.importing import imported
 from tas.methods.baselines import uniform
 from tas.objectives import Objective, objective
 from tas.originals import build, check_runs, load_weights
-from tas.recipe import DataSource, Limits, Machine, Network, ObjectiveNames, Recipe
+from tas.recipe import DataSource, Limits, Machine, Network, ObjectiveNames, Recipe, examples
 from tas.space import Budget, SearchSpace
 from tas.tracing import trace
 from tas.tracing.independent import independent_macs
@@ -113,17 +113,17 @@ def original_of(section: Network, seed: int = 0) -> nn.Module:
 def example_inputs(
     section: Network, network: nn.Module, data: Data | None = None, judge: Objective | None = None
 ) -> Any:
-    """Two inputs, from the data where no shape is given, that the network has been seen to take.
+    """Two inputs, from the data where none are described, that the network has been seen to take.
 
     The data's are tried in any case: a network that refuses them, or has too few classes, is told of before a run.
     """
-    if section.shape is not None:
-        check_runs(network, section.shape)
+    if section.described:
+        check_runs(network, examples(section.described))
     elif data is None:
         raise BadRecipe("the shape of an input is needed: give --shape or network.shape, such as 1,3,224,224")
     inputs = None if data is None else next(data.train.take(2).batches(2))[0]
     if isinstance(inputs, Tensor):
-        check_runs(network, tuple(inputs.shape))
+        check_runs(network, inputs)
         if section.shape is not None and inputs.shape[1:] != section.shape[1:]:  # costs would be those of other inputs
             raise BadRecipe(
                 f"network.shape is that of the data's inputs, {[1, *inputs.shape[1:]]}, got {list(section.shape)}: "
@@ -131,9 +131,7 @@ def example_inputs(
             )
         if data is not None and judge is not None:
             _check_outputs(network, inputs, class_check(data.train, judge))
-    if section.shape is not None:
-        return torch.randn((2, *section.shape[1:]), generator=torch.Generator().manual_seed(0))
-    return inputs
+    return examples(section.described, batch=2) if section.described else inputs
 
 
 def _check_outputs(network: nn.Module, inputs: Tensor, check: Callable[[Any], None]) -> None:

@@ -88,7 +88,7 @@ def test_files_that_hold_no_state_dict_are_refused(tmp_path: Path) -> None:
 
 def test_a_shape_that_the_network_refuses_is_named() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
-    check_runs(network, (1, 3, 8, 8))
+    check_runs(network, torch.zeros(1, 3, 8, 8))
     assert network.training
     with pytest.raises(BadNetwork, match=r"refuses an input of shape \[1, 1, 8, 8\]"):
-        check_runs(network, (1, 1, 8, 8))
+        check_runs(network, torch.zeros(1, 1, 8, 8))

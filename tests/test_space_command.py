@@ -7,6 +7,7 @@ import pytest
 import torch
 from adversarial import Net, conv_bn, head, images
 from conftest import Shell
+from test_inputs import IDS, LENGTHS, Reader
 from tiny_task import TinyNet
 from torch import Tensor, nn
 
@@ -132,6 +133,51 @@ def test_nothing_to_search_exits_with_two(shell: Shell) -> None:
     assert (code, out) == (2, "")
     assert "no choice is left to search" in err
     assert "1.weight[0]: it is an output of the network" in err
+
+
+READER = ("space", "test_inputs:Reader", "--json")
+TOKENS = ("--shape", "ids=1,5:int64:0-10")
+
+
+def test_inputs_are_described_by_name_or_in_their_order(shell: Shell) -> None:
+    """As the library sees them with its own tensors."""
+    space = tas.trace(Reader(), {"ids": IDS, "mask": LENGTHS}).space
+    for more in ((*TOKENS, "--shape", "mask=1,5:bool"), ("--shape", "1,5:int64:0-10", "--shape", "1,5:bool")):
+        code, out, err = shell(*READER, *more)
+        found = json.loads(out)
+        assert (code, err) == (0, "")
+        assert [choice["name"] for choice in found["choices"]] == [choice.name for choice in space.choices]
+        assert found["counted"] == dict.fromkeys(("formula", "torch"), tas.macs(space, space.largest()))
+
+
+def test_shapes_take_the_place_of_a_recipes(shell: Shell, tmp_path: Path) -> None:
+    recipe = {**NAMES, "network": {"name": "test_inputs:Reader", "shape": [1, 3, 6, 6]}}
+    (tmp_path / "reader.yaml").write_text(json.dumps(recipe))
+    code, _, err = shell("space", "reader.yaml", "--json")
+    assert (code, "the network refuses an input of shape [1, 3, 6, 6]: Expected tensor" in err) == (2, True)
+    code, out, _ = shell("space", "reader.yaml", "--json", *TOKENS)
+    assert code == 0
+    assert json.loads(out)["choices"]
+    inputs = json.dumps({**recipe, "network": {"name": "test_inputs:Reader", "inputs": [TOKENS[1]]}})
+    (tmp_path / "reader.yaml").write_text(inputs)
+    assert json.loads(shell("space", "reader.yaml", "--json")[1])["choices"] == json.loads(out)["choices"]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "told"),
+    [
+        (("--shape", "ids=1,5:int64:0-99"), "refuses an input ids [1, 5] int64: index out of range"),
+        (("--shape", "words=1,5:int64"), "refuses an input words [1, 5] int64: Reader.forward() got an unexpected"),
+        ((*TOKENS, "--shape", "mask=1,4:bool"), "refuses inputs ids [1, 5] int64, mask [1, 4] bool: "),
+        ((*TOKENS, "--shape", "1,5:bool"), "inputs have names, all of them or none"),
+        (("--shape", "1,5:long"), "the type of an input is one of float32"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_one_line(shell: Shell, shapes: tuple[str, ...], told: str) -> None:
+    code, out, err = shell(*READER, *shapes)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert err.strip().count("\n") == 0
 
 
 def test_bounds_show_the_original_beside_the_largest(shell: Shell) -> None:

@@ -1,6 +1,7 @@
 """A run as one YAML file: strict (an unknown key names the nearest right one), frozen, read alone."""
 
-from tas.recipe.reading import difference, dump, input_shape, parse, read, template
+from tas.recipe.inputs import examples, input_shape, parse_inputs
+from tas.recipe.reading import difference, dump, parse, read, template
 from tas.recipe.sections import (
     SEARCHES,
     Compare,
@@ -35,8 +36,10 @@ __all__ = [
     "amount",
     "difference",
     "dump",
+    "examples",
     "input_shape",
     "parse",
+    "parse_inputs",
     "read",
     "template",
 ]

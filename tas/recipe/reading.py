@@ -68,17 +68,6 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "
     return ""
 
 
-def input_shape(text: str) -> tuple[int, ...]:
-    """ "1,3,224,224" -> (1, 3, 224, 224)."""
-    try:
-        sizes = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        sizes = ()
-    if len(sizes) < 2 or min(sizes) < 1:
-        raise BadRecipe(f"--shape takes sizes from 1, batch first, such as 1,3,224,224; got {text!r}")
-    return sizes
-
-
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-3 as text, where people mean the number; of a key that stands twice it takes the last."""
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from tas.errors import BadRecipe
 from tas.methods import adaptive_bn, differentiable, optuna_study, tuned
+from tas.recipe.inputs import parse_inputs
 from tas.tracing import Rules
 from tas.training import TrainingPlan
 
@@ -41,14 +42,29 @@ class Section(BaseModel):
 
 
 class Network(Section):
-    """The original. shape: of an input, with its batch dimension; by default the data's. supernet: import path of a
-    search network with rules of its own, called with the original; without one, any network is traced."""
+    """The original. shape: of its input, with the batch dimension; by default the data's. inputs: in place of `shape`,
+    where there are several, or some that are no real numbers; each as `--shape` takes them, "input_ids=1,16:int64".
+    supernet: import path of a search network with rules of its own, called with the original; without one, any network
+    is traced."""
 
     name: str
     kwargs: dict[str, Any] = {}
     weights: str | None = None
     shape: tuple[int, ...] | None = None
+    inputs: tuple[str, ...] = ()
     supernet: str | None = None
+
+    @model_validator(mode="after")
+    def _described_once(self) -> Network:
+        parse_inputs(self.inputs)
+        if self.shape is not None and self.inputs:
+            raise BadRecipe("network.shape is for one input of real numbers, network.inputs for others: leave one out")
+        return self
+
+    @property
+    def described(self) -> tuple[str, ...]:
+        """The inputs as `--shape` takes them; none where the data's are used."""
+        return self.inputs if self.shape is None else (",".join(map(str, self.shape)),)
 
 
 class DataSource(Section):
