@@ -316,3 +316,26 @@ def test_a_block_without_its_relu_goes_on_rectifying() -> None:
     assert names == ["1.conv2.depth", "2.depth"]
     student: Any = tas.extract(traced, {**traced.space.largest(), names[0]: 0})
     assert student[1].eval()(torch.tensor([[[[-1.0]]], [[[1.0]]]]).expand(2, 8, 3, 3)).min() == 0
+
+
+class TwoNames(nn.Module):
+    """The residual block `one` lies in `both`, too; `act` is shared by blocks that are otherwise their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        act = nn.ReLU()
+        self.stem, self.one = conv_bn(3, 8), Basic(8, 8)
+        self.both = nn.Sequential(self.one)
+        self.two = nn.Sequential(conv_bn(8, 8), act, conv_bn(8, 8))
+        self.three = nn.Sequential(conv_bn(8, 8), act, conv_bn(8, 8))
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.both(self.stem(x))
+        x = x + self.two(x)
+        return self.head(x + self.three(x))
+
+
+def test_modules_with_a_second_name_stay() -> None:
+    traced = check_space(TwoNames(), images())
+    assert [choice.name for choice in traced.space.choices if choice.kind == "depth"] == ["two.depth", "three.depth"]

@@ -8,13 +8,13 @@ norm behind the addition or a relu.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from heapq import heappop, heappush
 
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Call, Record, Value
-from tas.tracing.regions import Region, Removal, keeps_identities, operands_of
+from tas.tracing.regions import Region, Removal, calls_of_one, keeps_identities, operands_of
 
 Readers = Mapping[int, set[int]]  # the records that read what a record made
 
@@ -22,8 +22,7 @@ Readers = Mapping[int, set[int]]  # the records that read what a record made
 def find_halves(recorder: Recorder) -> list[Region]:
     """The branches of residual additions that modules make all by themselves, each of them called once."""
     readers = _readers(recorder)
-    called = Counter(span.module for span in recorder.spans)
-    once = [c for c in recorder.calls if c.module and called[c.module] == 1 and c.first < c.last]
+    once = [call for call in calls_of_one(recorder) if call.first < call.last]
     once.sort(key=lambda call: (call.first, -call.last, len(call.module)))
     streams: dict[int, Value] = {}  # residual addition -> the operand that is the stream
     alike: dict[object, list[int]] = defaultdict(list)  # additions of such branches, by the names of their modules

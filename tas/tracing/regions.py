@@ -53,10 +53,9 @@ def find_regions(recorder: Recorder) -> list[Region]:
     """Innermost modules, called once, whose input and output agree in shape and identities and that hold an addition
     of its input and something computed from it by a convolution or product. Further arguments (a mask) and None behind
     the output are no hindrance; tensors behind the output, or the input as another than the first argument, are."""
-    called = Counter(call.module for call in recorder.calls)
     found = []
-    for call in recorder.calls:
-        if call.module and called[call.module] == 1 and keeps_identities(recorder, call):
+    for call in calls_of_one(recorder):
+        if keeps_identities(recorder, call):
             branches = _branches(recorder, call)
             if branches:
                 ends, removed = (call.input.made_by, call.output.made_by), (Removal.of(call, zeros=False),)
@@ -64,6 +63,24 @@ def find_regions(recorder: Recorder) -> list[Region]:
     names = [region.module for region in found]
     inner = [r for r in found if not any(name.startswith(f"{r.module}.") for name in names)]
     return sorted(inner, key=lambda region: region.first)
+
+
+def calls_of_one(recorder: Recorder) -> list[Call]:
+    """The calls of modules that are called once and can go as a whole: neither they nor layers inside have a second
+    name elsewhere, under which they would stay."""
+    called = Counter(span.module for span in recorder.spans)
+    paths: dict[nn.Module, list[str]] = {}
+    for name, module in recorder.network.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(name)
+    shared = [(module, names) for module, names in paths.items() if len(names) > 1]
+    weighty = [names for module, names in shared if any(True for _ in module.parameters())]
+    taken = {name for _, names in shared for name in names}
+
+    def whole(name: str) -> bool:
+        inside = ([path.startswith(f"{name}.") for path in names] for names in weighty)
+        return name not in taken and not any(any(part) and not all(part) for part in inside)
+
+    return [call for call in recorder.calls if call.module and called[call.module] == 1 and whole(call.module)]
 
 
 def chain(regions: list[Region]) -> list[list[Region]]:
