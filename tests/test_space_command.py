@@ -1,6 +1,7 @@
 """`tas space` and the section `space` of a recipe: what can be searched, how it was counted, what users decide."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
