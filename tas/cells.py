@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,16 @@ from typing import Any
 from torch import nn
 
 from tas.comparison import taught
+from tas.data.tensors import digest as data_digest
 from tas.files import write_json
 from tas.initialization import Weights
 from tas.methods import search
-from tas.objectives import Objective, top5
-from tas.preparation import costs
+from tas.predictions import predictions, write_predictions
+from tas.preparation import costs, costs_of_original
 from tas.recipe import Distillation, Recipe
 from tas.space import Architecture, Budget
 from tas.stages import Run, judged_on
 from tas.tracing import Traced
-from tas.training import evaluate
-
-_FOR_TOP5 = 6  # classes: of five, all are among the five largest
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,13 @@ class Student:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What all cells share."""
+    """What the cells of one original share: `source` has its weights, `seeds` start from it."""
 
     current: Run
     budgets: Mapping[str, Budget]
     teacher: nn.Module
     source: Any
+    seeds: tuple[int, ...]
 
     @property
     def recipe(self) -> Recipe:
@@ -62,12 +62,23 @@ class Work:
     def path(self) -> Path:
         return self.current.folder.path / "compare"
 
+    @cached_property
+    def facts(self) -> dict[str, str]:
+        """Digests of the data and of the original's weights."""
+        weights = data_digest(self.teacher.state_dict().values())
+        return {"data": self.current.prepared.data.digest[:12], "original": weights[:12]}
+
+    @property
+    def name(self) -> str:
+        """Of the original's own cell."""
+        return f"originals/{digest(self.facts)}"
+
 
 def searched(work: Work, name: str, settings: Any, label: str, seed: int) -> Architecture:
     current, budget = work.current, work.budgets[label]
     options = asdict(settings)
     method = options.pop("method")
-    identity = digest({"settings": asdict(settings), "budget": asdict(budget), "seed": seed})
+    identity = digest({"settings": asdict(settings), "budget": asdict(budget), "seed": seed, **work.facts})
     checkpoint = work.path / "checkpoints" / f"{identity}.pt"
     if options.get("storage") is not None:
         options["study"] += f"-{identity}"  # every cell has a study of its own
@@ -101,8 +112,17 @@ def trained(work: Work, student: Student, place: str) -> dict[str, Any]:
     current = work.current
     prepared, how = current.prepared, student.how
     decides = {"architecture": dict(student.architecture), "how": asdict(how), "weights": student.weights}
-    identity = digest({**decides, "seed": student.seed})
+    order = work.recipe.initialize.importance
+    facts = {
+        "epochs": how.epochs,
+        "lr": how.lr,
+        "distillation": f"{how.loss}, alpha {how.alpha:g}, T {how.temperature:g}",
+        "start": student.weights if student.weights == "scratch" else f"{student.weights}, {order}",
+        **work.facts,
+    }
+    identity = digest({**decides, "facts": facts, "seed": student.seed})
     checkpoint = work.path / "checkpoints" / f"{identity}.pt"
+    name = f"students/seed{student.seed}-{identity}"
 
     def train() -> dict[str, Any]:
         network = taught(
@@ -116,30 +136,34 @@ def trained(work: Work, student: Student, place: str) -> dict[str, Any]:
             weights=student.weights,
             checkpoint=checkpoint,
         )
-        reached = {**current.judged(network), **top5_of(work, network)}
-        return {**decides, "seed": student.seed, **reached, **costs(prepared.space, student.architecture)}
+        reached = {**current.judged(network), **classified(work, network, name)}
+        cost = costs(prepared.space, student.architecture)
+        return {**decides, "seed": student.seed, **reached, **cost, "facts": facts}
 
-    known = kept(work.path / "students" / f"seed{student.seed}-{identity}.json", train)
+    known = kept(work.path / f"{name}.json", train)
     _forget(checkpoint)
-    order = work.recipe.initialize.importance
-    facts = {
-        "epochs": how.epochs,
-        "data": prepared.data.digest[:12],
-        "lr": how.lr,
-        "distillation": f"{how.loss}, alpha {how.alpha:g}, T {how.temperature:g}",
-        "start": student.weights if student.weights == "scratch" else f"{student.weights}, {order}",
-    }
-    plain = {name: value for name, value in known.items() if name != "how"}
-    return {"row": student.row, "budget": student.budget, **plain, "facts": facts}
+    return {"row": student.row, "budget": student.budget, **{key: known[key] for key in known if key != "how"}}
 
 
-def top5_of(work: Work, network: nn.Module) -> dict[str, float]:
+def classified(work: Work, network: nn.Module, name: str) -> dict[str, Any]:
+    """Of a classifier: what it predicts, kept beside its cell in the file that is named here, and its top-5."""
     prepared = work.current.prepared
-    if prepared.objective.name != "top1" or (prepared.data.classes or 0) < _FOR_TOP5:
+    if not prepared.classifies:
         return {}
-    objective = Objective(prepared.objective.loss, top5, "top5")
-    found = evaluate(network, judged_on(prepared.data), objective, device=prepared.device)
-    return {"top5": round(found["top5"], 4)}
+    found = predictions(network, judged_on(prepared.data), prepared.objective, prepared.device)
+    write_predictions(work.path / f"{name}.npz", found)
+    return {"predictions": f"{name}.npz", **({} if found.top5 is None else {"top5": found.top5})}
+
+
+def original_cell(work: Work) -> dict[str, Any]:
+    """What an original reaches and costs."""
+    current = work.current
+
+    def judge() -> dict[str, Any]:
+        reached = {**current.judged(work.teacher), **classified(work, work.teacher, work.name)}
+        return {**reached, **costs_of_original(current.prepared.space), "facts": work.facts}
+
+    return kept(work.path / f"{work.name}.json", judge)
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

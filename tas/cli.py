@@ -182,11 +182,21 @@ def score(
 
 
 @app.command()
-def compare(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json: Json = False) -> None:
+def compare(
+    recipe: RecipePath,
+    forgetting: Annotated[
+        bool,
+        typer.Option("--forgetting", help="Also ask what pruning forgot; gives every seed an original of its own."),
+    ] = False,
+    out: Out = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
     """Compare searches and baselines at equal budgets, all trained the same way, over seeds; see section `compare`."""
     from tas import commands
 
-    commands.compare(_recipe(str(recipe), overrides), _folder(recipe, out), as_json)
+    changes = [*(overrides or ()), *(["compare.forgetting=true"] if forgetting else [])]
+    commands.compare(_recipe(str(recipe), changes), _folder(recipe, out), as_json)
 
 
 @app.command()

@@ -96,14 +96,20 @@ def correlate(recipe: Recipe, folder: Path, count: int, epochs: int, learned: Pa
 def compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
     """Searches and baselines at equal budgets, epochs, data and start."""
     from tas import comparing
-    from tas.reporting import comparison
+    from tas.reporting import comparison, forgetting
 
     found = _interruptible(folder, lambda: comparing.compare(recipe, folder))
     shown: list[Any] = []
     for budget in found["budgets"]:
         shown += [budget, comparison.comparison_rows(found, budget)]
-    names = ("compare/comparison.json", "compare/curves.svg", "compare/comparison.html")
-    show(as_json, {**found, "folder": str(folder)}, *shown, comparison.protocol(found), _paths(folder, names))
+    shown += [comparison.protocol(found), *comparison.cautions(found)]
+    if found["forgetting"]:
+        forgot = forgetting.read(folder / "compare")
+        shown += ["What did pruning forget?", forgetting.summary_rows(forgot), *forgetting.explanation(forgot)]
+        found["forgotten"] = forgot
+    names = ("comparison.json", "forgetting.json", "curves.svg", "comparison.html")
+    paths = _paths(folder, tuple(f"compare/{name}" for name in names))
+    show(as_json, {**found, "folder": str(folder)}, *shown, paths)
 
 
 def join(folder: Path, overrides: list[str], as_json: bool) -> None:

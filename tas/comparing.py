@@ -8,25 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tas.cells import Student, Work, digest, kept, searched, top5_of, trained
+from tas.cells import Student, Work, digest, kept, original_cell, searched, trained
 from tas.comparison import in_epochs
+from tas.errors import BadRecipe
 from tas.files import write_json
 from tas.folder import check_owner, environment
 from tas.importance import scores, sites
 from tas.initialization import student_at
 from tas.methods.baselines import magnitude, random, uniform
-from tas.outcomes import rows_of
+from tas.outcomes import original_of_cells, rows_of
+from tas.populations import originals, require_populations, write_forgotten
 from tas.preparation import budgets_of, costs, costs_of_original, prepare
 from tas.recipe import SEARCHES, Recipe, dump
 from tas.reporting.comparison import write_comparison
 from tas.reporting.progress import Display
 from tas.space import Architecture
-from tas.stages import judged_on, opened, original, warn_of_scores, weighted
+from tas.stages import judged_on, opened, warn_of_scores, weighted
 from tas.timing import interleaved
 from tas.tracing import Traced
 
@@ -40,50 +43,56 @@ def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) 
     check_owner(folder, recipe)
     prepared = prepare(recipe)
     judged_on(prepared.data)
+    require_populations(prepared)
     asked = recipe.compare.budgets
     budgets = budgets_of(prepared.space, asked, "compare.budgets") if asked else prepared.budgets
     current = opened(prepared, folder, display)
     found: dict[str, Any] = {}
     try:
-        teacher, reached = original(current)
-        warn_of_scores(current, teacher)
-        work = Work(current, budgets, teacher, weighted(prepared, teacher))
-        found = _found(work, reached)
-        for cell in _cells(work):
+        works = [
+            Work(current, budgets, teacher, weighted(prepared, teacher), seeds) for teacher, seeds in originals(current)
+        ]
+        warn_of_scores(current, works[0].teacher)
+        found = _found(works)
+        for cell in _cells(works):
             found["cells"].append(cell)  # one by one: an interruption leaves those before
-        found["latency"] = _latencies(work, found["cells"])
+        found["latency"] = _latencies(works[0], found["cells"])
     finally:
         current.events.close()
         if found.get("cells"):
             found["rows"] = rows_of(found)
-            write_json(work.path / "comparison.json", found)
+            write_json(works[0].path / "comparison.json", found)
+            if recipe.compare.forgetting:
+                write_forgotten(works, found["cells"])
             write_comparison(current.folder.path)
     return found
 
 
-def _found(work: Work, reached: Mapping[str, Any]) -> dict[str, Any]:
+def _found(works: Sequence[Work]) -> dict[str, Any]:
     """The comparison before its first cell."""
-    prepared, recipe = work.current.prepared, work.recipe
-    begun = {
-        "title": work.current.folder.state["title"],
+    prepared, recipe = works[0].current.prepared, works[0].recipe
+    cells = [original_cell(work) for work in works]
+    if len({cell["facts"]["original"] for cell in cells}) < len(cells):
+        raise BadRecipe("every seed needs an original of its own, two of compare.weights hold the same weights")
+    return {
+        "title": works[0].current.folder.state["title"],
         "metric": prepared.objective.name,
         "higher_is_better": prepared.objective.higher_is_better,
         "images": {"train": len(prepared.data.train), "test": len(judged_on(prepared.data))},
         "seeds": list(recipe.compare.seeds),
-        "budgets": {name: dict(budget.limits) for name, budget in work.budgets.items()},
+        "budgets": {name: dict(budget.limits) for name, budget in works[0].budgets.items()},
         "searches": {name: asdict(settings) for name, settings in searches(recipe).items()},
         "distill": asdict(recipe.distill),
         "start": recipe.initialize.weights,
         "recipe": dump(recipe),
         "environment": environment(recipe.seed, prepared.device),
+        "random_draws": recipe.compare.random_draws,
+        "traced": isinstance(prepared.source, Traced),
+        "forgetting": recipe.compare.forgetting,
+        "original": original_of_cells(cells),
         "cells": [],
         "latency": {},
     }
-
-    def measured() -> dict[str, Any]:
-        return {**reached, **top5_of(work, work.teacher), **costs_of_original(prepared.space)}
-
-    return {**begun, "original": kept(work.path / "original.json", measured)}
 
 
 def searches(recipe: Recipe) -> dict[str, Any]:
@@ -106,16 +115,16 @@ def _named(recipe: Recipe, method: str) -> Any:
     return SEARCHES[method](**shared)
 
 
-def _cells(work: Work) -> Iterator[dict[str, Any]]:
+def _cells(works: Sequence[Work]) -> Iterator[dict[str, Any]]:
     """All cells, seed by seed, so that an interruption leaves whole rows; trained where they are not there yet."""
-    seeds, number = work.recipe.compare.seeds, 0
-    each = len(searches(work.recipe)) + 4 + isinstance(work.source, Traced)
-    for seed in seeds:
-        for label in work.budgets:
+    recipe, budgets, number = works[0].recipe, works[0].budgets, 0
+    each = len(searches(recipe)) + 3 + recipe.compare.random_draws + isinstance(works[0].source, Traced)
+    together = len(recipe.compare.seeds) * len(budgets) * each
+    for work in works:
+        for seed, label in product(work.seeds, budgets):
             for student in _students(work, label, seed):
                 number += 1
-                place = f"{student.row} at {label}, seed {seed} ({number} of {len(seeds) * len(work.budgets) * each})"
-                yield trained(work, student, place)
+                yield trained(work, student, f"{student.row} at {label}, seed {seed} ({number} of {together})")
 
 
 def _students(work: Work, label: str, seed: int) -> Iterator[Student]:
@@ -127,10 +136,12 @@ def _students(work: Work, label: str, seed: int) -> Iterator[Student]:
     found = {name: searched(work, name, settings, label, seed) for name, settings in searches(recipe).items()}
     first = next(iter(found.values()))
     generator = torch.Generator().manual_seed(seed + 1_000_003)  # adaptive_bn draws from the seed itself
-    found |= {"uniform": uniform(space, budget), "random": random(space, budget, generator)[0]}
+    rows = [*found.items(), ("uniform", uniform(space, budget))]
+    draws = recipe.compare.random_draws  # one by one: more of them begin with the same ones
+    rows += [("random", random(space, budget, generator)[0]) for _ in range(draws)]
     if isinstance(work.source, Traced):
-        found["magnitude"] = magnitude(space, budget, _importance(work.source, recipe))
-    for row, architecture in found.items():
+        rows.append(("magnitude", magnitude(space, budget, _importance(work.source, recipe))))
+    for row, architecture in rows:
         yield Student(row, label, seed, architecture, how, weights)
     ratio = costs_of_original(space)["macs"] / costs(space, first)["macs"]
     longer = in_epochs(how, int(how.epochs * ratio))

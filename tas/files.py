@@ -25,8 +25,12 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     with whole(path) as beside:
-        beside.write_text(text)
+        beside.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,10 +18,11 @@ Cell = Mapping[str, Any]
 def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a budget and name, in the order of the cells.
 
-    found: "metric", "higher_is_better", "original" (a cell without row), "cells", and "latency" by architecture (JSON)
-    and batch. Every row says in which "facts" it differs from the first one of its budget, the first search.
+    found: "metric", "higher_is_better", "original" (`original_of_cells`), "cells", and "latency" by architecture
+    (JSON) and batch. Every row says in which "facts" it differs from the first one of its budget, the first search, and
+    its `verdict` beside the best row and beside the original.
     """
-    metric = found["metric"]
+    metric, original = found["metric"], found["original"]
     grouped: dict[tuple[str, str], list[Cell]] = {}
     for cell in found["cells"]:
         grouped.setdefault((cell["budget"], cell["row"]), []).append(cell)
@@ -30,15 +31,25 @@ def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         mine = [row for row in rows if row["budget"] == budget]
         best = (max if found["higher_is_better"] else min)(mine, key=lambda row: row[metric]["mean"])
         for row in mine:
+            row["beside_original"] = verdict(row[metric], original["spread"][metric])
             ties = row[metric]["mean"] == best[metric]["mean"]
             row["verdict"] = "best" if ties else verdict(row[metric], best[metric])
             row["differs"] = {name: value for name, value in row["facts"].items() if value != mine[0]["facts"][name]}
     return rows
 
 
+def original_of_cells(cells: Sequence[Cell]) -> dict[str, Any]:
+    """The original, or the mean of several: its metrics and costs, and "spread" of each metric."""
+    numbers = {key: [cell[key] for cell in cells] for key, value in cells[0].items() if isinstance(value, int | float)}
+    means = {key: statistics.fmean(values) for key, values in numbers.items()}
+    whole = {key: round(means[key]) for key in ("macs", "params")}
+    return {**means, **whole, "spread": {key: spread(values) for key, values in numbers.items() if key not in whole}}
+
+
 def verdict(one: Mapping[str, Any], best: Mapping[str, Any]) -> str:
-    """Compared with the best row of a budget: "within noise" where the means differ by no more than the pooled spread,
-    sqrt((sd1^2 + sd2^2) / 2), "" where they differ by more, "one seed" where there is no spread to go by."""
+    """Compared with the best row of a budget, or with the original: "within noise" where the means differ by no more
+    than the pooled spread, sqrt((sd1^2 + sd2^2) / 2), "" where they differ by more, "one seed" where there is no
+    spread to go by."""
     if one["sd"] is None or best["sd"] is None:
         return "one seed"
     pooled = math.sqrt((one["sd"] ** 2 + best["sd"] ** 2) / 2)

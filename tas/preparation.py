@@ -49,6 +49,11 @@ class Prepared:
         """The first one."""
         return next(iter(self.budgets.values()))
 
+    @property
+    def classifies(self) -> bool:
+        """Whether outputs are logits [batch, classes] and targets class labels."""
+        return self.objective.name == "top1" and self.data.classes is not None
+
 
 def prepare(recipe: Recipe) -> Prepared:
     """Everything that can be wrong with a recipe is found here, in the order: names, network, data, space, budget."""

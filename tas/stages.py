@@ -24,7 +24,7 @@ from tas.methods import OnRow, SearchResult, front, search
 from tas.methods.budgets import distinct
 from tas.objectives import Objective
 from tas.originals import build
-from tas.preparation import Prepared, costs, describe
+from tas.preparation import Prepared, costs, describe, original_of
 from tas.recipe import Recipe
 from tas.reporting.progress import Display, Events
 from tas.reporting.tables import grouped, lost_note
@@ -82,24 +82,31 @@ def judged_on(data: Data) -> Split:
     return found
 
 
-def original(current: Run) -> tuple[nn.Module, dict[str, float]]:
-    """The original with its weights, trained here if it came without, and what it reaches."""
-    network, folder = current.prepared.original, current.folder
-    plan = current.recipe.original if current.recipe.network.weights is None else None
+def original(current: Run, seed: int | None = None) -> tuple[nn.Module, dict[str, float]]:
+    """The original with its weights, trained here if it came without, and what it reaches.
+
+    seed: of another original than the run's, trained by the same plan from another start, on other batches.
+    """
+    folder, section, own = current.folder, current.recipe.network, current.recipe.seed
+    plan = current.recipe.original if section.weights is None else None
+    seed = own if seed is None else seed
+    stage, place, network = "original", folder.path / "original", current.prepared.original
+    if seed != own:
+        stage, place = f"original of seed {seed}", folder.path / "compare" / "originals" / f"seed{seed}"
+        network = original_of(section, seed)
 
     def work() -> dict[str, float]:
         if plan is not None:
-            _train_original(current, network, plan)
-            save(network, folder.path / "original", network=current.recipe.network.model_dump(mode="json"))
+            _train_original(current, network, plan, stage, seed)
+            save(network, place, network=section.model_dump(mode="json"))
         reached = current.judged(network)
         if plan is not None:
-            folder.checkpoint("original").unlink(missing_ok=True)  # not before: an interruption would train it again
+            folder.checkpoint(stage).unlink(missing_ok=True)  # not before: an interruption would train it again
         return reached
 
-    facts = current.staged("original", work)
+    facts = current.staged(stage, work)
     if plan is not None:
-        section = current.recipe.network
-        network = load(lambda: build(section.name, section.kwargs), folder.path / "original")
+        network = load(lambda: build(section.name, section.kwargs), place)
         network.to(current.prepared.device)
     if said := chance(
         judged_on(current.prepared.data), current.prepared.objective, facts[current.prepared.objective.name]
@@ -122,10 +129,10 @@ def chance(split: Split, objective: Objective, reached: float | None) -> str:
     )
 
 
-def _train_original(current: Run, network: nn.Module, plan: TrainingPlan) -> None:
-    prepared, checkpoint = current.prepared, current.folder.checkpoint("original")
-    generator = torch.Generator().manual_seed(current.recipe.seed)
-    with current.display.bar("original") as bar:
+def _train_original(current: Run, network: nn.Module, plan: TrainingPlan, stage: str, seed: int) -> None:
+    prepared, checkpoint = current.prepared, current.folder.checkpoint(stage)
+    generator = torch.Generator().manual_seed(seed)
+    with current.display.bar(stage) as bar:
         train(
             network,
             prepared.data,
@@ -133,7 +140,7 @@ def _train_original(current: Run, network: nn.Module, plan: TrainingPlan) -> Non
             prepared.objective,
             generator,
             prepared.device,
-            progress=lambda at: show(current, "original", at, bar),
+            progress=lambda at: show(current, stage, at, bar),
             checkpoint=checkpoint,
         )
 

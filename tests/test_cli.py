@@ -178,6 +178,10 @@ def test_compare_shows_a_table_a_budget_and_the_paths(shell: Shell, task: Path) 
     assert code == 0
     assert [row["row"] for row in found["rows"]][:2] == ["adaptive_bn", "uniform"]
     assert found["folder"] == str(task / "run")
+    code, out, _ = shell(*arguments, "--forgetting")
+    assert code == 0
+    for expected in ("What did pruning forget?", "exemplars need 5 networks", "forgetting.json", "One seed"):
+        assert expected in out, expected
 
 
 def test_evaluate_repeats_what_the_run_measured(shell: Shell, task: Path) -> None:

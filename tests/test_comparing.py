@@ -19,7 +19,7 @@ from tas.errors import BadRecipe, Infeasible
 from tas.exporting import save
 from tas.methods.baselines import magnitude, random, uniform
 from tas.objectives import top1, top5
-from tas.outcomes import rows_of, spread, verdict
+from tas.outcomes import original_of_cells, rows_of, spread, verdict
 from tas.preparation import prepare
 from tas.recipe import Recipe, parse
 from tas.reporting import comparison
@@ -134,7 +134,7 @@ def test_an_interruption_leaves_a_table_and_the_same_result_afterwards(
     rest = trainings(monkeypatch)
     found = compare(recipe, tmp_path / "run")
     assert found["cells"] == [cell for cell in whole["cells"] if cell["budget"] == "60% of MACs"]
-    assert len(list((place / "students").iterdir())) == len(seen) + len(rest)
+    assert len(list((place / "students").glob("*.json"))) == len(seen) + len(rest)
     assert "Not finished" not in (place / "comparison.html").read_text()
     assert not (place / "checkpoints").exists()
 
@@ -179,7 +179,7 @@ def test_tables_page_and_curves_hold_what_was_found(done: tuple[Path, dict[str, 
     folder, found = done
     header, rows = comparison.comparison_rows(found, "60% of MACs")
     assert header[:3] == ["network", "top1", "to original"]
-    assert header[-3:] == ["ms, batch 4", "seeds", "remarks"]
+    assert header[-3:] == ["ms, batch 4", "n", "remarks"]
     assert [row[0] for row in rows] == ["original", "adaptive_bn", *BASELINES]
     assert all(len(row) == len(header) for row in rows)
     assert "starts from scratch" in rows[-2][-1]
@@ -193,6 +193,23 @@ def test_tables_page_and_curves_hold_what_was_found(done: tuple[Path, dict[str, 
     assert "var(" not in picture
     with pytest.raises(BadRecipe, match="holds no comparison"):
         comparison.write_comparison(folder)
+
+
+def test_the_table_says_what_it_cannot_say(done: tuple[Path, dict[str, Any]]) -> None:
+    found = done[1]
+    assert any("Two seeds" in text for text in comparison.cautions(found))
+    assert any("learning rate of the others, 0.1" in text for text in comparison.cautions(found))
+    large = {**found, "seeds": [0, 1, 2], "start": "scratch"}
+    assert comparison.cautions(large) == []
+    for change, word in (
+        ({"seeds": [4]}, "One seed has no spread"),
+        ({"budgets": {"50% of MACs": {}}}, "One budget"),
+        ({"traced": False}, "No row magnitude"),
+        ({"latency": {}}, "Not finished"),
+    ):
+        [only] = comparison.cautions({**large, **change})
+        assert word in only
+    assert "Two seeds" in (done[0] / "run" / "compare" / "comparison.html").read_text()
 
 
 class SixClasses(TinyNet):
@@ -270,7 +287,8 @@ def cell(row: str, seed: int, value: float, **facts: Any) -> dict[str, Any]:
 def test_rows_are_means_with_the_best_and_what_is_within_noise_of_it() -> None:
     values = {"a": [4.0, 6.0], "b": [4.5, 7.0], "c": [9.0, 9.5]}
     listed = [cell(name, seed, value) for name, two in values.items() for seed, value in enumerate(two)]
-    found = {"metric": "err", "higher_is_better": False, "original": {"macs": 101, "params": 12}, "latency": {}}
+    originals = original_of_cells([{"err": 3.0, "macs": 101, "params": 12, "facts": {}}])
+    found = {"metric": "err", "higher_is_better": False, "original": originals, "latency": {}}
     rows = {row["row"]: row for row in rows_of({**found, "cells": listed})}
     assert {name: row["verdict"] for name, row in rows.items()} == {"a": "best", "b": "within noise", "c": ""}
     assert rows["a"]["err"] == {"mean": 5.0, "sd": pytest.approx(math.sqrt(2)), "values": [4.0, 6.0]}
@@ -283,6 +301,25 @@ def test_rows_are_means_with_the_best_and_what_is_within_noise_of_it() -> None:
     }
 
 
+def test_within_noise_is_said_beside_the_best_and_beside_the_original() -> None:
+    values = {"a": [4.0, 6.0], "b": [4.5, 7.0], "c": [9.0, 9.5]}
+    listed = [cell(name, seed, value) for name, two in values.items() for seed, value in enumerate(two)]
+    before = [{"err": value, "macs": 101, "params": 12} for value in (8.0, 10.5)]
+    found = {"metric": "err", "higher_is_better": False, "original": original_of_cells(before), "latency": {}}
+    assert found["original"]["err"] == 9.25
+    found |= {"cells": listed, "rows": rows_of({**found, "cells": listed}), "budgets": {"b": {"macs": 51, "params": 4}}}
+    header, rows = comparison.comparison_rows(found, "b")
+    assert rows[0][:2] == ["original", "9.25 ± 1.77"]
+    assert rows[0][header.index("n")] == "2"
+    remarks = [row[-1] for row in rows[1:]]
+    assert remarks == ["best", "within noise of the best", "within noise of the original"]
+    cheap = {**found, "budgets": {"b": {"macs": 60, "params": 5}}}  # 50 or 51 MACs, 4 parameters
+    assert comparison.comparison_rows(cheap, "b")[1][1][-1] == "best; uses 83% of the budget"
+    one = {**found, "original": original_of_cells(before[:1])}
+    one["rows"] = rows_of(one)
+    assert [row[-1] for row in comparison.comparison_rows(one, "b")[1][1:]] == ["best", "within noise of the best", ""]
+
+
 def test_the_pooled_spread_decides_and_one_seed_decides_nothing() -> None:
     one, best = spread([90.0, 92.0]), spread([92.0, 92.0])  # sd sqrt(2) and 0: pooled 1, and means 1 apart
     assert verdict(one, best) == "within noise"
@@ -293,7 +330,8 @@ def test_the_pooled_spread_decides_and_one_seed_decides_nothing() -> None:
 
 def test_facts_that_change_from_seed_to_seed_are_shown_as_a_range() -> None:
     listed = [cell("a", 0, 1.0), cell("a", 1, 1.0), cell("b", 0, 1.0, epochs=21), cell("b", 1, 1.0, epochs=23)]
-    found = {"metric": "err", "higher_is_better": True, "original": {"macs": 1, "params": 1}, "latency": {}}
+    originals = original_of_cells([{"err": 1.0, "macs": 1, "params": 1}])
+    found = {"metric": "err", "higher_is_better": True, "original": originals, "latency": {}}
     rows = rows_of({**found, "cells": listed})
     assert rows[1]["differs"] == {"epochs": "21 to 23"}
     assert [row["verdict"] for row in rows] == ["best", "best"]  # equal to the last digit

@@ -15,10 +15,11 @@ ROWS = (
     "cost sampling distribution elastic",
     "tracing reordering supernet extraction calibration",
     "augment data objectives training timing",
-    "importance scoring correlation initialization distillation",
+    "importance scoring correlation forgetting initialization distillation",
     "methods",
     "exporting originals recipe preparation folder reporting",
-    "stages comparison judging joining correlating planning outcomes cells comparing runner printing commands",
+    "stages comparison judging joining correlating planning outcomes predictions cells populations comparing",
+    "runner printing commands",
     "testing",
     "cli",
 )

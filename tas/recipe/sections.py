@@ -218,13 +218,18 @@ class Compare(Section):
 
     methods: names of searches, or whole `search` sections, by default the recipe's. A search that is only named has its
     own defaults, but the recipe's numbers of images. budgets: `budget` sections, or limits of the MACs, by default the
-    recipe's. seeds: of search and training. latency_batch, latency_repeats: of the measured latency, which is also
-    measured at batch 1.
+    recipe's. seeds: of search and training. random_draws: random networks a budget and seed. forgetting: also ask what
+    pruning forgot; then every seed has an original of its own, trained as the section `original` says, or from the
+    `weights`, a file a seed. latency_batch, latency_repeats: of the measured latency, which is also measured at batch
+    1.
     """
 
     methods: tuple[SearchOrName, ...] = ()
     budgets: tuple[LimitsOrAmount, ...] = ()
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
+    random_draws: int = Field(default=1, ge=1)
+    forgetting: bool = False
+    weights: tuple[str, ...] = ()
     latency_batch: int = Field(default=32, ge=1)
     latency_repeats: int = Field(default=20, ge=2)
 

@@ -9,6 +9,7 @@ from typing import Any
 from tas.errors import BadRecipe
 from tas.files import write_text
 from tas.reporting import pictures
+from tas.reporting.forgetting import forgetting_parts
 from tas.reporting.page import read_json, write_page
 from tas.reporting.tables import short
 
@@ -19,7 +20,15 @@ _STARTS = {
     "merge": "the original's most important channels, the others merged in",
     "scratch": "fresh weights",
 }
-_FACTS = {"epochs": "{} epochs", "data": "other data", "lr": "learning rate {}", "start": "starts from {}"}
+_USED = 0.95  # of a budget; rows below it are cheaper than the others
+_BESIDE = {"best": "verdict", "original": "beside_original"}
+_FACTS = {
+    "epochs": "{} epochs",
+    "data": "other data",
+    "lr": "learning rate {}",
+    "start": "starts from {}",
+    "original": "other originals",
+}
 
 
 def write_comparison(folder: str | Path) -> Path:
@@ -34,7 +43,9 @@ def write_comparison(folder: str | Path) -> Path:
         "title": f"{found['title']}: comparison",
         "summary": protocol(found),
         "tables": {budget: comparison_rows(found, budget) for budget in found["budgets"] if _of(found, budget)},
+        "cautions": cautions(found),
         "curves": curves,
+        "forgetting": forgetting_parts(place) if found["forgetting"] else None,
         "seeds": seed_rows(found),
         "environment": found["environment"],
         "recipe": found["recipe"],
@@ -49,17 +60,18 @@ def comparison_rows(found: Mapping[str, Any], budget: str) -> Table:
     batches = list(next((row["latency"] for row in rows if row["latency"]), {}))
     tops = [metric, *(["top5"] if "top5" in original else [])]
     header = ["network", *tops, "to original", "MACs", "speed-up", "compression"]
-    header += [f"ms, batch {batch}" for batch in batches] + ["seeds", "remarks"]
+    header += [f"ms, batch {batch}" for batch in batches] + ["n", "remarks"]
+    spreads = original["spread"]
     shown = [
-        ["original", *(f"{original[name]:.2f}" for name in tops), "", short(original["macs"]), "1.00", "1.00"]
+        ["original", *(_mean(spreads[name]) for name in tops), "", short(original["macs"]), "1.00", "1.00"]
         + [_milliseconds(found["latency"].get("original", {}), batch) for batch in batches]
-        + ["1", ""]
+        + [str(len(spreads[metric]["values"])), ""]
     ]
     for row in rows:
         cells = [row["row"], *(_mean(row[name]) for name in tops), f"{row[metric]['mean'] - original[metric]:+.2f}"]
         cells += [short(row["macs"]), f"{row['speedup']:.2f}", f"{row['compression']:.2f}"]
         cells += [_milliseconds(row["latency"], batch) for batch in batches]
-        shown.append([*cells, str(len(row["seeds"])), _remarks(row)])
+        shown.append([*cells, str(len(row["seeds"])), _remarks(row, found["budgets"][budget])])
     return header, shown
 
 
@@ -79,24 +91,54 @@ def protocol(found: Mapping[str, Any]) -> str:
     """What the rows share, and how the words of the table are meant."""
     how, images = found["distill"], found["images"]
     seeds = ", ".join(map(str, found["seeds"]))
-    done = "" if found["latency"] else " Not finished: rows and seeds are missing."
+    own = ", every seed with an original of its own," if found["forgetting"] else ""
     return (
-        f"Mean ± standard deviation over the seeds {seeds} on {images['test']:,} test images. Unless a remark says "
-        f"otherwise: {how['epochs']} epochs on {images['train']:,} images, learning rate {how['lr']:g}, {how['loss']} "
-        f"from the original (alpha {how['alpha']:g}, T {how['temperature']:g}), start: {_STARTS[found['start']]}. "
-        "Within noise: no further from the best row than the pooled standard deviation. Speed-up: MACs of the original "
-        "over MACs; compression: the same of parameters. Milliseconds: median and quartiles of one eager forward, all "
-        f"networks in turns, on {found['environment']['device']}, threads: {found['environment']['threads']}.{done}"
+        f"Mean ± standard deviation over the seeds {seeds}{own} on {images['test']:,} test images, n networks. Unless "
+        f"a remark says otherwise: {how['epochs']} epochs on {images['train']:,} images, learning rate {how['lr']:g}, "
+        f"{how['loss']} from the original (alpha {how['alpha']:g}, T {how['temperature']:g}), start: "
+        f"{_STARTS[found['start']]}. Within noise: no further from the best row, or from the original, than the pooled "
+        "standard deviation. Speed-up: MACs of the original over MACs; compression: the same of parameters. "
+        "Milliseconds: median and quartiles of one eager forward, all networks in turns, on "
+        f"{found['environment']['device']}, threads: {found['environment']['threads']}."
     )
+
+
+def cautions(found: Mapping[str, Any]) -> list[str]:
+    """What this comparison cannot say, or not well."""
+    seeds, said = len(found["seeds"]), []
+    if not found["latency"]:
+        said.append("Not finished: rows and seeds are missing.")
+    if seeds == 1:
+        said.append("One seed has no spread: no difference can be told from noise. Three seeds are the least.")
+    if seeds == 2:
+        said.append("Two seeds say little about the spread: three are the least.")
+    if len(found["budgets"]) == 1:
+        said.append("One budget: at others the order may be another.")
+    if not found["traced"]:
+        said.append("No row magnitude: the network's own rules name no layers whose channels could be compared.")
+    if found["start"] != "scratch":
+        said.append(
+            f"The rows scratch train fresh weights at the learning rate of the others, {found['distill']['lr']:g}: "
+            "where that was chosen for inherited weights, they would reach more at a larger one."
+        )
+    return said
 
 
 def _of(found: Mapping[str, Any], budget: str) -> list[dict[str, Any]]:
     return [row for row in found["rows"] if row["budget"] == budget]
 
 
-def _remarks(row: Mapping[str, Any]) -> str:
+def _remarks(row: Mapping[str, Any], limits: Mapping[str, float]) -> str:
+    said, noise = [], [name for name in ("best", "original") if row[_BESIDE[name]] == "within noise"]
+    if row["verdict"] in ("best", "one seed"):
+        said.append(row["verdict"])
+    if noise:
+        said.append(f"within noise of the {' and the '.join(noise)}")
+    used = max((row[measure] / limit for measure, limit in limits.items()), default=1.0)
+    if used < _USED:
+        said.append(f"uses {used:.0%} of the budget")
     other = [_FACTS.get(name, "{}").format(value) for name, value in row["differs"].items()]
-    return "; ".join([*([row["verdict"]] if row["verdict"] else []), *other])
+    return "; ".join([*said, *other])
 
 
 def _mean(value: Mapping[str, Any]) -> str:

@@ -131,9 +131,10 @@ def curves(rows: Sequence[Mapping[str, Any]], original: Mapping[str, Any], metri
     with _style():
         figure, axes = _figure("curves", 3.8)
         names = list(dict.fromkeys(row["row"] for row in rows))
+        apart = 0.006 * max(row["macs"] for row in rows) / 1e6  # bars would hide each other
         for number, name in enumerate(names):
             mine = sorted((row for row in rows if row["row"] == name), key=lambda row: row["macs"])
-            shift = (number - (len(names) - 1) / 2) * 0.003 * original["macs"] / 1e6  # bars would hide each other
+            shift = (number - (len(names) - 1) / 2) * apart
             places = [row["macs"] / 1e6 + shift for row in mine], [row[metric]["mean"] for row in mine]
             colour = (_MAIN, _OTHER, _INK)[number % 3]
             look: dict[str, Any] = {"marker": "osD^vX"[number % 6], "linestyle": ("-", "--", ":")[number // 3 % 3]}
