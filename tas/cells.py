@@ -21,7 +21,7 @@ from torch import nn
 
 from tas.comparison import taught
 from tas.data.tensors import digest as data_digest
-from tas.exporting import write_json
+from tas.files import write_json
 from tas.initialization import Weights
 from tas.methods import search
 from tas.predictions import predictions, write_predictions

@@ -61,7 +61,7 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Write a commented recipe for a network, after trying the network on an input."""
-    from tas.exporting import write_text
+    from tas.files import write_text
     from tas.originals import build, check_runs
     from tas.recipe import examples, input_shape, template
 
@@ -83,7 +83,7 @@ def space(
 ) -> None:
     """What can be searched in a network, what is kept and why, and how small it can become; trains nothing."""
     from tas import preparation
-    from tas.exporting import write_json
+    from tas.files import write_json
     from tas.reporting import tables
 
     recipe = _recipe(network, overrides, shapes=shape)
@@ -94,7 +94,8 @@ def space(
     found = preparation.source_of(recipe, original, inputs).space
     seconds = time.perf_counter() - start
     preparation.require_choices(found)
-    limits = preparation.budget_of(found, recipe.budget) if recipe.budget.macs or recipe.budget.params else None
+    asked = [limits for limits in recipe.budgets if limits.macs or limits.params]
+    limits = preparation.budgets_of(found, asked)
     described = preparation.survey(found, original, inputs, seconds, limits)
     if out:
         write_json(out, described)
@@ -159,6 +160,9 @@ def score(
         typer.Option(min=3, metavar="K", help="Draw K (24 say a little), train each, correlate scores and results."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Of each training for --correlate.")] = 1,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Also score with the batch-norm statistics as they were; a pass more each.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="A run folder: its original is used.")] = None,
     overrides: Set = None,
     as_json: Json = False,
@@ -170,7 +174,7 @@ def score(
     from tas import commands
 
     if correlate is None:
-        return commands.score(_recipe(str(recipe), overrides), architectures, sample, learned, out, as_json)
+        return commands.score(_recipe(str(recipe), overrides), architectures, sample, learned, out, raw, as_json)
     if architectures is not None or sample is not None:
         raise BadRecipe("--correlate draws its architectures: leave out --architectures and --sample")
     chosen = _recipe(str(recipe), overrides)
@@ -221,7 +225,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Metric and loss of a network, of a recipe's original, or of a student folder on a named split."""
-    from tas.exporting import write_json
+    from tas.files import write_json
     from tas.judging import evaluate_target
 
     if weights is not None and Path(network).is_dir():

@@ -20,15 +20,23 @@ def finish(recipe: Recipe, folder: Path, as_json: bool, **options: Any) -> None:
     """Run, then show the result and where it lies."""
     from tas import runner
     from tas.reporting import tables
-    from tas.reporting.page import read_json
+    from tas.reporting.page import read_json, read_lines, students_of
 
     metrics = _interruptible(folder, lambda: runner.run(recipe, folder, **options))
-    state, space, architecture = (read_json(folder / f"{name}.json") for name in ("run", "space", "architecture"))
-    names = ("architecture.json", "student", "metrics.json", "report.html")
-    shown = [tables.result_rows(metrics, state["metric"])]
-    if "student" not in metrics:  # searched, not trained yet
-        shown.insert(0, tables.size_rows(space, architecture))
-    show(as_json, {**metrics, "architecture": architecture, "folder": str(folder)}, *shown, _paths(folder, names))
+    metric, students = read_json(folder / "run.json")["metric"], students_of(folder)
+    shown: list[Any] = [tables.result_rows(metrics, metric)]
+    if options.get("until") == "search":
+        shown.insert(0, tables.size_rows(read_json(folder / "space.json"), students))
+    found: dict[str, Any] = {"architecture": students.get("student")}
+    if len(students) > 1:
+        candidates = read_lines(folder / "candidates.jsonl")
+        shown += ["Scores that nothing cheaper reaches (ties: the lower loss):", tables.front_rows(candidates, metric)]
+        found = {
+            "architectures": read_json(folder / "architectures.json"),
+            "front": [row for row in candidates if row["front"]],
+        }
+    names = ("architecture.json", "architectures.json", "student", "students", "metrics.json", "report.html")
+    show(as_json, {**metrics, **found, "folder": str(folder)}, *shown, _paths(folder, names))
 
 
 def plan(recipe: Recipe, as_json: bool) -> None:
@@ -46,6 +54,7 @@ def score(
     sample: int | None,
     learned: Path | None,
     run: Path | None,
+    raw: bool,
     as_json: bool,
 ) -> None:
     """Quick scores of architectures from a file, or of drawn ones."""
@@ -60,9 +69,13 @@ def score(
             "architectures come from a file or are drawn: leave out --architectures, or --sample and --from"
         )
     asked = (sample or _DRAWN) if architectures is None else architectures_in(architectures)
-    metric, rows = quick_scores(recipe, asked, run, learned)
+    found = quick_scores(recipe, asked, run, learned, raw)
+    for remark in found["remarks"]:
+        print(f"warning: {remark}", file=sys.stderr)
+    metric = found["metric"]
+    original = f"The original reaches {found['original'][metric]:.2f} on the same images. "
     note = tables.weights_note(recipe.initialize.importance)
-    show(as_json, {"metric": metric, "weights": "original", "scores": rows}, tables.score_rows(rows, metric), note)
+    show(as_json, found, tables.score_rows(found["scores"], metric), original + note)
 
 
 def correlate(recipe: Recipe, folder: Path, count: int, epochs: int, learned: Path | None, as_json: bool) -> None:

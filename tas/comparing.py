@@ -17,23 +17,21 @@ import torch
 from tas.cells import Student, Work, digest, kept, original_cell, searched, trained
 from tas.comparison import in_epochs
 from tas.errors import BadRecipe
-from tas.exporting import write_json
+from tas.files import write_json
 from tas.folder import check_owner, environment
 from tas.importance import scores, sites
 from tas.initialization import student_at
 from tas.methods.baselines import magnitude, random, uniform
 from tas.outcomes import original_of_cells, rows_of
 from tas.populations import originals, require_populations, write_forgotten
-from tas.preparation import Prepared, budget_of, costs, costs_of_original, prepare
+from tas.preparation import budgets_of, costs, costs_of_original, prepare
 from tas.recipe import SEARCHES, Recipe, dump
 from tas.reporting.comparison import write_comparison
 from tas.reporting.progress import Display
-from tas.space import Architecture, Budget
-from tas.stages import judged_on, opened, warn_if_memorised, weighted
+from tas.space import Architecture
+from tas.stages import judged_on, opened, warn_of_scores, weighted
 from tas.timing import interleaved
 from tas.tracing import Traced
-
-_MEASURES = {"macs": "MACs", "params": "parameters"}
 
 
 def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) -> dict[str, Any]:
@@ -46,14 +44,15 @@ def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) 
     prepared = prepare(recipe)
     judged_on(prepared.data)
     require_populations(prepared)
-    budgets = _budgets(prepared)
+    asked = recipe.compare.budgets
+    budgets = budgets_of(prepared.space, asked, "compare.budgets") if asked else prepared.budgets
     current = opened(prepared, folder, display)
     found: dict[str, Any] = {}
     try:
         works = [
             Work(current, budgets, teacher, weighted(prepared, teacher), seeds) for teacher, seeds in originals(current)
         ]
-        warn_if_memorised(current, works[0].teacher)
+        warn_of_scores(current, works[0].teacher)
         found = _found(works)
         for cell in _cells(works):
             found["cells"].append(cell)  # one by one: an interruption leaves those before
@@ -66,21 +65,6 @@ def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) 
             if recipe.compare.forgetting:
                 write_forgotten(works, found["cells"])
             write_comparison(current.folder.path)
-    return found
-
-
-def _budgets(prepared: Prepared) -> dict[str, Budget]:
-    """By what the tables call them: "50% of MACs"."""
-    whole, found = costs_of_original(prepared.space), {}
-    for limits in prepared.recipe.compare.budgets or (prepared.recipe.budget,):
-        budget = budget_of(prepared.space, limits)
-        parts = [
-            f"{limit / whole[measure]:.1%} of {_MEASURES.get(measure, measure)}" for measure, limit in budget.limits
-        ]
-        label = ", ".join(parts).replace(".0%", "%")
-        if label in found:
-            raise BadRecipe(f"compare.budgets must differ by 0.1 % of the original at least, two are {label}")
-        found[label] = budget
     return found
 
 

@@ -24,27 +24,27 @@ from tas.methods.baselines import random, uniform
 from tas.originals import build
 from tas.preparation import costs
 from tas.recipe import Distillation, Network
-from tas.space import Architecture
+from tas.space import Architecture, Budget
 from tas.stages import Run, judged_on, numbers, show
 from tas.training import TrainingPlan, call
 
 
-def baselines(current: Run) -> dict[str, list[Architecture]]:
+def baselines(current: Run, budget: Budget) -> dict[str, list[Architecture]]:
     """For every baseline of the recipe one architecture a repeat."""
     prepared, repeats = current.prepared, current.recipe.report.repeats
     # a stream of its own: from the recipe's seed, adaptive_bn would draw the same networks among its candidates
     generator = torch.Generator().manual_seed(current.recipe.seed + 1_000_003)
     found = {
-        "uniform": lambda: [uniform(prepared.space, prepared.budget)] * repeats,
-        "random": lambda: random(prepared.space, prepared.budget, generator, repeats),
+        "uniform": lambda: [uniform(prepared.space, budget)] * repeats,
+        "random": lambda: random(prepared.space, budget, generator, repeats),
     }
     return {name: found[name]() for name in current.recipe.report.baselines}
 
 
 def distilled(
-    current: Run, name: str, architectures: list[Architecture], source: Any, original: nn.Module
+    current: Run, name: str, place: str, architectures: list[Architecture], source: Any, original: nn.Module
 ) -> dict[str, Any]:
-    """The row of one rival: mean over the repeats, with their spread. The first one is saved.
+    """The row of one rival: mean over the repeats, with their spread. The first one is saved at `place` in the folder.
 
     Rivals of one repeat differ in their architecture alone: same start of the weights, same batches in the same order.
     """
@@ -57,8 +57,7 @@ def distilled(
             student = taught(current, stage, architecture, source, original, seed, checkpoint=saved)
             facts = {**current.judged(student), **costs(current.prepared.space, architecture)}
             if repeat == 0:
-                place = current.folder.path / ("student" if name == "student" else f"baselines/{name}")
-                _save_checked(current, student, place, architecture, facts)
+                _save_checked(current, student, current.folder.path / place, architecture, facts)
             saved.unlink(missing_ok=True)  # not before: an interruption would train it again
             return facts
 

@@ -6,7 +6,6 @@ Scores and trainings share no image: candidates train on the *weights* half of t
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from tas.comparison import in_epochs, taught
 from tas.correlation import Correlation, by_group, correlations
 from tas.data import Data, Split
 from tas.errors import BadRecipe
-from tas.exporting import write_json, write_text
+from tas.files import write_json, write_lines, write_text
 from tas.folder import check_owner
 from tas.judging import drawn
 from tas.preparation import costs, prepare
@@ -32,7 +31,7 @@ from tas.reporting.page import read_lines
 from tas.reporting.progress import Display
 from tas.scoring import Judge, judge, judged, search_splits, unseen
 from tas.space import Architecture, SearchSpace
-from tas.stages import Run, judged_on, opened, original, warn_if_memorised, weighted
+from tas.stages import Run, judged_on, opened, original, warn_of_scores, weighted
 from tas.training import evaluate
 
 _UNSEEN = 1000  # images: with fewer, the standard error of what is reached (1.6 points at 50 %) hides the ranking
@@ -60,6 +59,10 @@ def correlate(
     check_owner(folder, recipe)
     prepared = prepare(recipe)
     judged_on(prepared.data)
+    if len(prepared.budgets) > 1:  # costs would explain what scores should
+        raise BadRecipe(
+            f"a correlation is made at one budget, the recipe has {list(prepared.budgets)}: --set budget=50%"
+        )
     chosen = drawn(prepared.space, prepared.budget, count, recipe.seed, learned)
     if len(chosen) < 3:
         raise BadRecipe(
@@ -96,7 +99,7 @@ class _Setting:
     def of(cls, current: Run, epochs: int) -> _Setting:
         prepared, recipe = current.prepared, current.recipe
         teacher, _ = original(current)
-        warn_if_memorised(current, teacher)
+        warn_of_scores(current, teacher)
         source = weighted(prepared, teacher)
         images = recipe.search.images
         judge_ = judge(
@@ -126,7 +129,7 @@ def _rows(setting: _Setting, chosen: Sequence[Architecture]) -> list[dict[str, A
             continue
         known[architecture] = _row(setting, architecture, f"correlate {number} of {len(chosen)}")
         lines.append(known[architecture])
-        write_text(path, "".join(json.dumps(row) + "\n" for row in lines))
+        write_lines(path, lines)
     return [known[architecture] for architecture in chosen]
 
 
@@ -160,7 +163,7 @@ def depth(space: SearchSpace, architecture: Mapping[str, int]) -> int:
 def _found(current: Run, rows: list[dict[str, Any]], epochs: int, asked: int) -> dict[str, Any]:
     """Rows best first, and how far the scores agree with what is reached."""
     prepared, recipe = current.prepared, current.recipe
-    valid = [row for row in rows if all(math.isfinite(row[key]) for key in ("recalibrated", "raw", "loss", "reached"))]
+    valid = [row for row in rows if all(_is_number(row[key]) for key in ("recalibrated", "raw", "loss", "reached"))]
     if len(valid) < 3:
         raise BadRecipe(f"only {len(valid)} of {len(rows)} candidates have a score and a result that are numbers")
     kinds = ("recalibrated", "raw") if has_batch_norm(prepared.original) else ("recalibrated",)
@@ -178,6 +181,11 @@ def _found(current: Run, rows: list[dict[str, Any]], epochs: int, asked: int) ->
         "correlations": {name: _agreement(valid, name, recipe.seed) for name in kinds},
         "candidates": sorted(valid, key=lambda row: sign * row["reached"]),
     }
+
+
+def _is_number(value: float | None) -> bool:
+    """In the lines of a file what is no number is None."""
+    return value is not None and math.isfinite(value)
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:

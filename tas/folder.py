@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from tas.errors import BadRecipe
-from tas.exporting import write_json, write_text
+from tas.files import write_json, write_text
 from tas.recipe import Recipe, difference, dump
 
 

@@ -41,4 +41,5 @@ def join(folder: Path, overrides: Sequence[str] = (), display: Display | None = 
             bar(row["step"], row["steps"], "")
 
         found = asked_search(prepared, source, checkpoint_in(folder, "search"), on_row)
-    return {"run": str(folder), "trials": len(rows), "of": len(found.course), "best": found.candidates[0].recalibrated}
+    trials = sum(len(one.course) for one in found)
+    return {"run": str(folder), "trials": len(rows), "of": trials, "best": found[0].candidates[0].recalibrated}

@@ -15,12 +15,13 @@ from tas.comparison import rebuild
 from tas.errors import BadRecipe
 from tas.exporting import SUFFIXES, export, facts, load, note
 from tas.originals import build
-from tas.preparation import Prepared, data_of, device_of, objective_of, original_of, prepare
+from tas.preparation import Prepared, data_of, device_of, objective_of, original_of, prepare, require_member
 from tas.recipe import Network, Recipe
+from tas.reporting.tables import lost_note
 from tas.sampling import sample_many
-from tas.scoring import ranked, score
+from tas.scoring import ranked, score, scored_on
 from tas.space import Architecture, Budget, SearchSpace
-from tas.stages import candidate_row, judged_on, weighted
+from tas.stages import blindness, candidate_row, chance, few_images, judged_on, weighted
 from tas.training import evaluate
 
 
@@ -29,36 +30,50 @@ def quick_scores(
     architectures: Sequence[Mapping[str, int]] | int,
     run: Path | None = None,
     learned: Path | None = None,
-) -> tuple[str, list[dict[str, Any]]]:
-    """The metric's name and a row an architecture, best first; all with the original's weights.
+    raw: bool = False,
+) -> dict[str, Any]:
+    """What `tas score --json` prints: the metric's name, what the original reaches on the same images, remarks, and a
+    row an architecture, best first; all with the original's weights.
 
-    architectures: themselves, or how many are `drawn`. run: the folder of a run that trained the original; by default
-    `learned`, which they are drawn from.
+    architectures: themselves, or how many are `drawn` within each budget. run: the folder of a run that trained the
+    original; by default `learned`, which they are drawn from. raw: also with inherited batch-norm statistics.
     """
     if recipe.network.supernet is not None:
         raise BadRecipe("quick scores need inherited weights; students of network.supernet start from fresh ones")
     prepared = prepare(recipe)
     if isinstance(architectures, int):
-        architectures = drawn(prepared.space, prepared.budget, architectures, recipe.seed, learned)
-    for architecture in architectures:
-        try:
-            prepared.space.indices(architecture)
-        except ValueError as problem:
-            raise BadRecipe(str(problem)) from problem
-    source = weighted(prepared, trained(prepared, run or learned))
-    search = recipe.search
-    found = score(
-        source,
-        architectures,
-        prepared.data,
-        objective=prepared.objective,
-        calibration_images=search.calibration_images,
-        images=search.images,
-        seed=recipe.seed,
-        device=prepared.device,
-    )
+        each, count = prepared.budgets.values(), architectures
+        sampled = [drawn(prepared.space, budget, count, recipe.seed, learned) for budget in each]
+        architectures = list(dict.fromkeys(architecture for some in sampled for architecture in some))
+    for number, architecture in enumerate(architectures, 1):
+        require_member(prepared.space, architecture, f"architecture {number} of {len(architectures)}")
+    original, search = trained(prepared, run or learned), recipe.search
+    held_out = scored_on(prepared.data, search.images, recipe.seed)
+    reached = evaluate(original, held_out, prepared.objective, device=prepared.device)
+    remarks = few_images(prepared.data, search.images, search.calibration_images, recipe.seed)
+    remarks += filter(None, [chance(held_out, prepared.objective, reached[prepared.objective.name])])
+    with blindness(remarks.append):
+        found = score(
+            weighted(prepared, original),
+            architectures,
+            prepared.data,
+            objective=prepared.objective,
+            calibration_images=search.calibration_images,
+            images=search.images,
+            raw=raw,
+            seed=recipe.seed,
+            device=prepared.device,
+        )
     best = ranked(found, prepared.objective)
-    return prepared.objective.name, [candidate_row(prepared, each, best[0].architecture) for each in best]
+    rows = [candidate_row(prepared, each, {best[0].architecture}) for each in best]
+    remarks += filter(None, [lost_note(rows)])
+    return {
+        "metric": prepared.objective.name,
+        "weights": "original",
+        "original": reached,
+        "remarks": remarks,
+        "scores": rows,
+    }
 
 
 def drawn(space: SearchSpace, budget: Budget, count: int, seed: int, learned: Path | None = None) -> list[Architecture]:

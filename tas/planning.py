@@ -30,23 +30,24 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
     """The space with its feasibility, seconds by stage, and megabytes of a training step of the original.
 
     Seconds are measured seconds an image x images x epochs: starting up, evaluation and the slowing of a machine that
-    gets hot are not in them. Uniform widths at the budget stand for the student and the candidates.
+    gets hot are not in them. Uniform widths at each budget stand for its student and its candidates.
     """
     recipe, train = prepared.recipe, len(prepared.data.train)
     timer = _Timer.of(prepared)
     original = copy.deepcopy(prepared.original).to(prepared.device)
-    even = uniform(prepared.space, prepared.budget)
-    student = student_at(prepared.source, even, recipe.initialize.weights).to(prepared.device)
+    evens = [uniform(prepared.space, budget) for budget in prepared.budgets.values()]
+    students = [student_at(prepared.source, even, recipe.initialize.weights).to(prepared.device) for even in evens]
     stages = {}
     if recipe.original is not None and recipe.network.weights is None:
         stages["original"] = timer.training(original) * recipe.original.epochs * train
-    stages["search"] = timer.forward(student) * _scored_images(recipe.search, train)
+    stages["search"] = sum(map(timer.forward, students)) * _scored_images(recipe.search, train)
     stages["search"] += timer.searching(prepared) * _search_epochs(recipe.search) * len(search_splits(prepared.data)[0])
-    step = timer.training(student) + (timer.forward(original) if recipe.distill.alpha else 0.0)
+    step = sum(map(timer.training, students))
+    step += len(students) * timer.forward(original) if recipe.distill.alpha else 0.0
     rivals = (1 + len(recipe.report.baselines)) * recipe.report.repeats
     stages["distill"] = step * recipe.distill.epochs * train * rivals
     return {
-        **describe(prepared.space, prepared.budget),
+        **describe(prepared.space, prepared.budgets),
         "seconds": {**stages, "together": sum(stages.values())},
         "megabytes": timer.megabytes(original),
     }

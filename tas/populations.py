@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tas.cells import Work
 from tas.data import Batches, Split
 from tas.errors import BadData, BadRecipe
-from tas.exporting import write_bytes, write_json
+from tas.files import write_bytes, write_json
 from tas.forgetting import ENOUGH, exemplars, recall_shifts
 from tas.predictions import read_predictions
 from tas.preparation import Prepared, original_of

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tas.data import Split
 from tas.errors import BadData
-from tas.exporting import write_bytes
+from tas.files import write_bytes
 from tas.objectives import Objective, top1, top5
 from tas.training import evaluate
 

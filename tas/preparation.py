@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,12 @@ from tas.methods.baselines import uniform
 from tas.objectives import Objective, objective
 from tas.originals import build, check_runs, load_weights
 from tas.recipe import DataSource, Limits, Machine, Network, ObjectiveNames, Recipe, examples
-from tas.space import Architecture, Budget, SearchSpace
+from tas.space import Budget, SearchSpace
 from tas.tracing import trace
 from tas.tracing.independent import independent_macs
 from tas.training.evaluation import class_check
+
+_MEASURES = {"macs": "MACs", "params": "parameters"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,16 @@ class Prepared:
     objective: Objective
     original: nn.Module
     source: Any
-    budget: Budget
+    budgets: Mapping[str, Budget]  # by what people call them
 
     @property
     def space(self) -> SearchSpace:
         return self.source.space
+
+    @property
+    def budget(self) -> Budget:
+        """The first one."""
+        return next(iter(self.budgets.values()))
 
     @property
     def classifies(self) -> bool:
@@ -65,7 +72,7 @@ def prepare(recipe: Recipe) -> Prepared:
     data = data_of(recipe.data)
     source = source_of(recipe, network, example_inputs(recipe.network, network, data, judge))
     require_choices(source.space)
-    return Prepared(recipe, device, data, judge, network, source, budget_of(source.space, recipe.budget))
+    return Prepared(recipe, device, data, judge, network, source, budgets_of(source.space, recipe.budgets))
 
 
 def source_of(recipe: Recipe, network: nn.Module, inputs: Any) -> Any:
@@ -122,6 +129,11 @@ def example_inputs(
     inputs = None if data is None else next(data.train.take(2).batches(2))[0]
     if isinstance(inputs, Tensor):
         check_runs(network, inputs)
+        if section.shape is not None and inputs.shape[1:] != section.shape[1:]:  # costs would be those of other inputs
+            raise BadRecipe(
+                f"network.shape is that of the data's inputs, {[1, *inputs.shape[1:]]}, got {list(section.shape)}: "
+                "leave it out, or resize the data (data.size)"
+            )
         if data is not None and judge is not None:
             _check_outputs(network, inputs, class_check(data.train, judge))
     return examples(section.described, batch=2) if section.described else inputs
@@ -143,8 +155,31 @@ def require_choices(space: SearchSpace) -> None:
     )
 
 
+def require_member(space: SearchSpace, architecture: Mapping[str, int], where: str = "the architecture") -> None:
+    """`BadRecipe` where an architecture is not of the space: which choice is wrong, and what it may be."""
+    try:
+        space.indices(architecture)
+    except ValueError as problem:
+        raise BadRecipe(f"{where} must be of this recipe's space, see `tas space`: {problem}") from problem
+
+
 def budget_of(space: SearchSpace, limits: Limits) -> Budget:
     return cost.budget(space, limits.slack, macs=limits.macs, params=limits.params)
+
+
+def budgets_of(space: SearchSpace, limits: Sequence[Limits], key: str = "budget") -> dict[str, Budget]:
+    """By what tables call them: "50% of MACs". `BadRecipe` where two are called alike."""
+    whole, found = costs_of_original(space), {}
+    for each in limits:
+        budget = budget_of(space, each)
+        parts = [
+            f"{limit / whole[measure]:.1%} of {_MEASURES.get(measure, measure)}" for measure, limit in budget.limits
+        ]
+        label = ", ".join(parts).replace(".0%", "%")
+        if label in found:
+            raise BadRecipe(f"the budgets in {key} must differ by 0.1 % of the original at least, two are {label}")
+        found[label] = budget
+    return found
 
 
 def costs(space: SearchSpace, architecture: Mapping[str, int]) -> dict[str, int]:
@@ -155,23 +190,29 @@ def costs_of_original(space: SearchSpace) -> dict[str, int]:
     return {measure: cost.original(space, measure) for measure in ("macs", "params")}
 
 
-def feasibility(space: SearchSpace, budget: Budget | None = None) -> dict[str, dict[str, int]]:
-    """Costs of the smallest, a uniform and the largest architecture: uniform at the budget, else at half width."""
-    middle: Architecture = space.uniform(0.5) if budget is None else uniform(space, budget)
-    rows = {"smallest": space.smallest(), "uniform": middle, "largest": space.largest()}
+def feasibility(space: SearchSpace, budgets: Mapping[str, Budget] | None = None) -> dict[str, dict[str, int]]:
+    """Costs of the smallest, a uniform and the largest architecture: uniform at each budget, else at half width."""
+    budgets = budgets or {}
+    middle = {row_name("uniform", label, budgets): uniform(space, budget) for label, budget in budgets.items()}
+    rows = {"smallest": space.smallest(), **(middle or {"uniform": space.uniform(0.5)}), "largest": space.largest()}
     found = {name: costs(space, architecture) for name, architecture in rows.items()}
     bounded = any(choice.size > choice.candidates[-1] for choice in space.choices)
     return found | ({"original": costs_of_original(space)} if bounded else {})
 
 
-def describe(space: SearchSpace, budget: Budget | None = None) -> dict[str, Any]:
-    """Plain data for `space.json`."""
-    limits = {} if budget is None else {"budget": dict(budget.limits)}
-    return {**space.to_dict(), "feasibility": feasibility(space, budget), **limits}
+def row_name(name: str, label: str, budgets: Collection[str]) -> str:
+    """What a row of a table is called: by its budget too where there are several."""
+    return name if len(budgets) == 1 else f"{name} at {label}"
+
+
+def describe(space: SearchSpace, budgets: Mapping[str, Budget] | None = None) -> dict[str, Any]:
+    """Plain data for `space.json`; `budgets` are the limits of each, by what tables call it."""
+    limits = {label: dict(budget.limits) for label, budget in (budgets or {}).items()}
+    return {**space.to_dict(), "feasibility": feasibility(space, budgets), "budgets": limits}
 
 
 def survey(
-    space: SearchSpace, network: nn.Module, inputs: Any, seconds: float, budget: Budget | None = None
+    space: SearchSpace, network: nn.Module, inputs: Any, seconds: float, budgets: Mapping[str, Budget] | None = None
 ) -> dict[str, Any]:
     """Plain data for `tas space --json`: `describe`, and of the original's MACs, which part the smallest architecture
     lacks and which part lies in layers that a choice changes; the MACs by the formula and as torch counts them; how
@@ -180,7 +221,7 @@ def survey(
     with modes_restored(network):
         counted = independent_macs(network.eval(), inputs)
     return {
-        **describe(space, budget),
+        **describe(space, budgets),
         "searchable": {
             "macs": 1 - cost.macs(space, space.smallest()) / max(original["macs"], 1),
             "params": 1 - cost.params(space, space.smallest()) / max(original["params"], 1),

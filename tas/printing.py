@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from tas.files import json_text
 
 
 def show(as_json: bool, value: Mapping[str, Any], *shown: Any) -> None:
     """Print `value` as JSON, or else `shown`: lines, and tables as pairs of header and rows."""
     if as_json:
-        print(json.dumps(value))
+        print(json_text(value))
         return
     from rich.console import Console
 

@@ -5,15 +5,16 @@ Every stage leaves its result in the run folder and is skipped when the same fol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from tas.comparison import baselines, distilled
 from tas.errors import BadRecipe
-from tas.exporting import write_json
+from tas.files import write_json
 from tas.folder import check_owner
-from tas.preparation import costs_of_original, prepare
+from tas.preparation import costs_of_original, prepare, require_member, row_name
 from tas.recipe import Recipe, read
 from tas.reporting import write_report
 from tas.reporting.page import read_json
@@ -33,15 +34,19 @@ def run(
 ) -> dict[str, Any]:
     """Run a recipe in a folder, or go on with the run that is there; the result table as in `metrics.json`.
 
-    until: the last stage. architecture: takes the place of the search. Raises a `TasError` before anything is written
-    where the recipe, or the folder for it, is wrong. Ctrl-C loses at most the epoch that was running.
+    A recipe of several budgets gives a student, and its baselines, for each of them: rows "student at 30% of MACs".
+    until: the last stage. architecture: takes the place of the search, at one budget. Raises a `TasError` before
+    anything is written where the recipe, or the folder for it, is wrong. Ctrl-C loses at most the epoch that was
+    running.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read(recipe)
     check_owner(folder, recipe)
     prepared = prepare(recipe)
     judged_on(prepared.data)
-    if architecture is not None and not prepared.space.contains(architecture):
-        raise BadRecipe("the architecture must give every choice of the space one of its candidates; see `tas space`")
+    if architecture is not None:
+        require_member(prepared.space, architecture)
+        if len(prepared.budgets) > 1:
+            raise BadRecipe(f"an architecture is trained at one budget, the recipe has {list(prepared.budgets)}")
     current = opened(prepared, folder, display)
     try:
         return _stages(current, until, architecture)
@@ -59,11 +64,21 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
     if until == "original":
         return metrics
     source = weighted(current.prepared, network)
-    found = searched(current, source, network, given)
+    found, budgets = searched(current, source, network, given), current.prepared.budgets
     if until == "search":
         return metrics
-    rivals = {"student": [found] * current.recipe.report.repeats, **baselines(current)}
-    for name, architectures in rivals.items():
-        metrics[name] = distilled(current, name, architectures, source, network)
-        write_json(path, metrics)
+    for label, architecture in found.items():
+        rivals = {"student": [architecture] * current.recipe.report.repeats, **baselines(current, budgets[label])}
+        for name, architectures in rivals.items():
+            row, place = row_name(name, label, budgets), _place(name, label, budgets)
+            metrics[row] = distilled(current, row, place, architectures, source, network)
+            write_json(path, metrics)
     return metrics
+
+
+def _place(name: str, label: str, budgets: Collection[str]) -> str:
+    """Where a student is saved in the folder; of several budgets in a folder each, such as `students/30-of-macs`."""
+    if len(budgets) == 1:
+        return name if name == "student" else f"baselines/{name}"
+    short = re.sub(r"[^a-z0-9.]+", "-", label.lower())
+    return f"students/{short}" if name == "student" else f"baselines/{name}-{short}"

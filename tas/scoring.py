@@ -33,6 +33,10 @@ from tas.training import call
 Batches = list[tuple[Any, Any]]
 
 
+class BlindWarning(UserWarning):
+    """The held-out images do not show everything that a score should see."""
+
+
 @dataclass(frozen=True)
 class Score:
     """What an architecture reaches on `images` hold-out images: the objective's metric with recalibrated and, where
@@ -68,6 +72,11 @@ def search_splits(data: Data, seed: int = 0) -> tuple[Split, Split]:
     return halves(data.train, torch.Generator().manual_seed(seed))
 
 
+def scored_on(data: Data, images: int, seed: int = 0) -> Split:
+    """The images of the architecture half that scores on `images` use."""
+    return _beginning(search_splits(data, seed)[1], images)
+
+
 def unseen(data: Data, images: int, seed: int = 0) -> Split | None:
     """The images of the architecture half that scores on `images` do not use; None where none is left."""
     half = search_splits(data, seed)[1]
@@ -78,7 +87,7 @@ def unseen(data: Data, images: int, seed: int = 0) -> Split | None:
 
 def score(
     source: Traced | Supernet,
-    architectures: Iterable[Mapping[str, int]],
+    architectures: Iterable[Mapping[str, int]] | Tensor,
     data: Any,
     *,
     objective: Objective | None = None,
@@ -94,6 +103,8 @@ def score(
 ) -> list[Score]:
     """Scores of `architectures`, in their order, with the weights of `source`; equal ones are scored once.
 
+    architectures: themselves, or candidate indices [count, choices] as `tas.sample_many` and the `sample` of an
+    `ArchitectureDistribution` give them. ValueError, before any image is decoded, where one is not of the space.
     Calibration images come unaugmented from the *weights* half of `data.train`, score images from the *architecture*
     half (`search_splits(data, seed)`); where there are fewer than asked for, `Score.images` says so. The cumulative
     average over 20 batches of 128 has the variance of EagleEye's 102 batches at momentum 0.1; EagleEye scores on 10,000
@@ -102,6 +113,11 @@ def score(
     rungs: more than 1 is a race, see `raced`. raw: also score with inherited statistics, which takes `images` forwards
     more. `on_score` is told of every score as it comes, in a race of those of the earlier rungs too.
     """
+    if isinstance(architectures, Tensor):
+        architectures = [source.space.architecture(row) for row in architectures.tolist()]
+    everyone = list(architectures)
+    for architecture in everyone:
+        source.space.indices(architecture)
     chosen = judge(
         source,
         data,
@@ -112,7 +128,7 @@ def score(
         seed=seed,
         device=device,
     )
-    return raced(chosen, architectures, rungs, keep, raw, on_score)
+    return raced(chosen, everyone, rungs, keep, raw, on_score)
 
 
 def judge(
@@ -126,13 +142,16 @@ def judge(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Judge:
-    """Decode the images once, for any number of scores. Warns where the held-out images lack a class."""
+    """Decode the images once, for any number of scores; none for a calibration where `source` has no batch norm.
+    `BlindWarning` where the held-out images lack a class."""
     data = as_data(data)
     weights, architecture_half = search_splits(data, seed)
     whole = (
         min(len(weights), calibration_images) >= batch
     )  # the average over batches gives every batch the same weight, whatever its size
-    calibration = [inputs for inputs, _ in _decoded(weights, calibration_images, batch, whole, device)]
+    adapts = has_batch_norm(source.network if isinstance(source, Traced) else source)
+    decoded = _decoded(weights, calibration_images, batch, whole, device) if adapts else []
+    calibration = [inputs for inputs, _ in decoded]
     held_out = _decoded(architecture_half, images, batch, False, device)
     count = sum(examples_in(targets) for _, targets in held_out)
     if data.classes is not None and architecture_half.targets is not None:
@@ -141,6 +160,7 @@ def judge(
             warnings.warn(
                 f"scores are blind to classes without an image among the {count} held out, got none of "
                 f"{sorted(missing)[:5]} ({len(missing)} of {data.classes}): score on more images",
+                BlindWarning,
                 stacklevel=2,
             )
     return Judge(source, objective or default_objective(), calibration, held_out, count, device)
@@ -224,10 +244,13 @@ def ranked(scores: Sequence[Score], objective: Objective | None = None) -> list[
 
 
 def _decoded(split: Split, count: int, batch: int, whole: bool, device: torch.device | str) -> Batches:
+    return list(_beginning(split, count).batches(batch, drop_last=whole, device=device))
+
+
+def _beginning(split: Split, count: int) -> Split:
     """The first `count` examples of an order that is the same for every count and mixes the classes evenly: the
     statistics of a batch need many classes in it. (The user's own batches keep their order.)"""
-    which = count if isinstance(split.source, OwnBatches) else _order(split)[:count]
-    return list(split.take(which).batches(batch, drop_last=whole, device=device))
+    return split.take(count if isinstance(split.source, OwnBatches) else _order(split)[:count])
 
 
 def _order(split: Split) -> Tensor:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +16,19 @@ from torch import nn
 
 from tas.data import Data, Split
 from tas.errors import BadData, BadRecipe
-from tas.exporting import load, save, write_json, write_text
+from tas.exporting import load, save
+from tas.files import json_text, write_json, write_lines
 from tas.folder import RunFolder
 from tas.importance import reorder
-from tas.methods import OnRow, SearchResult, search
+from tas.methods import OnRow, SearchResult, front, search
+from tas.methods.budgets import distinct
+from tas.objectives import Objective
 from tas.originals import build
 from tas.preparation import Prepared, costs, describe, original_of
 from tas.recipe import Recipe
 from tas.reporting.progress import Display, Events
-from tas.scoring import Score, search_splits
+from tas.reporting.tables import grouped, lost_note
+from tas.scoring import BlindWarning, Score, search_splits
 from tas.space import Architecture
 from tas.tracing import Traced
 from tas.training import Progress, TrainingPlan, evaluate, train
@@ -60,9 +67,9 @@ def opened(prepared: Prepared, folder: str | Path, display: Display | None = Non
     recipe = prepared.recipe
     title = recipe.title or f"{recipe.network.name.rpartition(':')[2]} on {recipe.data.name}"
     record = RunFolder(folder, recipe, title, prepared.objective.name, prepared.device)
-    write_json(record.path / "space.json", describe(prepared.space, prepared.budget))
+    write_json(record.path / "space.json", describe(prepared.space, prepared.budgets))
     current = Run(prepared, record, display or Display(), Events(record.path / "events"))
-    for note in prepared.space.notes:
+    for note in grouped(prepared.space.notes):
         current.warn(note)
     return current
 
@@ -101,7 +108,25 @@ def original(current: Run, seed: int | None = None) -> tuple[nn.Module, dict[str
     if plan is not None:
         network = load(lambda: build(section.name, section.kwargs), place)
         network.to(current.prepared.device)
+    if said := chance(
+        judged_on(current.prepared.data), current.prepared.objective, facts[current.prepared.objective.name]
+    ):
+        current.warn(said)
     return network, numbers(facts, current)
+
+
+def chance(split: Split, objective: Objective, reached: float | None) -> str:
+    """A warning where a top-1 (percent) of the original on `split` is that of always naming its most frequent class, or
+    within three standard errors above; empty otherwise."""
+    if objective.name != "top1" or split.targets is None or reached is None:
+        return ""
+    often = int(split.targets.bincount().max()) / len(split)
+    if reached > 100 * (often + 3 * math.sqrt(often * (1 - often) / len(split))):
+        return ""
+    return (
+        f"The original classifies {reached:.1f} % of {len(split):,} {split.name} images, which guessing does too "
+        f"({100 * often:.1f} %): check its weights, and mean and std of the data. Scores of its parts mean nothing."
+    )
 
 
 def _train_original(current: Run, network: nn.Module, plan: TrainingPlan, stage: str, seed: int) -> None:
@@ -134,54 +159,71 @@ def weighted(prepared: Prepared, original: nn.Module) -> Any:
     return reorder(with_weights, prepared.recipe.initialize.importance, generator=generator)
 
 
-def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, int] | None) -> Architecture:
-    path = current.folder.path / "architecture.json"
+def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, int] | None) -> dict[str, Architecture]:
+    """The architecture of every budget: `given`, or what the search finds. One budget's is `architecture.json`, those
+    of several are `architectures.json`."""
+    prepared = current.prepared
+    several = len(prepared.budgets) > 1
+    path = current.folder.path / ("architectures.json" if several else "architecture.json")
 
     def work() -> dict[str, Any]:
-        chosen = _search(current, source, network) if given is None else Architecture.of(given)
-        write_json(path, dict(chosen))
-        return costs(current.prepared.space, chosen)
+        found = [Architecture.of(given)] if given is not None else _search(current, source, network)
+        facts = [costs(prepared.space, each) for each in found]
+        rows = [
+            {"budget": label, "architecture": dict(each), **its}
+            for label, each, its in zip(prepared.budgets, found, facts, strict=True)
+        ]
+        write_json(path, rows if several else rows[0]["architecture"])
+        return dict(zip(prepared.budgets, facts, strict=True)) if several else facts[0]
 
     current.staged("search", work)
-    found = Architecture.from_json(path.read_text())
-    if given is not None and found != Architecture.of(given):
+    held = json.loads(path.read_text())
+    found = [Architecture.of(row["architecture"]) for row in held] if several else [Architecture.of(held)]
+    if given is not None and found != [Architecture.of(given)]:
         raise BadRecipe(f"{current.folder.path} holds the student of another architecture; choose another --out")
-    return found
+    return dict(zip(prepared.budgets, found, strict=True))
 
 
-def _search(current: Run, source: Any, network: nn.Module) -> Architecture:
+def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]:
     prepared, folder = current.prepared, current.folder
-    warn_if_memorised(current, network)
+    warn_of_scores(current, network)
     sizes = {choice.name: choice.size for choice in prepared.space.choices}
     checkpoint = folder.checkpoint("search")
-    with current.display.bar("search") as bar, (folder.path / "search.jsonl").open("a") as lines:
+    with (
+        current.display.bar("search") as bar,
+        (folder.path / "search.jsonl").open("a") as lines,
+        blindness(current.warn),
+    ):
 
         def on_row(row: dict[str, Any]) -> None:
-            lines.write(json.dumps(row) + "\n")
+            lines.write(json_text(row) + "\n")
             lines.flush()
             bar(row["step"], row["steps"], "")
             current.events.search(row, sizes)
 
-        result = asked_search(prepared, source, checkpoint, on_row)
-    _write_lines(folder.path / "search.jsonl", result.course)  # without the rows of an interrupted epoch
-    rows = [candidate_row(prepared, score, result.architecture) for score in result.candidates]
-    _write_lines(folder.path / "candidates.jsonl", rows)
-    if result.probabilities:
-        write_json(folder.path / "distribution.json", dict(result.probabilities))
-    if result.hyperparameters:
-        write_json(folder.path / "hyperparameters.json", dict(result.hyperparameters))
+        results = asked_search(prepared, source, checkpoint, on_row)
+    course = [row for result in results for row in result.course]
+    write_lines(folder.path / "search.jsonl", course)  # without the rows of an interrupted epoch
+    rows = _candidates(prepared, results)
+    write_lines(folder.path / "candidates.jsonl", rows)
+    if lost := lost_note(rows):
+        current.warn(lost)
+    if results[0].probabilities:
+        write_json(folder.path / "distribution.json", dict(results[0].probabilities))
+    if results[0].hyperparameters:
+        write_json(folder.path / "hyperparameters.json", dict(results[0].hyperparameters))
     checkpoint.unlink(missing_ok=True)
-    return result.architecture
+    return [result.architecture for result in results]
 
 
-def asked_search(prepared: Prepared, source: Any, checkpoint: Path, on_row: OnRow) -> SearchResult:
-    """The search of the recipe."""
+def asked_search(prepared: Prepared, source: Any, checkpoint: Path, on_row: OnRow) -> tuple[SearchResult, ...]:
+    """The search of the recipe: a result a budget."""
     options = asdict(prepared.recipe.search)
     method = options.pop("method")
     return search(
         source,
         prepared.data,
-        prepared.budget,
+        list(prepared.budgets.values()),
         method,
         objective=prepared.objective,
         seed=prepared.recipe.seed,
@@ -192,9 +234,53 @@ def asked_search(prepared: Prepared, source: Any, checkpoint: Path, on_row: OnRo
     )
 
 
-def warn_if_memorised(current: Run, network: nn.Module) -> None:
-    """Say so where the original knows the held-out training images by heart, on which candidates are scored."""
-    prepared = current.prepared
+def _candidates(prepared: Prepared, results: Sequence[SearchResult]) -> list[dict[str, Any]]:
+    """A row for everything that was scored, best first. Of several budgets, they also say for which of them they were
+    chosen, and whether they lie on the Pareto front of score and cost."""
+    chosen = {result.architecture for result in results}
+    found = distinct([score for result in results for score in result.candidates], prepared.objective)
+    rows = [candidate_row(prepared, score, chosen) for score in found]
+    if len(results) == 1:
+        return rows
+    measure = prepared.budget.limits[0][0]
+    best = set(front(prepared.space, found, measure, prepared.objective))
+    names = list(zip(prepared.budgets, results, strict=True))
+    for row, score in zip(rows, found, strict=True):
+        row["chosen_for"] = [label for label, result in names if result.architecture == score.architecture]
+        row["front"] = score in best
+    return rows
+
+
+@contextmanager
+def blindness(say: Callable[[str], None]) -> Iterator[None]:
+    """`say` what is a `BlindWarning` inside."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", BlindWarning)
+        yield
+    for one in caught:
+        if issubclass(one.category, BlindWarning):
+            say(str(one.message))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+def few_images(data: Data, images: int, calibration_images: int, seed: int) -> list[str]:
+    """What to say where the halves of the training images hold fewer than a search asks for."""
+    asked = {"search.calibration_images": calibration_images, "search.images": images}
+    halves = zip(asked.items(), search_splits(data, seed), strict=True)
+    return [
+        f"{key} asks for {count:,} images; all {len(half):,} of the {half.name} half of the training images are used."
+        for (key, count), half in halves
+        if len(half) < count
+    ]
+
+
+def warn_of_scores(current: Run, network: nn.Module) -> None:
+    """Say so where there are fewer images than asked for, or where the original knows the held-out training images by
+    heart, on which candidates are scored."""
+    prepared, asked = current.prepared, current.recipe.search
+    for said in few_images(prepared.data, asked.images, asked.calibration_images, current.recipe.seed):
+        current.warn(said)
     if prepared.objective.name != "top1":
         return
     held_out = search_splits(prepared.data, current.recipe.seed)[1].take(2000)
@@ -206,15 +292,11 @@ def warn_if_memorised(current: Run, network: nn.Module) -> None:
         )
 
 
-def candidate_row(prepared: Prepared, score: Score, chosen: Architecture) -> dict[str, Any]:
+def candidate_row(prepared: Prepared, score: Score, chosen: Collection[Architecture]) -> dict[str, Any]:
     row = {**asdict(score), "architecture": dict(score.architecture)}
-    return {**row, **costs(prepared.space, score.architecture), "chosen": score.architecture == chosen}
+    return {**row, **costs(prepared.space, score.architecture), "chosen": score.architecture in chosen}
 
 
 def numbers(facts: Mapping[str, Any], current: Run) -> dict[str, Any]:
     keys = (current.prepared.objective.name, "loss", "macs", "params")
-    return {key: facts[key] for key in keys if key in facts}
-
-
-def _write_lines(path: Path, rows: Any) -> None:
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return {key: math.nan if facts[key] is None else facts[key] for key in keys if key in facts}  # JSON has no NaN

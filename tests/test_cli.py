@@ -3,37 +3,17 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import Shell
 from tiny_task import TinyNet, recipe_values
 
 import tas
 from tas import cli
 
 COMMANDS = ["init", "space", "run", "search", "distill", "score", "compare", "join", "evaluate", "export", "report"]
-Shell = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shell:
-    """Run `tas` with these arguments in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tas", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +63,9 @@ def test_space_of_a_recipe_takes_its_rules_and_budget(shell: Shell, task: Path) 
     described = json.loads(out)
     assert code == 0
     assert {choice["kind"] for choice in described["choices"]} == {"width"}
-    assert described["budget"]["macs"] == pytest.approx(0.6 * described["feasibility"]["largest"]["macs"])
+    assert described["budgets"]["60% of MACs"]["macs"] == pytest.approx(
+        0.6 * described["feasibility"]["largest"]["macs"]
+    )
 
 
 def test_init_writes_a_recipe_once(shell: Shell, tmp_path: Path) -> None:
@@ -163,7 +145,7 @@ def test_score_repeats_the_scores_of_the_run(shell: Shell, task: Path) -> None:
 
 
 def test_score_draws_by_rates_or_from_what_a_run_learned(shell: Shell, task: Path) -> None:
-    limits = json.loads((task / "run" / "space.json").read_text())["budget"]
+    limits = json.loads((task / "run" / "space.json").read_text())["budgets"]["60% of MACs"]
     for source in (("--sample", 2, "--out", task / "run"), ("--sample", 2, "--from", task / "run")):
         code, out, _ = shell("score", task / "tiny.yaml", *source, "--json")
         found = json.loads(out)
@@ -284,7 +266,10 @@ def test_report_is_written_again(shell: Shell, task: Path) -> None:
         (("score", "{task}/tiny.yaml", "--architectures", "x.json", "--correlate", "3"), "leave out --architectures"),
         (("score", "{task}/tiny.yaml", "--from", "{task}"), "keeps no distribution.json"),
         (("compare", "{task}/tiny.yaml", "--set", "compare.seeds=[1, 1]"), "must be distinct"),
-        (("distill", "{task}/tiny.yaml", "--architecture", "{task}/wrong.json"), "every choice of the space"),
+        (
+            ("distill", "{task}/tiny.yaml", "--architecture", "{task}/wrong.json"),
+            "names every choice of its space once; missing",
+        ),
         (("export", "{task}"), "must be a student folder"),
         (("export", "tiny_task:TinyNet"), "name the file with --out"),
         (("export", "tiny_task:TinyNet", "--out", "a.onnx"), "names no weights"),

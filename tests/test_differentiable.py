@@ -202,7 +202,7 @@ def test_an_interrupted_search_goes_on_to_the_same_result(tmp_path, rows_seen):
 
     with pytest.raises(Interrupted):
         search(source, DATA, budget, SHORT, seed=3, checkpoint=tmp_path / "search.pt", on_row=interrupt)
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*.part"))
     resumed = search(source, DATA, budget, SHORT, seed=3, checkpoint=tmp_path / "search.pt")
     assert resumed == whole
     assert resumed.course == whole.course

@@ -1,6 +1,5 @@
 """A student survives the disk: sizes, attributes, silenced blocks, ties; and the folder needs nothing of tas."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -269,11 +268,3 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path) -> None:
         tas.save(nn.Linear(3, 1), tmp_path / "student", metrics=object())
     assert (tmp_path / "student" / "student.json").read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    exporting.write_json(tmp_path / "a" / "x.json", {"b": 1})
-    with pytest.raises(TypeError):
-        exporting.write_json(tmp_path / "a" / "x.json", {"b": object()})
-    assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"b": 1}
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import those before it. Packages are one entry; inside a package the order is its own.
 ROWS = (
-    "errors importing loading space stand_in",
+    "errors files importing loading space stand_in",
     "cost sampling distribution elastic",
     "tracing reordering supernet extraction calibration",
     "augment data objectives training timing",

@@ -116,6 +116,19 @@ def test_every_method_takes_several_budgets(method):
         tas.search(source, DATA, [budgets[0], Budget((("macs", 1.0),))], method)
 
 
+def test_a_differentiable_search_lets_candidates_of_later_budgets_compete_for_the_first():
+    source = tas.trace(network(), torch.zeros(2, 1, 8, 8))
+    budgets = [cost.budget(source.space, macs=ratio) for ratio in (0.8, 0.3, 0.5)]
+    found = tas.search(source, DATA, budgets, "differentiable", **OPTIONS["differentiable"])
+    smaller = {score.architecture for one in found[1:] for score in one.candidates}
+    assert smaller <= {score.architecture for score in found[0].candidates}
+    assert found[0].architecture == found[0].candidates[0].architecture
+    scores = [one.candidates[0].recalibrated for one in found]
+    assert scores[1] <= scores[2] <= scores[0]
+    for one in found:
+        assert len({score.architecture for score in one.candidates}) == len(one.candidates)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("ratio", [0.15, 0.6])
 def test_every_method_meets_the_budget_and_repeats_itself(method, ratio):

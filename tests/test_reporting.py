@@ -28,7 +28,7 @@ def run_folder(folder: Path, choices: int = 12) -> Path:
             "uniform": {"macs": 19_900_000, "params": 131_000},
             "largest": {"macs": 40_551_040, "params": 269_722},
         },
-        "budget": {"macs": 20_000_000.0},
+        "budgets": {"50% of MACs": {"macs": 20_000_000.0}},
     }
     metrics = {
         "original": {"top1": 91.73, "loss": 0.3, "macs": 40_551_040, "params": 269_722},

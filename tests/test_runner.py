@@ -51,7 +51,7 @@ def test_a_run_leaves_everything_that_was_promised(finished: Path) -> None:
 def test_the_table_compares_student_and_uniform_widths_under_the_budget(finished: Path) -> None:
     metrics, space = read(finished / "metrics.json"), read(finished / "space.json")
     assert list(metrics) == ["original", "student", "uniform"]
-    limit = space["budget"]["macs"]
+    limit = space["budgets"]["60% of MACs"]["macs"]
     assert limit == pytest.approx(0.6 * metrics["original"]["macs"])
     for name in ("student", "uniform"):
         assert metrics[name]["macs"] <= limit

@@ -36,6 +36,24 @@ def test_a_score_does_not_depend_on_the_other_candidates_or_their_order():
     assert len({scored.loss for scored in forward}) > 1
 
 
+def test_candidates_may_be_indices_as_samplers_and_distributions_give_them():
+    source = traced()
+    space, generator = source.space, torch.Generator().manual_seed(3)
+    rows = tas.sample_many(space, generator, 3, tas.budget(space, macs=0.6))
+    learned = tas.ArchitectureDistribution(space).sample(generator, 2)
+    for indices in (rows, learned):
+        listed = [space.architecture(row) for row in indices.tolist()]
+        assert score(source, indices, DATA, images=50) == score(source, listed, DATA, images=50)
+
+
+def test_an_architecture_of_another_space_is_refused_before_any_image_is_decoded(monkeypatch):
+    source = traced()
+    monkeypatch.setattr(scoring, "judge", lambda *_, **__: pytest.fail("images were decoded"))
+    wrong = dict(source.space.largest()) | {"conv": 999}
+    with pytest.raises(ValueError, match=r"'conv' takes one of \(.*\), got 999"):
+        score(source, [source.space.largest(), wrong], DATA)
+
+
 def test_scoring_leaves_the_original_and_the_supernet_bit_identical():
     source = traced()
     supernet = tas.Supernet(source)
@@ -91,6 +109,7 @@ def test_a_network_without_batch_norm_is_not_recalibrated():
     for found in score(source, architectures(source.space, 3), DATA):
         assert found.recalibrated == found.raw
         assert math.isfinite(found.loss)
+    assert judge(source, DATA).calibration == []
 
 
 def test_a_race_gives_every_candidate_the_score_that_its_count_gives_without_a_race():

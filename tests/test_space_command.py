@@ -1,20 +1,18 @@
 """`tas space` and the section `space` of a recipe: what can be searched, how it was counted, what users decide."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from adversarial import Net, conv_bn, head, images
+from conftest import Shell
 from test_inputs import IDS, LENGTHS, Reader
 from tiny_task import TinyNet
 from torch import Tensor, nn
 
 import tas
-from tas import cli
 from tas.errors import BadRecipe
 from tas.preparation import survey
 from tas.recipe import dump, parse
@@ -22,27 +20,8 @@ from tas.reporting.tables import kept_rows, space_tables
 from tas.tracing import Rules
 from tas.tracing.independent import independent_macs
 
-Shell = Callable[..., tuple[int, str, str]]
 NAMES = {"network": {"name": "tiny_task:TinyNet"}, "data": {"name": "none"}, "budget": {}}
 TINY = ("space", "tiny_task:TinyNet", "--shape", "1,1,8,8")
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shell:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tas", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 class Rolled(nn.Module):
@@ -114,7 +93,7 @@ def test_notes_of_one_kind_take_one_line() -> None:
     found |= {"searchable": dict.fromkeys(("macs", "params", "layers"), 0.5), "batch_norms": 0, "seconds": 1.0}
     found |= {"counted": {"formula": 1, "torch": 1}}
     lines = [part for part in space_tables(found) if isinstance(part, str)]
-    assert lines[-2:] == ["Note: a norm over channels: x and 1 more", "Note: an output is wide"]
+    assert lines[-2:] == ["Note: a norm over channels, in 2 places: x, and 1 more", "Note: an output is wide"]
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

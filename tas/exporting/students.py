@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from tas import loading, stand_in
 from tas.errors import BadNetwork, BadRecipe
 from tas.exporting.card import card
+from tas.files import write_json, write_text
 
 CARD = "README.md"
 
@@ -76,22 +76,6 @@ def note(folder: str | Path, **facts: Any) -> None:
     record = {**_record(folder), **facts}
     write_json(folder / loading.RECORD, record)
     write_text(folder / CARD, card(record))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """One JSON value, whole or not at all: written beside, then renamed."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    os.replace(beside, path)
 
 
 def _record(folder: Path) -> dict[str, Any]:

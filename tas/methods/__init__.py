@@ -12,7 +12,7 @@ import torch
 
 from tas.errors import BadRecipe
 from tas.methods import adaptive_bn, baselines, differentiable, optuna_study, tuned
-from tas.methods.budgets import at_budgets, front
+from tas.methods.budgets import at_budgets, best_within, front
 from tas.methods.result import OnRow, Row, SearchResult
 from tas.objectives import Objective
 from tas.sampling import require_feasible
@@ -118,7 +118,11 @@ def _tilted(
     numbers = {name: getattr(settings, name) for name in ("candidates", "images", "calibration_images")}
     weights: Any = source if found.supernet is None else found.supernet
     others = at_budgets(weights, data, found.probabilities, budgets[1:], known=found.candidates, **numbers, **common)
-    return [found, *others]
+    if not found.candidates:  # a single one was not scored
+        return [found, *others]
+    scores = [found.candidates, *(other.candidates for other in others)]
+    best = best_within(source.space, budgets[0], scores, common["objective"])
+    return [replace(found, architecture=best[0].architecture, candidates=tuple(best)), *others]
 
 
 def _optuna(

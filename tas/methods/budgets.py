@@ -43,8 +43,7 @@ def at_budgets(
     probabilities: `SearchResult.probabilities`. source: whose weights score, such as `SearchResult.supernet`. A budget
     may lie above or below that of the search: see `candidates_at`. An architecture that was scored for one budget, or
     is among the `known` scores, competes for every budget that it meets, so a larger one never gives a worse score.
-    Raises `Infeasible` for a budget that
-    no architecture meets, before anything is scored.
+    Raises `Infeasible` for a budget that no architecture meets, before anything is scored.
     """
     space, generator = source.space, torch.Generator().manual_seed(seed)
     table = table_of(space, probabilities)
@@ -102,9 +101,16 @@ def candidates_at(
 def best_within(
     space: SearchSpace, budget: Budget, scores: Iterable[Sequence[Score]], objective: Objective | None = None
 ) -> list[Score]:
-    """All scores of architectures that meet a budget, best first, each architecture once."""
-    distinct = dict.fromkeys(score for some in scores for score in some)
-    return ranked([score for score in distinct if meets(space, budget, score.architecture)], objective)
+    """All scores of architectures that meet a budget, as `distinct` gives them."""
+    return distinct([s for some in scores for s in some if meets(space, budget, s.architecture)], objective)
+
+
+def distinct(scores: Iterable[Score], objective: Objective | None = None) -> list[Score]:
+    """Best first, each architecture once: with its most images."""
+    found: dict[Architecture, Score] = {}
+    for score in ranked(list(scores), objective):
+        found.setdefault(score.architecture, score)
+    return list(found.values())
 
 
 def front(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from tas.errors import BadRecipe
+from tas.files import whole
 from tas.methods.result import Row
 
 
@@ -19,12 +19,10 @@ class Stateful(Protocol):
 
 
 def save(path: Path, identity: Mapping[str, Any], parts: Mapping[str, Stateful], course: list[Row]) -> None:
-    """Written beside, then renamed: the file is whole or not there. It loads with weights_only=True."""
+    """The file is whole or not there (`files.whole`), and loads with weights_only=True."""
     states = {name: part.state_dict() for name, part in parts.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    torch.save({"identity": dict(identity), "states": states, "course": course}, beside)
-    os.replace(beside, path)
+    with whole(path) as beside:
+        torch.save({"identity": dict(identity), "states": states, "course": course}, beside)
 
 
 def resume(path: Path, identity: Mapping[str, Any], parts: Mapping[str, Stateful]) -> list[Row]:

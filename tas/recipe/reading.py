@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from tas.errors import BadRecipe
-from tas.recipe.sections import SEARCHES, Recipe, Section
+from tas.recipe.sections import FORMS, SEARCHES, Recipe, Section
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -106,7 +106,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 def _message(problem: ValidationError) -> str:
     """The first error of a validation, in one line."""
     error = problem.errors(include_url=False)[0]
-    location = [str(part) for part in error["loc"] if part not in ("int", "float")]
+    location = [str(part) for part in error["loc"] if part not in ("int", "float", *FORMS)]
     key = ".".join(part for part in location if part not in SEARCHES)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _keys(location[:-1])

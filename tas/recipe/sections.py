@@ -102,6 +102,24 @@ class Limits(Section):
     slack: float = Field(default=0.05, ge=0, lt=1)
 
 
+def _limits(value: Any) -> Any:
+    """A bare part or amount limits the MACs."""
+    return {"macs": value} if isinstance(value, str | int | float) else value
+
+
+def _form(value: Any) -> str:
+    return "several" if isinstance(value, list | tuple) else "single"
+
+
+LimitsOrAmount = Annotated[Limits, BeforeValidator(_limits)]
+Budgets = Annotated[
+    Annotated[LimitsOrAmount, Tag("single")]
+    | Annotated[tuple[LimitsOrAmount, ...], Field(min_length=1), Tag("several")],
+    Discriminator(_form),
+]
+FORMS = ("single", "several")
+
+
 @dataclass(frozen=True)
 class Differentiable(differentiable.Settings):
     __doc__ = f"The search by gradient (TAS).\n\n{differentiable.Settings.__doc__}"
@@ -195,11 +213,6 @@ class Report(Section):
     repeats: int = Field(default=1, ge=1)
 
 
-def _limits(value: Any) -> Any:
-    """A bare part or amount limits the MACs."""
-    return {"macs": value} if isinstance(value, str | int | float) else value
-
-
 class Compare(Section):
     """What `tas compare` compares: every search at every budget with every seed, and the baselines with them.
 
@@ -212,7 +225,7 @@ class Compare(Section):
     """
 
     methods: tuple[SearchOrName, ...] = ()
-    budgets: tuple[Annotated[Limits, BeforeValidator(_limits)], ...] = ()
+    budgets: tuple[LimitsOrAmount, ...] = ()
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
     random_draws: int = Field(default=1, ge=1)
     forgetting: bool = False
@@ -244,13 +257,14 @@ class Machine(Section):
 
 
 class Recipe(Section):
-    """Everything that decides a run."""
+    """Everything that decides a run. budget: one section, or a list of them for a student each; a bare part or amount
+    limits the MACs. A search by gradient is made at the first one."""
 
     title: str | None = None
     network: Network
     data: DataSource
     objective: ObjectiveNames = ObjectiveNames()
-    budget: Limits
+    budget: Budgets
     space: Rules = Rules()
     original: TrainingPlan | None = None
     search: Search = Differentiable()
@@ -260,3 +274,7 @@ class Recipe(Section):
     compare: Compare = Compare()
     machine: Machine = Machine()
     seed: int = Field(default=0, ge=0)
+
+    @property
+    def budgets(self) -> tuple[Limits, ...]:
+        return self.budget if isinstance(self.budget, tuple) else (self.budget,)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tas.errors import BadRecipe
-from tas.exporting import write_text
+from tas.files import write_text
 from tas.reporting import pictures
 from tas.reporting.forgetting import forgetting_parts
 from tas.reporting.page import read_json, write_page

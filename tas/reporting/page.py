@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tas.errors import BadRecipe
-from tas.exporting import write_text
+from tas.files import write_text
 from tas.reporting import pictures, tables
 
 
@@ -34,17 +34,20 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
 
 def _content(folder: Path) -> dict[str, Any]:
     run, space = read_json(folder / "run.json"), read_json(folder / "space.json")
-    metrics, architecture = read_json(folder / "metrics.json"), read_json(folder / "architecture.json")
+    metrics, students = read_json(folder / "metrics.json"), students_of(folder)
     candidates, course = read_lines(folder / "candidates.jsonl"), read_lines(folder / "search.jsonl")
     agreement = read_json(folder / "correlation.json")
+    metric, budgets = run["metric"], list((space or {}).get("budgets", {}).values())
+    limits = [limits["macs"] for limits in budgets if "macs" in limits]
     tuned = read_json(folder / "hyperparameters.json")
-    metric, limit = run["metric"], (space or {}).get("budget", {}).get("macs")
     drawn = {
-        "Sizes before and after": pictures.sizes(space, architecture) if space and architecture else "",
-        "Course of the search": _course(course, (space or {}).get("budget", {})),
-        "Candidates": pictures.candidates(candidates, metric, limit) if candidates else "",
+        "Course of the search": _course(course, budgets[0] if budgets else {}),
+        "Candidates": pictures.candidates(candidates, metric, limits) if candidates else "",
         "Scores and results": pictures.correlation(agreement["candidates"], metric) if agreement else "",
     }
+    if space and len(students) == 1:
+        drawn = {"Sizes before and after": pictures.sizes(space, *students.values()), **drawn}
+    several = any("front" in row for row in candidates)
     return {
         "title": run["title"],
         "summary": _summary(metrics, metric),
@@ -53,6 +56,8 @@ def _content(folder: Path) -> dict[str, Any]:
         "tuned": tables.tuned_rows(course, tuned) if tuned else None,
         "feasibility": tables.feasibility_rows(space["feasibility"]) if space else None,
         "pictures": {name: picture for name, picture in drawn.items() if picture},
+        "front": tables.front_rows(candidates, metric) if several else None,
+        "sizes": tables.size_rows(space, students) if space and len(students) > 1 else None,
         "scores": tables.score_rows(candidates, metric) if candidates else None,
         "choices": tables.choice_rows(space) if space else None,
         "kept": tables.kept_rows(space) if space else None,
@@ -76,14 +81,33 @@ def _course(rows: list[dict[str, Any]], limits: dict[str, float]) -> str:
 
 
 def _summary(metrics: dict[str, Any] | None, metric: str) -> str:
-    if not metrics or "student" not in metrics:
+    students = [row for name, row in (metrics or {}).items() if name.partition(" ")[0] == "student"]
+    if not metrics or not students:
         return "This run is not finished."
-    original, student = metrics["original"], metrics["student"]
+    original = metrics["original"]
+    if len(students) > 1:
+        kept = _listed(f"{student['macs'] / original['macs']:.1%}" for student in students)
+        reached = _listed(tables.decimal(student[metric]) for student in students)
+        return (
+            f"The students keep {kept} of the original's multiply-accumulates; {metric} on the test images goes from "
+            f"{tables.decimal(original[metric])} to {reached}."
+        )
     return (
-        f"The student keeps {student['macs'] / original['macs']:.1%} of the original's multiply-accumulates and "
-        f"{student['params'] / original['params']:.1%} of its parameters; {metric} on the test images goes from "
-        f"{original[metric]:.2f} to {student[metric]:.2f}."
+        f"The student keeps {students[0]['macs'] / original['macs']:.1%} of the original's multiply-accumulates and "
+        f"{students[0]['params'] / original['params']:.1%} of its parameters; {metric} on the test images goes from "
+        f"{tables.decimal(original[metric])} to {tables.decimal(students[0][metric])}."
     )
+
+
+def _listed(parts: Iterable[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}"
+
+
+def students_of(folder: Path) -> dict[str, dict[str, int]]:
+    """The architectures that a run has found: the one of "student", or those of several budgets by the budget."""
+    one, several = read_json(folder / "architecture.json"), read_json(folder / "architectures.json")
+    return {row["budget"]: row["architecture"] for row in several or ()} or ({"student": one} if one else {})
 
 
 def read_json(path: Path) -> Any:

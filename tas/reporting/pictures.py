@@ -81,9 +81,10 @@ def course(rows: Sequence[Mapping[str, Any]], measure: str, limit: float | None)
         return _svg(figure)
 
 
-def candidates(rows: Sequence[Mapping[str, Any]], metric: str, limit: float | None) -> str:
+def candidates(rows: Sequence[Mapping[str, Any]], metric: str, limits: Sequence[float]) -> str:
     """Every scored candidate, with recalibrated and, where it was asked for, raw batch norm; a ring marks the chosen
-    one."""
+    ones, steps the Pareto front of several budgets. Scores that are no numbers are left out."""
+    rows = [row for row in rows if row["recalibrated"] is not None and row["loss"] is not None]
     with _style():
         figure, axes = _figure("candidates", 3.0)
         macs = [row["macs"] / 1e6 for row in rows]
@@ -91,14 +92,17 @@ def candidates(rows: Sequence[Mapping[str, Any]], metric: str, limit: float | No
             places = ([row["macs"] / 1e6 for row in inherited], [row["raw"] for row in inherited])
             axes.scatter(*places, s=18, color=_OTHER, marker="x", label="raw")
         axes.scatter(macs, [row["recalibrated"] for row in rows], s=18, color=_MAIN, label="recalibrated")
-        for row in rows:
-            if row.get("chosen"):
-                where = ([row["macs"] / 1e6], [row["recalibrated"]])
-                axes.scatter(*where, s=110, facecolors="none", edgecolors=_INK, linewidths=1.5, label="chosen")
-        if limit is not None:
-            axes.axvline(limit / 1e6, color=_FAINT, linestyle=":", label="budget")
+        best = sorted((row["macs"] / 1e6, row["recalibrated"]) for row in rows if row.get("front"))
+        if best:
+            axes.step(*zip(*best, strict=True), where="post", color=_MAIN, linewidth=1, label="front")
+        if chosen := [row for row in rows if row.get("chosen")]:
+            where = [row["macs"] / 1e6 for row in chosen], [row["recalibrated"] for row in chosen]
+            axes.scatter(*where, s=110, facecolors="none", edgecolors=_INK, linewidths=1.5, label="chosen")
+        for number, limit in enumerate(limits):
+            label = "" if number else "budget" if len(limits) == 1 else "budgets"
+            axes.axvline(limit / 1e6, color=_FAINT, linestyle=":", label=label)
         axes.set(xlabel="million MACs", ylabel=f"{metric} on held-out training images")
-        figure.legend(loc="outside upper left", ncols=4, fontsize=8)
+        figure.legend(loc="outside upper left", ncols=5 if best else 4, fontsize=8, columnspacing=1.2)
         return _svg(figure)
 
 

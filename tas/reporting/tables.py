@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from rich.table import Table
 
@@ -28,13 +29,26 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def tuned_rows(course: Sequence[Rows], chosen: Rows) -> tuple[list[str], list[list[str]]]:
+def decimal(value: float | None, form: str = ".2f") -> str:
+    """ "no number" for NaN, which files hold as None."""
+    return f"{value:{form}}" if is_number(value) else "no number"
+
+
+def is_number(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def tuned_rows(course: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the trials of a study over hyper-parameters; a star marks the ones that were chosen."""
     tuned = list(chosen)
     rows = []
     for row in course:
         end = "diverged" if row["diverged"] else "pruned" if row["pruned"] else ""
-        best = f"{row['recalibrated']:.2f}" if "recalibrated" in row else ""
+        best = decimal(row["recalibrated"]) if "recalibrated" in row else ""
         star = "*" if row["hyperparameters"] == chosen else ""
         rows.append([f"{row['trial']}{star}", best, f"{row['epoch']}", end])
         rows[-1] += [f"{row['hyperparameters'][name]:.4g}" for name in tuned]
@@ -48,9 +62,11 @@ def result_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]
     rows = []
     for name, row in metrics.items():
         spread = f" ± {row['spread']:.2f}" if row.get("spread") is not None else ""
-        difference = "" if name == "original" else f"{row[metric] - original[metric]:+.2f}"
+        difference = "" if name == "original" else decimal(_minus(row[metric], original[metric]), "+.2f")
         share = f"{row['macs'] / original['macs']:.1%}"
-        rows.append([name, f"{row[metric]:.2f}{spread}", difference, short(row["macs"]), short(row["params"]), share])
+        rows.append(
+            [name, f"{decimal(row[metric])}{spread}", difference, short(row["macs"]), short(row["params"]), share]
+        )
     return header, rows
 
 
@@ -75,13 +91,18 @@ def choice_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["choice", "kind", "candidates", "original"], rows
 
 
-def size_rows(space: Mapping[str, Any], architecture: Mapping[str, int]) -> tuple[list[str], list[list[str]]]:
-    """What an architecture keeps of each size."""
-    sizes = [
-        (c["name"], c["kind"], c.get("original", c["candidates"][-1]), architecture[c["name"]])
+def size_rows(space: Mapping[str, Any], students: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[list[str]]]:
+    """What the architectures of students, by name, keep of each size."""
+    rows = [
+        [
+            c["name"],
+            c["kind"],
+            str(c.get("original", c["candidates"][-1])),
+            *(str(s[c["name"]]) for s in students.values()),
+        ]
         for c in space["choices"]
     ]
-    return ["choice", "kind", "original", "student"], [[n, k, str(full), str(kept)] for n, k, full, kept in sizes]
+    return ["choice", "kind", "original", *students], rows
 
 
 def kept_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -99,13 +120,38 @@ def kept_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def score_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
     """Candidates as `candidates.jsonl` has them."""
-    header = ["", f"{metric}, recalibrated", "raw", "images", "MACs", "params"]
-    rows = [
-        ["chosen" if s.get("chosen") else str(number), f"{s['recalibrated']:.2f}"]
-        + ["–" if s["raw"] is None else f"{s['raw']:.2f}", str(s["images"]), short(s["macs"]), short(s["params"])]
-        for number, s in enumerate(scores, 1)
-    ]
-    return header, rows
+    return _score_header(metric), [_score_row(s, str(number)) for number, s in enumerate(scores, 1)]
+
+
+def _score_header(metric: str) -> list[str]:
+    return ["", f"{metric}, recalibrated", "raw", "images", "MACs", "params"]
+
+
+def _score_row(score: Mapping[str, Any], otherwise: str) -> list[str]:
+    """Named by what it was chosen for, or else `otherwise`."""
+    value = decimal(score["recalibrated"] if is_number(score["loss"]) else None)
+    raw = "–" if score["raw"] is None else decimal(score["raw"])
+    sizes = [short(score["macs"]), short(score["params"])]
+    return [_mark(score) or otherwise, value, raw, str(score["images"]), *sizes]
+
+
+def _mark(score: Mapping[str, Any]) -> str:
+    """For which budgets a candidate was chosen, where there are several."""
+    if not score.get("chosen"):
+        return ""
+    return "; ".join(["chosen at " + label for label in score.get("chosen_for", ())]) or "chosen"
+
+
+def front_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
+    """Those on the Pareto front of several budgets, by ascending cost."""
+    best = sorted((s for s in scores if s["front"]), key=lambda s: s["macs"])
+    return _score_header(metric), [_score_row(s, "") for s in best]
+
+
+def lost_note(scores: Sequence[Mapping[str, Any]]) -> str:
+    """How many candidates have no score; empty where all have one."""
+    lost = sum(not (is_number(s["recalibrated"]) and is_number(s["loss"])) for s in scores)
+    return f"{lost} of {len(scores)} candidates: metric or loss is no number, so they are never chosen." if lost else ""
 
 
 def weights_note(importance: str) -> str:
@@ -166,7 +212,7 @@ def space_tables(described: Mapping[str, Any]) -> list[Any]:
     """All of `tas space`: choices, kept sizes, feasibility, what can go, how that was counted, notes."""
     kept = [kept_rows(described)] if described["kept"] else []
     tables = [choice_rows(described), *kept, feasibility_rows(described["feasibility"])]
-    return [*tables, *_survey_lines(described), *_note_lines(described["notes"])]
+    return [*tables, *_survey_lines(described), *(f"Note: {line}" for line in grouped(described["notes"]))]
 
 
 def _survey_lines(found: Mapping[str, Any]) -> list[str]:
@@ -184,16 +230,17 @@ def _survey_lines(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _note_lines(notes: Sequence[str]) -> list[str]:
-    """Notes of one kind in one line, with the first place."""
+def grouped(notes: Sequence[str]) -> list[str]:
+    """The notes of a space for people: those of one kind in one line, with how many there are and the first place."""
     kinds: dict[str, list[str]] = {}
     for note in notes:
         kind, _, place = note.partition(": ")
         kinds.setdefault(kind, []).append(place)
     lines = []
     for kind, places in kinds.items():
-        more = f" and {len(places) - 1} more" if places[1:] else ""
-        lines.append(f"Note: {kind}{': ' if places[0] else ''}{places[0]}{more}")
+        often = f", in {len(places)} places" if places[1:] else ""
+        more = f", and {len(places) - 1} more" if places[1:] else ""
+        lines.append(f"{kind}{often}{': ' if places[0] else ''}{places[0]}{more}")
     return lines
 
 

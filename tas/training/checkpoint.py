@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from tas.errors import BadRecipe
+from tas.files import whole
 from tas.training.plan import TrainingPlan
 
 
@@ -26,9 +26,7 @@ class Run:
 
 
 def write(run: Run, plan: TrainingPlan, path: Path) -> None:
-    """Replace `path` at once: a reader, or a crash, finds the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
+    """Replace `path` at once (`files.whole`)."""
     state = {
         "plan": asdict(plan),
         "network": run.network.state_dict(),
@@ -37,8 +35,8 @@ def write(run: Run, plan: TrainingPlan, path: Path) -> None:
         "generator": run.generator.get_state(),
         "history": run.history,
     }
-    torch.save(state, beside)
-    os.replace(beside, path)
+    with whole(path) as beside:
+        torch.save(state, beside)
 
 
 def resume(run: Run, plan: TrainingPlan, path: Path) -> None:

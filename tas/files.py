@@ -1,0 +1,56 @@
+"""Files that are there whole or not at all, and values as JSON knows them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to. What was written there takes the place of `path` at once when the block ends,
+    so that a reader, or a crash, finds the old file or the new one; where the block raises, it is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with whole(path) as beside:
+        beside.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One JSON value, indented; numbers as in `json_text`."""
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """One JSON value a line."""
+    write_text(path, "".join(json_text(value) + "\n" for value in values))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """As JSON that every reader takes: what is not a number (NaN, infinity), for which JSON has no word, is null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value

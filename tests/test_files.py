@@ -1,0 +1,48 @@
+"""Files are whole or not there, and JSON that every reader takes."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tas.files import json_text, whole, write_json, write_lines
+
+
+def test_a_file_that_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    with whole(path) as beside:
+        beside.write_text("first")
+        assert not path.exists()
+
+    def interrupted() -> None:
+        with whole(path) as beside:
+            beside.write_text("half of the sec")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_no_number_is_null(tmp_path: Path) -> None:
+    def refuse(word: str) -> float:
+        raise AssertionError(f"{word} is not JSON")
+
+    value = {"a": math.nan, "b": [1.5, math.inf, {"c": (-math.inf, 2)}], "d": "NaN"}
+    plain = {"a": None, "b": [1.5, None, {"c": [None, 2]}], "d": "NaN"}
+    assert json.loads(json_text(value), parse_constant=refuse) == plain
+    write_json(tmp_path / "one.json", value)
+    write_lines(tmp_path / "many.jsonl", [value, 3])
+    assert json.loads((tmp_path / "one.json").read_text(), parse_constant=refuse) == plain
+    lines = (tmp_path / "many.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=refuse) for line in lines] == [plain, 3]
+
+
+def test_a_value_that_json_cannot_hold_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+    write_json(tmp_path / "a" / "x.json", {"b": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a" / "x.json", {"b": object()})
+    assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"b": 1}
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]
