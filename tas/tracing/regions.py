@@ -67,13 +67,13 @@ def find_regions(recorder: Recorder) -> list[Region]:
 
 def calls_of_one(recorder: Recorder) -> list[Call]:
     """The calls of modules that are called once and can go as a whole: neither they nor layers inside have a second
-    name elsewhere, under which they would stay."""
+    name elsewhere, under which they would stay. (A layer that is called by each of its names goes with the last.)"""
     called = Counter(span.module for span in recorder.spans)
     paths: dict[nn.Module, list[str]] = {}
     for name, module in recorder.network.named_modules(remove_duplicate=False):
         paths.setdefault(module, []).append(name)
     shared = [(module, names) for module, names in paths.items() if len(names) > 1]
-    weighty = [names for module, names in shared if any(True for _ in module.parameters())]
+    weighty = [n for module, n in shared if called[n[0]] < len(n) and any(True for _ in module.parameters())]
     taken = {name for _, names in shared for name in names}
 
     def whole(name: str) -> bool:
