@@ -164,15 +164,29 @@ class _Proof:
             self._set(rules)
             replay = self._replay()
             if replay.error is None or replay.position > failed.position:
+                joint, rules = rules, self._needed(dict(before), replay)
                 peers = [p for rule in rules for p in for_peers(self.recorder, original, rule, failed.at())]
                 peers = [p for p in peers if not any(p.same_place(known) for known in (*self.rules, *rules))]
                 self.disproved += [k for k in self.rules if any(k.same_place(r) for r in rules)]
                 self.rules[:] = [k for k in self.rules if not any(k.same_place(r) for r in rules)] + rules + peers
                 self._set(peers)
-                return rules + peers, self._replay() if peers else replay
+                return rules + peers, replay if rules + peers == joint else self._replay()
             for rule, value in before:
                 set_integer(self.network.get_submodule(rule.module), rule.key, value)
         return None
+
+    def _needed(self, before: dict[AttributeRule, int], found: Replay) -> list[AttributeRule]:
+        """Those of several rules found together without which the replay comes less far: a shift of 3 is no number of
+        heads. The others go back to what they were `before`."""
+        needed = list(before)
+        for rule in needed[:] if len(needed) > 1 else []:
+            set_integer(self.network.get_submodule(rule.module), rule.key, before[rule])
+            replay = self._replay()
+            if replay.error is None or (found.error is not None and replay.position >= found.position):
+                needed.remove(rule)
+            else:
+                self._set([rule])
+        return needed
 
     def _drop_coincidences(self, strayed: set[int]) -> None:
         """An attribute that merely had the same value goes back: where the replay holds without it, and compares as
