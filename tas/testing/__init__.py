@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +27,7 @@ from tas.testing import laws
 from tas.testing.reference import randomize
 from tas.tracing import Rules, Traced, as_call, trace
 from tas.tracing.dynamic import decisions_of, hold
+from tas.tracing.slicing import copy_sharing
 
 __all__ = ["check_space", "randomize"]
 
@@ -56,7 +56,7 @@ def check_space(
     the trace of that copy.
     """
     generator = torch.Generator().manual_seed(seed)
-    original = copy.deepcopy(network)._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)  # not complex ones
+    original = copy_sharing(network)._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)  # not complex ones
     randomize(original, generator)
     inputs = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, example_inputs)
     traced = trace(original, inputs, rules, handlers)
@@ -81,7 +81,7 @@ def _under_one_decision(original: nn.Module, traced: Traced, inputs: Any) -> Cal
     if not traced.decisions.sized:
         return lambda: None
     args, kwargs = as_call(inputs)
-    training = decisions_of(copy.deepcopy(original).train(), args, kwargs)
+    training = decisions_of(copy_sharing(original).train(), args, kwargs)
     ends = [hold(network, {False: traced.decisions, True: training}) for network in (original, traced.network)]
 
     def release() -> None:

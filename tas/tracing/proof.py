@@ -6,7 +6,6 @@ way (`repair`) and everything is worked out again. What comes out has run at eve
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.records import Axis
 from tas.tracing.repair import give_way
 from tas.tracing.replay import Replay, unchanged
+from tas.tracing.slicing import copy_sharing
 from tas.tracing.units import Units
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class _Proof:
         with zeros for what is cut. Norms and means over channels do not, by their nature."""
         if self.traced.space.notes:
             return True
-        masked = copy.deepcopy(self.traced.network).eval()
+        masked = copy_sharing(self.traced.network).eval()
         tensors = {**dict(masked.named_parameters()), **dict(masked.named_buffers())}
         with torch.no_grad():
             for name, tensor in tensors.items():
