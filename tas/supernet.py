@@ -119,7 +119,7 @@ class Supernet(nn.Module):
                 (f"{name}.{key}" if name else key, self._first_name[id(tensor)])
                 for name, module in self.network.named_modules()
                 for key, tensor in (*module._parameters.items(), *module._buffers.items())
-                if tensor is not None
+                if id(tensor) in self._first_name  # a forward may put another buffer in its place
             ]
         return self._slots[dead]
 

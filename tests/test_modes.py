@@ -233,3 +233,25 @@ def test_sizes_that_are_only_averaged_over_are_kept() -> None:
     assert [choice.name for choice in traced.space.choices] == ["latents.in1"]
     told = {size.name: size.reason for size in traced.space.kept}
     assert told["latents[0]"].startswith("it is never summed over")
+
+
+def test_norms_that_compute_in_single_precision_are_held_to_that() -> None:
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.float()
+            return self.weight * (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+    check_space(nn.Sequential(nn.Linear(4, 8), Norm(), nn.Linear(8, 8), Norm(), nn.Linear(8, 3)), torch.randn(2, 4))
+
+
+def test_views_in_place_and_quotients_of_numbers() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        mask = m.a(x).transpose_(1, 2).unsqueeze_(1).squeeze_(1).transpose(1, 2)
+        return m.b(mask / torch.div(6, 2, rounding_mode="floor"))
+
+    traced = check_space(Net(run, a=nn.Linear(4, 8), b=nn.Linear(8, 3)), torch.randn(2, 5, 4))
+    assert [choice.name for choice in traced.space.choices] == ["a"]
