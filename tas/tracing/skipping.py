@@ -61,4 +61,16 @@ def _skips(
         with torch.no_grad():
             outputs = [tree_leaves(n(*args, **kwargs)) for n in (scaled, without)]
     pairs = zip(*outputs, strict=True)
-    return all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))
+    same = all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))
+    return same and (_trains(without, args, kwargs) or not _trains(scaled, args, kwargs))
+
+
+def _trains(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether it runs in train mode, where code may ask for what is in a module that was left out."""
+    devices = {parameter.device for parameter in network.parameters() if parameter.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        try:
+            network.train()(*args, **kwargs)
+        except Exception:
+            return False
+    return True
