@@ -283,8 +283,8 @@ def warn_of_scores(current: Run, network: nn.Module) -> None:
         current.warn(said)
     if current.recipe.synthesize is not None:
         current.warn(
-            "Candidates are scored on images that were synthesized from the original: scores say how far they agree with "
-            "it, not how often they are right."
+            "Candidates are scored on images that were synthesized from the original: scores say how far they agree "
+            "with it, not how often they are right."
         )
         return
     if prepared.objective.name != "top1":

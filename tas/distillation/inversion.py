@@ -28,8 +28,8 @@ _TEMPERATURE = 3.0  # of the competition's probabilities
 @dataclass(frozen=True)
 class Settings:
     """How images are made. The paper takes for CIFAR-10 batch 256, steps 2000, lr 0.05, statistics 10; for ImageNet
-    batch 152, coarse_steps 2000, steps 1000, lr 0.25, statistics 0.01, variation 1e-4, l2 1e-5, jitter 30, flip. In fewer
-    steps, a large weight of the statistics leaves no room for the classes: both should be looked at.
+    batch 152, coarse_steps 2000, steps 1000, lr 0.25, statistics 0.01, variation 1e-4, l2 1e-5, jitter 30, flip. In
+    fewer steps, a large weight of the statistics leaves no room for the classes: both should be looked at.
 
     images: how many, as many of each class. batch: made together; their statistics are matched together, so fewer than
     a few a class do not look like the data. steps: of Adam on the pixels, at full resolution; coarse_steps: before
@@ -45,12 +45,12 @@ class Settings:
     steps: int = 400
     coarse_steps: int = 0
     lr: float = 0.1
-    statistics: float = 0.3
+    statistics: float = 0.1
     first_statistics: float = 10.0
     variation: float = 2.5e-5
     variation_l1: float = 0.0
     l2: float = 0.0
-    competition: float = 0.2
+    competition: float = 2.0
     jitter: int = 2
     flip: bool = False
 
