@@ -15,14 +15,14 @@ from torch.nn import functional
 FOLDER = "synthetic"
 SHEET = f"{FOLDER}/sheet.png"
 _WIDTH = 640  # pixels of the sheet, about: small images are shown larger
-_ROWS, _GAP = 12, 2
+_ROWS, _GAP = 8, 2
 
 Table = tuple[list[str], list[list[str]]]
 
 
 def sheet(images: Tensor, classes: int) -> bytes:
     """uint8 [count, 1 or 3, height, width], whose classes come in turns, as one PNG: a column a class, for the
-    first ten classes, a dozen of each at most."""
+    first ten classes, eight of each at most."""
     from PIL import Image
 
     columns = min(classes, 10)
