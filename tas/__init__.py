@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tas.cost import macs as macs
     from tas.cost import params as params
     from tas.distillation import distill as distill
+    from tas.distillation.synthesis import synthesize as synthesize
     from tas.distribution import ArchitectureDistribution as ArchitectureDistribution
     from tas.exporting import export as export
     from tas.exporting import load as load
@@ -56,6 +57,7 @@ _HOMES = {
     "save": "exporting",
     "score": "scoring",
     "search": "methods",
+    "synthesize": "distillation.synthesis",
     "trace": "tracing",
 }
 
@@ -91,6 +93,7 @@ __all__ = [
     "save",
     "score",
     "search",
+    "synthesize",
     "testing",
     "trace",
 ]

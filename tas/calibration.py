@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 def has_batch_norm(network: nn.Module) -> bool:
     """Whether any module of `network` keeps running batch statistics."""
-    return bool(_batch_norms(network))
+    return bool(batch_norms(network))
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def modes_restored(network: nn.Module) -> Iterator[None]:
 
 def statistics(network: nn.Module) -> dict[str, Tensor]:
     """Copies of the running statistics and batch counts of every batch norm, by name in the state dict."""
-    names = {id(buffer) for norm in _batch_norms(network) for buffer in norm.buffers(recurse=False)}
+    names = {id(buffer) for norm in batch_norms(network) for buffer in norm.buffers(recurse=False)}
     return {name: buffer.clone() for name, buffer in network.named_buffers() if id(buffer) in names}
 
 
@@ -65,7 +65,7 @@ def recalibrate(
     `resumed`: the statistics in place are already averages over the batches that the norms have counted, and `batches`
     are the next ones: the result is bit-identical to one call with all of them.
     """
-    norms = _batch_norms(network)
+    norms = batch_norms(network)
     momenta = [norm.momentum for norm in norms]
     forward = network if forward is None else forward
     with modes_restored(network), torch.no_grad():
@@ -83,5 +83,6 @@ def recalibrate(
                 norm.momentum = momentum
 
 
-def _batch_norms(network: nn.Module) -> list[_BatchNorm]:
+def batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    """The modules of `network` that keep running batch statistics."""
     return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]

@@ -125,6 +125,17 @@ def search(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json: 
 
 
 @app.command()
+def synthesize(recipe: RecipePath, out: Out = None, overrides: Set = None, as_json: Json = False) -> None:
+    """Make images from the original's batch norms, as the section `synthesize` says, to look at and to train with.
+
+    A run in the same folder goes on with them. Without the section: --set synthesize.images=2000.
+    """
+    from tas import commands
+
+    commands.synthesize(_recipe(str(recipe), overrides), _folder(recipe, out), as_json)
+
+
+@app.command()
 def distill(
     recipe: RecipePath,
     architecture: Annotated[

@@ -39,6 +39,14 @@ def finish(recipe: Recipe, folder: Path, as_json: bool, **options: Any) -> None:
     show(as_json, {**metrics, **found, "folder": str(folder)}, *shown, _paths(folder, names))
 
 
+def synthesize(recipe: Recipe, folder: Path, as_json: bool) -> None:
+    from tas import synthesizing
+    from tas.reporting.synthesis import resemblance_rows
+
+    found = _interruptible(folder, lambda: synthesizing.make(recipe, folder))
+    show(as_json, {**found, "folder": str(folder)}, resemblance_rows(found["rows"]), found["sheet"])
+
+
 def plan(recipe: Recipe, as_json: bool) -> None:
     from tas.planning import estimate
     from tas.preparation import prepare

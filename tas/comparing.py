@@ -30,6 +30,7 @@ from tas.reporting.comparison import write_comparison
 from tas.reporting.progress import Display
 from tas.space import Architecture
 from tas.stages import judged_on, opened, warn_of_scores, weighted
+from tas.synthesizing import rival, synthesized
 from tas.timing import interleaved
 from tas.tracing import Traced
 
@@ -44,15 +45,17 @@ def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) 
     prepared = prepare(recipe)
     judged_on(prepared.data)
     require_populations(prepared)
+    rival(prepared)
     asked = recipe.compare.budgets
     budgets = budgets_of(prepared.space, asked, "compare.budgets") if asked else prepared.budgets
     current = opened(prepared, folder, display)
     found: dict[str, Any] = {}
     try:
         works = [
-            Work(current, budgets, teacher, weighted(prepared, teacher), seeds) for teacher, seeds in originals(current)
+            Work(synthesized(current, teacher), budgets, teacher, weighted(prepared, teacher), seeds)
+            for teacher, seeds in originals(current)
         ]
-        warn_of_scores(current, works[0].teacher)
+        warn_of_scores(works[0].current, works[0].teacher)
         found = _found(works)
         for cell in _cells(works):
             found["cells"].append(cell)  # one by one: an interruption leaves those before

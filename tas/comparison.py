@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tas.data import Data
 from tas.distillation import distill
 from tas.errors import BadNetwork
-from tas.exporting import load, save
+from tas.exporting import facts, load, save
 from tas.importing import imported
 from tas.initialization import MERGE_IMAGES, Weights, student_at
 from tas.methods.baselines import random, uniform
@@ -118,6 +118,13 @@ def rebuild(section: Network, architecture: Mapping[str, int] | None) -> nn.Modu
     if section.supernet is None or architecture is None:
         return original
     return imported(section.supernet, BadNetwork)(original).student(architecture)
+
+
+def saved(folder: str | Path) -> tuple[nn.Module, Network]:
+    """The network that `tas.save` wrote into a folder, and the section `network` that it was cut from."""
+    known = facts(folder)
+    section = Network.model_validate_json(json.dumps(known["network"]))
+    return load(lambda: rebuild(section, known.get("architecture")), folder), section
 
 
 def _save_checked(

@@ -54,6 +54,8 @@ def correlate(
     """
     if recipe.network.supernet is not None:
         raise BadRecipe("quick scores need inherited weights; students of network.supernet start from fresh ones")
+    if recipe.synthesize is not None:
+        raise BadRecipe("a correlation judges on training images, synthesized ones cannot tell: set synthesize=null")
     if count < 3 or epochs < 1:
         raise BadRecipe(f"a correlation needs 3 architectures and 1 epoch at least, got {count} and {epochs}")
     check_owner(folder, recipe)

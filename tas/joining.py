@@ -13,6 +13,7 @@ from tas.preparation import prepare
 from tas.recipe import read
 from tas.reporting.progress import Display
 from tas.stages import asked_search, weighted
+from tas.synthesizing import from_run
 
 _STUDIES = ("optuna", "tuned")
 
@@ -32,7 +33,9 @@ def join(folder: Path, overrides: Sequence[str] = (), display: Display | None = 
             f"only studies are shared, search.method {' and '.join(_STUDIES)}, got {recipe.search.method!r}"
         )
     prepared = prepare(recipe)
-    source = weighted(prepared, trained(prepared, folder))
+    network = trained(prepared, folder)
+    prepared = from_run(prepared, network, folder)
+    source = weighted(prepared, network)
     rows: list[Mapping[str, Any]] = []
     with (display or Display()).bar("search") as bar:
 

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tas.comparison import rebuild
+from tas.comparison import saved
 from tas.errors import BadRecipe
 from tas.exporting import SUFFIXES, export, facts, load, note
 from tas.originals import build
 from tas.preparation import Prepared, data_of, device_of, objective_of, original_of, prepare, require_member
-from tas.recipe import Network, Recipe
+from tas.recipe import Recipe
 from tas.reporting.tables import lost_note
 from tas.sampling import sample_many
 from tas.scoring import ranked, score, scored_on
 from tas.space import Architecture, Budget, SearchSpace
 from tas.stages import blindness, candidate_row, chance, few_images, judged_on, weighted
+from tas.synthesizing import from_run
 from tas.training import evaluate
 
 
@@ -48,6 +49,7 @@ def quick_scores(
     for number, architecture in enumerate(architectures, 1):
         require_member(prepared.space, architecture, f"architecture {number} of {len(architectures)}")
     original, search = trained(prepared, run or learned), recipe.search
+    prepared = from_run(prepared, original, run or learned)
     held_out = scored_on(prepared.data, search.images, recipe.seed)
     reached = evaluate(original, held_out, prepared.objective, device=prepared.device)
     remarks = few_images(prepared.data, search.images, search.calibration_images, recipe.seed)
@@ -151,11 +153,9 @@ def network_at(target: str, recipe_of: Callable[[str], Recipe]) -> tuple[nn.Modu
     """
     folder = Path(target)
     if folder.is_dir():
-        known = facts(folder)
-        section = Network.model_validate_json(json.dumps(known["network"]))
+        network, section = saved(folder)
         near = [path / "recipe.yaml" for path in (folder.parent, folder.parent.parent)]
-        recipe = recipe_of(next((str(path) for path in near if path.is_file()), section.name))
-        return load(lambda: rebuild(section, known.get("architecture")), folder), recipe
+        return network, recipe_of(next((str(path) for path in near if path.is_file()), section.name))
     recipe = recipe_of(target)
     if recipe.network.weights is None:
         raise BadRecipe(f"{target} names no weights: give --weights, or a folder such as RUN/original")

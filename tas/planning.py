@@ -20,6 +20,7 @@ from tas.preparation import Prepared, describe
 from tas.recipe import Differentiable, Tuned
 from tas.scoring import search_splits
 from tas.supernet import Supernet
+from tas.synthesizing import planned
 from tas.tracing import Traced
 from tas.training import call
 
@@ -32,14 +33,18 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
     Seconds are measured seconds an image x images x epochs: starting up, evaluation and the slowing of a machine that
     gets hot are not in them. Uniform widths at each budget stand for its student and its candidates.
     """
-    recipe, train = prepared.recipe, len(prepared.data.train)
+    recipe, real = prepared.recipe, len(prepared.data.train)
+    prepared = planned(prepared)
+    train = len(prepared.data.train)
     timer = _Timer.of(prepared)
     original = copy.deepcopy(prepared.original).to(prepared.device)
     evens = [uniform(prepared.space, budget) for budget in prepared.budgets.values()]
     students = [student_at(prepared.source, even, recipe.initialize.weights).to(prepared.device) for even in evens]
     stages = {}
     if recipe.original is not None and recipe.network.weights is None:
-        stages["original"] = timer.training(original) * recipe.original.epochs * train
+        stages["original"] = timer.training(original) * recipe.original.epochs * real
+    if (how := recipe.synthesize) is not None:  # the gradient of pixels costs about what that of weights does
+        stages["synthesize"] = timer.training(original) * (how.steps + how.coarse_steps / 4) * how.images
     stages["search"] = sum(map(timer.forward, students)) * _scored_images(recipe.search, train)
     stages["search"] += timer.searching(prepared) * _search_epochs(recipe.search) * len(search_splits(prepared.data)[0])
     step = sum(map(timer.training, students))

@@ -33,6 +33,8 @@ def require_populations(prepared: Prepared) -> None:
         raise BadRecipe("compare.weights are the originals of compare.forgetting: set that to true as well")
     if not section.forgetting:
         return
+    if recipe.synthesize is not None:
+        raise BadRecipe("compare.forgetting has an original a seed, synthesize makes images of one: leave out one")
     if not prepared.classifies:
         raise BadRecipe("compare.forgetting compares classes: it needs class labels, and top-1 as the metric")
     if section.weights and len(set(section.weights)) != len(section.seeds):

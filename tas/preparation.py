@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tas import cost
 from tas.calibration import modes_restored
 from tas.data import Data, load
-from tas.errors import BadNetwork, BadRecipe, Untraceable
+from tas.distillation.inversion import require_batch_norm
+from tas.distillation.synthesis import check_settings
+from tas.errors import BadData, BadNetwork, BadRecipe, Untraceable
 from tas.importing import imported
 from tas.methods.baselines import uniform
 from tas.objectives import Objective, objective
@@ -72,7 +74,39 @@ def prepare(recipe: Recipe) -> Prepared:
     data = data_of(recipe.data)
     source = source_of(recipe, network, example_inputs(recipe.network, network, data, judge))
     require_choices(source.space)
-    return Prepared(recipe, device, data, judge, network, source, budgets_of(source.space, recipe.budgets))
+    prepared = Prepared(recipe, device, data, judge, network, source, budgets_of(source.space, recipe.budgets))
+    _check_synthesis(prepared)
+    return prepared
+
+
+def _check_synthesis(prepared: Prepared) -> None:
+    """`TasError` where there is nothing to train on, or images are asked for that cannot be made."""
+    recipe, data = prepared.recipe, prepared.data
+    how = recipe.synthesize
+    if not data.has_training and (recipe.network.weights is None or how is None):
+        raise BadRecipe(
+            "without training images (data.train false) the recipe needs network.weights, and a section `synthesize` "
+            "that says how to make images, such as --set synthesize.images=2000"
+        )
+    if how is None:
+        return
+    require_batch_norm(prepared.original)
+    if not prepared.classifies:
+        raise BadRecipe("synthesize makes images of classes: it needs class labels, cross-entropy and top-1")
+    inputs, _ = next(replace(data.train, mean=None, std=None).take(2).batches(2))
+    if data.train.mean is None or not isinstance(inputs, Tensor) or inputs.dtype != torch.uint8:
+        raise BadData(
+            "synthesize makes pixels: the data must be uint8 images with mean and std, not normalised already"
+        )
+    if how.real_images and not data.has_training:
+        raise BadRecipe(f"data.train is false: there are no {how.real_images} synthesize.real_images")
+    check_settings(how, inputs.shape[1:], data.classes or 0)
+    if how.coarse_steps:
+        halved = torch.zeros(2, inputs.shape[1], *(side // 2 for side in inputs.shape[2:]))
+        try:
+            check_runs(prepared.original, halved)
+        except BadNetwork as problem:
+            raise BadRecipe(f"synthesize.coarse_steps must be 0 for this network: {problem}") from problem
 
 
 def source_of(recipe: Recipe, network: nn.Module, inputs: Any) -> Any:

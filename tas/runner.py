@@ -1,4 +1,5 @@
-"""A whole run: original, space, search, distillation of the student and of what it is compared with, report.
+"""A whole run: original, images where its recipe has them made, search, distillation of the student and of what it is
+compared with, report.
 
 Every stage leaves its result in the run folder and is skipped when the same folder is run again.
 """
@@ -20,6 +21,7 @@ from tas.reporting import write_report
 from tas.reporting.page import read_json
 from tas.reporting.progress import Display
 from tas.stages import Run, judged_on, opened, original, searched, weighted
+from tas.synthesizing import rival, synthesized
 
 Stage = Literal["original", "search", "distill"]
 
@@ -43,6 +45,7 @@ def run(
     check_owner(folder, recipe)
     prepared = prepare(recipe)
     judged_on(prepared.data)
+    rival(prepared)
     if architecture is not None:
         require_member(prepared.space, architecture)
         if len(prepared.budgets) > 1:
@@ -63,6 +66,7 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
     write_json(path, metrics)
     if until == "original":
         return metrics
+    current = synthesized(current, network)
     source = weighted(current.prepared, network)
     found, budgets = searched(current, source, network, given), current.prepared.budgets
     if until == "search":

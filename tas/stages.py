@@ -281,6 +281,12 @@ def warn_of_scores(current: Run, network: nn.Module) -> None:
     prepared, asked = current.prepared, current.recipe.search
     for said in few_images(prepared.data, asked.images, asked.calibration_images, current.recipe.seed):
         current.warn(said)
+    if current.recipe.synthesize is not None:
+        current.warn(
+            "Candidates are scored on images that were synthesized from the original: scores say how far they agree "
+            "with it, not how often they are right."
+        )
+        return
     if prepared.objective.name != "top1":
         return
     held_out = search_splits(prepared.data, current.recipe.seed)[1].take(2000)

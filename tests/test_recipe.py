@@ -128,6 +128,17 @@ def test_the_json_schema_explains_every_option_of_every_search() -> None:
             assert name == "method" or name in described["description"], f"{section.__name__}.{name}"
 
 
+def test_the_json_schema_explains_how_images_are_synthesized_and_the_template_shows_its_defaults() -> None:
+    described = recipe.Recipe.model_json_schema()["$defs"]["Synthesize"]
+    assert [name for name in described["properties"] if name not in described["description"]] == []
+    lines = recipe.template("a:b", (1, 3, 8, 8)).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("# synthesize:"))
+    shown = [line.removeprefix("#   ") for line in lines[start + 1 : lines.index("", start)]]
+    found = recipe.parse({**BASE, "synthesize": yaml.safe_load("\n".join(shown))}).synthesize
+    assert found == recipe.Synthesize()
+    assert {line.partition(":")[0] for line in shown} == set(described["properties"])
+
+
 def test_the_other_searches_of_the_template_are_right_too(tmp_path: Path) -> None:
     lines = recipe.template("a:b", (1, 3, 8, 8)).splitlines()
     others = [line.removeprefix("## ") for line in lines if line.startswith("## ")][1:]

@@ -5,6 +5,7 @@ do with them.
 """
 
 from tas.data.holders import Batches, Examples, InMemory
+from tas.data.images import noise
 from tas.data.sources import as_data, load
 from tas.data.splits import Data, Split, halves
 from tas.data.tensors import examples_in, map_tensors, nested, stratified
@@ -21,5 +22,6 @@ __all__ = [
     "load",
     "map_tensors",
     "nested",
+    "noise",
     "stratified",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,6 +94,32 @@ def from_pictures(name: str, pictures: Dataset[Any], mode: str, size: int | None
         targets.append(labels)
         filled += len(pixels)
     return Split(name, InMemory(inputs, torch.cat(targets)))
+
+
+def noise(
+    count: int, shape: Sequence[int], mean: Sequence[float], std: Sequence[float], generator: torch.Generator
+) -> Tensor:
+    """uint8 [count, channels, height, width]: pixels that are N(0, 1) once normalised, clipped to black and white."""
+    means, stds = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    drawn = torch.randn((count, *shape), generator=generator) * stds + means
+    return (drawn * 255).round().clamp(0, 255).byte()
+
+
+def without_training(
+    name: str, splits: Mapping[str, Split], mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> dict[str, Split]:
+    """The other splits, and, as "train", a split of two images of noise a class that is named "noise"."""
+    others = {split: found for split, found in splits.items() if split != "train"}
+    if not others or mean is None or std is None:
+        found = f"{sorted(others) or 'none'}, {mean=} and {std=}"
+        raise BadData(f"without training images, {name!r} needs a test or val split, and mean and std; it has {found}")
+    like = others.get("test", next(iter(others.values())))
+    if not _has_pixels(like) or like.targets is None:
+        raise BadData(f"training images can only be left out of uint8 images with class labels, {name!r} has others")
+    labels = torch.arange(max(int(s.targets.max()) for s in others.values() if s.targets is not None) + 1).repeat(2)
+    generator = torch.Generator().manual_seed(0)
+    pixels = noise(len(labels), tuple(_first(like).shape), mean, std, generator)
+    return {"train": Split("noise", InMemory(pixels, labels)), **others}
 
 
 def mode_of(picture: Any) -> str:

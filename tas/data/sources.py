@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from tas.augment import Augment
 from tas.data.holders import Batches, Examples, InMemory
-from tas.data.images import from_arrays, from_pictures, mode_of, normalised
+from tas.data.images import from_arrays, from_pictures, mode_of, normalised, without_training
 from tas.data.splits import Data, Split, halves
 from tas.data.vision import image_folder, torchvision_set
 from tas.errors import BadData
@@ -47,6 +47,7 @@ def load(
     classes: int | None = None,
     test_fraction: float = 0.2,
     workers: int = 0,
+    train: bool = True,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Data:
     """Find a data set by `name` (see the module's text); BadData says what is wrong with it.
@@ -55,6 +56,8 @@ def load(
     middle. mean, std: per channel, for pixels in [0, 1]; by default those of the training images. padding, flip,
     cutout: see `Augment`. classes: how many there are; by default the largest training label + 1. test_fraction: held
     out, stratified, always the same examples, where the source has one split only. workers: processes that decode.
+    train: false where there are no training images, or none shall be used. mean and std must then be given, and some
+    noise of the right shape, named "noise", stands in the place of the training split until images are synthesized.
     """
     augment = Augment(padding, flip, cutout)
     if name in ("npz", "folder") and root is None:
@@ -63,9 +66,9 @@ def load(
     if name == "mnist5k":
         splits = {"train": from_arrays("train", *_mnist5k())}
     elif name == "npz" or path.suffix == ".npz":
-        splits = _npz(path)
+        splits = _npz(path, train)
     elif name == "folder":
-        splits = image_folder(path, size, workers)
+        splits = image_folder(path, size, workers, train)
     elif ":" in name:
         rooted = {} if root is None else {"root": str(path)}
         splits = _splits_of(_built(name, dict(kwargs or {}) | rooted), size, workers)
@@ -74,6 +77,8 @@ def load(
     if set(splits) == {"train"} and not isinstance(splits["train"].source, Batches):
         classes = _classes(splits["train"]) if classes is None else classes  # a rare class may end in one part only
         splits = _held_out(splits["train"], test_fraction)
+    if not train:
+        splits = without_training(name, splits, mean, std)
     return _assembled(name, splits, mean, std, classes, None if augment == Augment() else augment)
 
 
@@ -149,7 +154,7 @@ def _mnist5k() -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(-1, 28, 28).astype(np.uint8), labels
 
 
-def _npz(path: Path) -> dict[str, Split]:
+def _npz(path: Path, train: bool = True) -> dict[str, Split]:
     if not path.is_file():
         raise BadData(f"data must be an .npz file, there is none at {path}")
     try:
@@ -159,8 +164,9 @@ def _npz(path: Path) -> dict[str, Split]:
         if "Object arrays" in str(error):
             raise BadData(f"images of {path} must be one array of numbers: do they have mixed shapes?") from error
         raise BadData(f"{path} cannot be read as .npz: {error}") from error
-    if not {"train_images", "train_labels"} <= set(arrays):
-        raise BadData(f"an .npz needs the arrays train_images and train_labels, {path} has {sorted(arrays)}")
+    needed = "train" if train else "test"
+    if not {f"{needed}_images", f"{needed}_labels"} <= set(arrays):
+        raise BadData(f"an .npz needs the arrays {needed}_images and {needed}_labels, {path} has {sorted(arrays)}")
     splits = {}
     for name in _SPLITS:
         images, labels = arrays.get(f"{name}_images"), arrays.get(f"{name}_labels")

@@ -137,12 +137,17 @@ class Data:
             raise BadData(f"{self.name!r} needs examples of two classes at least, 'train' has only class {labels[0]}")
 
     @property
+    def has_training(self) -> bool:
+        """Whether there are training images, not noise in their place (`load` with train=False)."""
+        return self.train.name != "noise"
+
+    @property
     def splits(self) -> tuple[Split, ...]:
         return tuple(split for split in (self.train, self.val, self.test) if split is not None)
 
     def split(self, name: str) -> Split:
         """The split "train", "val" or "test"; BadData where there is none of that name."""
-        found = {"train": self.train, "val": self.val, "test": self.test}.get(name)
+        found = {"train": self.train if self.has_training else None, "val": self.val, "test": self.test}.get(name)
         if found is None:
             raise BadData(f"{self.name!r} has the splits {[s.name for s in self.splits]}, but {name!r} was asked for")
         return found

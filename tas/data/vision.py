@@ -61,14 +61,15 @@ def _split(name: str, dataset: Any, size: int | None, workers: int) -> Split:
     return from_pictures(name, dataset, mode_of(dataset[0][0]), size, workers)
 
 
-def image_folder(root: Path, size: int | None, workers: int) -> dict[str, Split]:
-    """root/train/<class>/*, with root/val and root/test where they exist; or root/<class>/* as "train" alone."""
+def image_folder(root: Path, size: int | None, workers: int, train: bool = True) -> dict[str, Split]:
+    """root/train/<class>/*, with root/val and root/test where they exist; or root/<class>/* as "train" alone.
+    train: whether root/train must be there."""
     from torchvision.datasets import ImageFolder
 
     if not root.is_dir():
         raise BadData(f"data must be a folder of pictures, there is none at {root}")
     folders = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
-    if folders and "train" not in folders:
+    if train and folders and "train" not in folders:
         raise BadData(f"a folder of pictures needs root/train beside {sorted(folders)}, {root} has no train")
     splits: dict[str, Split] = {}
     classes: list[str] = []

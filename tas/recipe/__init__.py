@@ -15,6 +15,7 @@ from tas.recipe.sections import (
     ObjectiveNames,
     Recipe,
     Report,
+    Synthesize,
     Tuned,
     amount,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "ObjectiveNames",
     "Recipe",
     "Report",
+    "Synthesize",
     "Tuned",
     "amount",
     "difference",

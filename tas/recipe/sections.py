@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from tas.distillation import inversion
 from tas.errors import BadRecipe
 from tas.methods import adaptive_bn, differentiable, optuna_study, tuned
 from tas.recipe.inputs import parse_inputs
@@ -82,6 +83,7 @@ class DataSource(Section):
     classes: int | None = None
     test_fraction: float = 0.2
     workers: int = 0
+    train: bool = True
     kwargs: dict[str, Any] = {}
 
 
@@ -182,6 +184,26 @@ SearchOrName = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Synthesize(inversion.Settings):
+    __doc__ = f"""Images made from the original's batch-norm statistics (DeepInversion). Where this section stands, they
+    take the place of the training images once the original is trained: in the search, its scores, the recalibration of
+    batch norms and distillation. Test images judge, as always.
+
+    real_images: so many real training images (a stratified sample) beside them. against: folder of a student, such as
+    runs/first/student; images on which it differs from the original are sought too (Adaptive DeepInversion).
+
+    {inversion.Settings.__doc__}"""
+
+    real_images: int = 0
+    against: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.real_images < 0:
+            raise BadRecipe(f"synthesize.real_images must be at least 0, got {self.real_images}")
+
+
 class Initialize(Section):
     """How a student gets its weights: the original's most important channels ("inherit"), those with the removed ones
     merged into the layers that read them ("merge"), or fresh ones ("scratch")."""
@@ -267,6 +289,7 @@ class Recipe(Section):
     budget: Budgets
     space: Rules = Rules()
     original: TrainingPlan | None = None
+    synthesize: Synthesize | None = None
     search: Search = Differentiable()
     initialize: Initialize = Initialize()
     distill: Distillation = Distillation()

@@ -10,6 +10,7 @@ from typing import Any
 from tas.errors import BadRecipe
 from tas.files import write_text
 from tas.reporting import pictures, tables
+from tas.reporting.synthesis import synthesis_parts
 
 
 def write_report(folder: str | Path) -> Path:
@@ -52,6 +53,7 @@ def _content(folder: Path) -> dict[str, Any]:
         "title": run["title"],
         "summary": _summary(metrics, metric),
         "result": tables.result_rows(metrics, metric) if metrics else None,
+        "synthesis": synthesis_parts(folder, run["stages"].get("synthesize")),
         "correlations": _correlations(agreement) if agreement else None,
         "tuned": tables.tuned_rows(course, tuned) if tuned else None,
         "feasibility": tables.feasibility_rows(space["feasibility"]) if space else None,
