@@ -14,7 +14,7 @@ ROWS = (
     "errors files importing loading space stand_in",
     "cost sampling distribution elastic",
     "tracing reordering supernet extraction calibration",
-    "augment data objectives training timing",
+    "augment data mixing objectives training timing",
     "importance scoring correlation forgetting initialization distillation",
     "methods",
     "exporting originals recipe preparation folder reporting",
