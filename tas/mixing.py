@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def mixed(
             inputs, share = _pasted(inputs, order, share, draw)
         else:
             inputs = share * inputs + (1 - share) * inputs[order]
-        yield inputs, Mixed(targets, map_tensors(lambda tensor, order=order: tensor[order], targets), share)
+        yield inputs, Mixed(targets, map_tensors(itemgetter(order), targets), share)
 
 
 def _pasted(images: Tensor, order: Tensor, share: float, draw: np.random.Generator) -> tuple[Tensor, float]:

@@ -172,7 +172,7 @@ def _step_function(
             group["lr"] = rate
         inputs = map_tensors(_channels_last, inputs) if plan.channels_last else inputs
         with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=plan.dtype == "bfloat16"):
-            outputs = map_tensors(_full_precision, call(forward, inputs))
+            outputs = map_tensors(full_precision, call(forward, inputs))
             check(outputs)
             value = loss(inputs, outputs, targets)
         run.optimizer.zero_grad()
@@ -246,6 +246,6 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def _full_precision(tensor: Tensor) -> Tensor:
+def full_precision(tensor: Tensor) -> Tensor:
     """Losses are computed in float32 after a forward in half precision."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
