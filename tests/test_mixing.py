@@ -35,9 +35,9 @@ def test_mixup_blends_inputs_by_the_share_that_its_targets_have() -> None:
         blend = targets.share * targets.first + (1 - targets.share) * targets.second
         torch.testing.assert_close(inputs, blend.float().view(8, 1, 1, 1).expand(8, 2, 6, 7))
         shares.append(targets.share)
-    assert min(shares) < 0.2 and max(shares) > 0.8  # Beta(0.4, 0.4) is u-shaped
+    assert min(shares) < 0.2 < 0.8 < max(shares)  # Beta(0.4, 0.4) is u-shaped
     near = [targets.share for _, targets in mixed(batches(), 50.0, 0.0, seeded())]
-    assert 0.3 < min(near) and max(near) < 0.7  # Beta(50, 50) has a spread of 0.05
+    assert 0.3 < min(near) <= max(near) < 0.7  # Beta(50, 50) has a spread of 0.05
 
 
 def test_cutmix_pastes_one_box_and_its_share_is_what_is_left() -> None:

@@ -337,7 +337,7 @@ def test_a_loss_that_is_no_number_stops_at_the_last_good_epoch_and_says_the_step
 
 
 def test_without_a_checkpoint_or_a_finished_epoch_nothing_is_promised(tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match="step 3 of 16 .* no checkpoint was asked for, so"):
+    with pytest.raises(Diverged, match=r"step 3 of 16 .* no checkpoint was asked for, so"):
         train(network(), data(), PLAN, exploding(3), seeded())
     with pytest.raises(Diverged, match="no epoch was finished before"):
         train(network(), data(), PLAN, exploding(3), seeded(), checkpoint=tmp_path / "train.pt")
