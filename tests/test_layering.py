@@ -18,7 +18,7 @@ ROWS = (
     "importance scoring correlation forgetting initialization distillation",
     "methods",
     "exporting originals recipe preparation folder reporting",
-    "stages comparison judging joining correlating planning outcomes predictions cells populations comparing",
+    "stages teaching comparison judging joining correlating planning outcomes predictions cells populations comparing",
     "runner printing commands",
     "testing",
     "cli",
