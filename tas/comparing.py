@@ -82,7 +82,7 @@ def _found(works: Sequence[Work]) -> dict[str, Any]:
         "seeds": list(recipe.compare.seeds),
         "budgets": {name: dict(budget.limits) for name, budget in works[0].budgets.items()},
         "searches": {name: asdict(settings) for name, settings in searches(recipe).items()},
-        "distill": asdict(recipe.distill),
+        "distill": recipe.model_dump(mode="json")["distill"],
         "start": started(works[0].current, works[0].source, works[0].teacher),
         "recipe": dump(recipe),
         "environment": environment(recipe.seed, prepared.device),
