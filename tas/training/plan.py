@@ -16,8 +16,10 @@ from tas.errors import BadRecipe
 class TrainingPlan:
     """How to train. The TAS paper trains its CIFAR networks like this, but for 300 epochs, batch 256, 5 warm-up epochs.
 
-    lr: highest learning rate; linear warm-up over `warmup_epochs` (may be a fraction), then cosine to 0, both per step.
-    decay_norms: whether weight decay also applies to norms and biases (every parameter of one dimension), as in TAS.
+    epochs, batch: passes over the training images, and images a step. lr: highest learning rate; linear warm-up over
+    `warmup_epochs` (may be a fraction), then cosine to 0, both per step. optimizer: "sgd" with `momentum` (`nesterov`
+    or plain), or "adamw". weight_decay: of all weights; decay_norms: whether it also applies to norms and biases
+    (every parameter of one dimension), as in TAS.
     label_smoothing: of cross-entropy, in [0, 1). mixup, cutmix: blend every input with another of its batch
     (`tas.mixing`), by a share from Beta(a, a) with a this number; 0: not; with both, a coin decides for each batch.
     clip: largest norm of all gradients together. ema: decay per step of an exponential moving average of weights and
