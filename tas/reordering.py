@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from tas.tracing import Traced
 from tas.tracing.identity import Array
+from tas.tracing.slicing import copy_sharing
 
 
 def permute(traced: Traced, orders: Mapping[str, Any]) -> Traced:
@@ -28,7 +28,7 @@ def permute(traced: Traced, orders: Mapping[str, Any]) -> Traced:
             raise ValueError(f"an operator slides over {name!r}, whose units keep their order; got {order.tolist()}")
         first = traced.first[name]
         source[first : first + len(order)] = first + order
-    network = copy.deepcopy(traced.network)
+    network = copy_sharing(traced.network)
     named = {**dict(network.named_parameters()), **dict(network.named_buffers())}  # shared tensors once
     with torch.no_grad():
         for name, tensor in named.items():

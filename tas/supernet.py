@@ -8,7 +8,6 @@ that keep its block, and a block that none keeps is not run; so are the branches
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -17,16 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import functional_call
+from torch.utils.checkpoint import CheckpointFunction
 
 from tas.distribution import Draw, Pick, multiplied, one_hot
 from tas.elastic import extension_mask
+from tas.errors import BadNetwork
 from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
 from tas.tracing.identity import Array, Rows
 from tas.tracing.regions import Removal
 from tas.tracing.replay import unchanged
-from tas.tracing.slicing import Cut, apply_cut
+from tas.tracing.slicing import Cut, apply_cut, copy_sharing
 
 _REMEMBERED = 64  # plans of architectures that are kept: a score runs one many times, a search each once
 
@@ -50,7 +52,7 @@ class Supernet(nn.Module):
 
     def __init__(self, traced: Traced) -> None:
         super().__init__()
-        self.network = copy.deepcopy(traced.network)
+        self.network = copy_sharing(traced.network)
         self._traced = traced
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._stand_ins: dict[Removal, nn.Module] = {}
@@ -93,7 +95,7 @@ class Supernet(nn.Module):
         self._scale_branches(tensors, picks)
         args, kwargs = as_call(x)
         caching = [self.network.get_submodule(name) for name in self._traced.caching]
-        with unchanged(caching), self._as_drawn(plan.attributes, dead):
+        with unchanged(caching), self._as_drawn(plan.attributes, dead), _without_checkpointing():
             places = self._slots_without(tuple(removal.module for removal in dead))
             swapped = {place: tensors[name] for place, name in places if name in tensors}
             output = functional_call(self.network, swapped, args, kwargs, tie_weights=False)
@@ -117,7 +119,7 @@ class Supernet(nn.Module):
                 (f"{name}.{key}" if name else key, self._first_name[id(tensor)])
                 for name, module in self.network.named_modules()
                 for key, tensor in (*module._parameters.items(), *module._buffers.items())
-                if tensor is not None
+                if id(tensor) in self._first_name  # a forward may put another buffer in its place
             ]
         return self._slots[dead]
 
@@ -203,6 +205,31 @@ class Supernet(nn.Module):
             for name, part in copied.items():
                 ((dim, positions),) = cuts[name].items()
                 self._tensors[name].index_copy_(dim, positions.to(part.device), part)  # type: ignore[union-attr]
+
+
+@contextmanager
+def _without_checkpointing() -> Iterator[None]:
+    """A checkpointed module would run again in the backward pass, when the parameters of the draw are gone: a crash, or
+    gradients that are wrong without one."""
+    why = (
+        "a search cannot run modules under torch.utils.checkpoint: they run again in the backward pass, with other "
+        "widths; switch gradient checkpointing off for the search"
+    )
+
+    def refuse(*_: Any) -> Any:
+        raise BadNetwork(why)
+
+    reentrant = CheckpointFunction.apply
+    CheckpointFunction.apply = refuse
+    try:
+        with disable_saved_tensors_hooks(why):
+            yield
+    except RuntimeError as error:
+        if str(error) == why:
+            raise BadNetwork(why) from error
+        raise
+    finally:
+        CheckpointFunction.apply = reentrant
 
 
 def _gathers(cut: Cut) -> bool:

@@ -25,6 +25,24 @@ class Named(nn.Module):
         return self.head(self.out(x).mean(1))
 
 
+class Shifted(nn.Module):
+    """Windows are shifted by as many places as there are heads; a mask is cut by that shift only later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.shift = 3, [3, 3]
+        self.qkv, self.out, self.head = nn.Linear(12, 36), nn.Linear(12, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = x.new_zeros(length)
+        mask[: -self.shift[0]] = 1.0
+        mask[-self.shift[1] :] = 2.0
+        scores = (q @ k.transpose(-2, -1) + mask).softmax(-1)
+        return self.head(self.out((scores @ v).transpose(1, 2).reshape(n, length, width)).mean(1))
+
+
 class Listed(nn.Module):
     """The parts of a layer are listed, unequal, and go different ways."""
 
@@ -68,6 +86,13 @@ def test_heads_and_head_size_follow_their_attributes_and_look_alikes_stay() -> N
     student = extract(traced, traced.space.smallest())
     assert (student.num_heads, student.head_dim) == (1, 1)
     assert (student.shift, student.steps) == (3, [4, 2])
+
+
+def test_of_attributes_found_together_only_those_that_are_needed_change() -> None:
+    stem = nn.Linear(6, 12)
+    traced = check_space(nn.Sequential(stem, Shifted()), torch.randn(2, 7, 6))
+    assert {rule.key[0] for rule in traced.attribute_rules} == {"heads"}
+    assert len([choice for choice in traced.space.choices if choice.kind == "width"]) == 3
 
 
 def test_listed_parts_follow_and_the_list_of_the_original_is_not_touched() -> None:

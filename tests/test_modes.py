@@ -9,8 +9,10 @@ import torch
 from adversarial import Net, conv, conv_bn, head, images
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import tas
+from tas.errors import BadNetwork
 from tas.originals import load_weights
 from tas.testing import check_space
 
@@ -166,3 +168,90 @@ def test_constants_that_meet_a_layer_are_no_choice() -> None:
     assert [choice.name for choice in traced.space.choices] == ["a.0", "first"]
     told = {size.name: size.reason for size in traced.space.kept}
     assert told["first.weight[1]"] == "coordinates holds it, and no parameter makes it"
+
+
+def test_dropout_inside_torchs_own_attention() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.2, batch_first=True)
+    check_space(nn.Sequential(nn.Linear(5, 16), layer, nn.Linear(16, 3)), torch.randn(2, 6, 5), architectures=1)
+
+
+def test_noise_of_train_mode_ties_what_it_meets() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        hidden = torch.relu(m.e(x))
+        mean, spread = m.mean(hidden), m.spread(hidden)
+        return m.d(mean + torch.randn_like(mean) * spread.exp() if m.training else mean)
+
+    network = Net(run, e=nn.Linear(4, 8), mean=nn.Linear(8, 6), spread=nn.Linear(8, 6), d=nn.Linear(6, 4))
+    traced = check_space(network, torch.randn(3, 4))
+    student = tas.extract(traced, traced.space.smallest()).train()
+    assert student.mean.out_features == student.spread.out_features < 6
+    assert student(torch.randn(3, 4, dtype=torch.float64)).shape == (3, 4)
+
+
+def test_results_with_gradients_on_modules_are_copied_as_numbers() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        m.features = [torch.relu(m.a(x))]
+        return m.b(m.features[0])
+
+    network, x = Net(run, a=nn.Linear(4, 8), b=nn.Linear(8, 3), features=[]), torch.randn(2, 4)
+    network(x)
+    traced = check_space(network, x)
+    supernet = tas.Supernet(traced).train()
+    supernet(x.double(), traced.space.largest()).sum().backward()
+    assert tas.extract(supernet, traced.space.smallest()).features[0].grad_fn is None
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_that_an_old_norm_computes() -> None:
+    normed = nn.utils.weight_norm
+    network = nn.Sequential(normed(nn.Conv1d(3, 8, 3)), nn.ReLU(), normed(nn.Conv1d(8, 8, 3)), nn.Flatten())
+    traced = check_space(network.append(nn.Linear(8 * 6, 4)), torch.randn(2, 3, 10))
+    assert [choice.name for choice in traced.space.choices] == ["0", "2"]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_search_refuses_checkpointed_modules(reentrant: bool) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.h(checkpoint(m.b, m.a(x), use_reentrant=reentrant) if m.training else m.b(m.a(x)))
+
+    traced = tas.trace(Net(run, a=conv_bn(3, 8), b=conv_bn(8, 8), h=head(8)), images())
+    supernet = tas.Supernet(traced).train()
+    with pytest.raises(BadNetwork, match="switch gradient checkpointing off"):
+        supernet(images(), traced.space.smallest())
+    student = tas.extract(traced, traced.space.smallest()).train()
+    student(images()).sum().backward()  # by itself it may
+    assert student.a[0].weight.grad is not None
+
+
+def test_sizes_that_are_only_averaged_over_are_kept() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.o(torch.relu(m.latents + m.i(x)[:, None]).mean(1))
+
+    network = Net(run, i=nn.Linear(3, 16), o=nn.Linear(16, 5))
+    network.latents = nn.Parameter(torch.randn(4, 16))
+    traced = check_space(network, torch.randn(2, 3))
+    assert [choice.name for choice in traced.space.choices] == ["latents.in1"]
+    told = {size.name: size.reason for size in traced.space.kept}
+    assert told["latents[0]"].startswith("it is never summed over")
+
+
+def test_norms_that_compute_in_single_precision_are_held_to_that() -> None:
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.float()
+            return self.weight * (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+    check_space(nn.Sequential(nn.Linear(4, 8), Norm(), nn.Linear(8, 8), Norm(), nn.Linear(8, 3)), torch.randn(2, 4))
+
+
+def test_views_in_place_and_quotients_of_numbers() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        mask = m.a(x).transpose_(1, 2).unsqueeze_(1).squeeze_(1).transpose(1, 2)
+        return m.b(mask / torch.div(6, 2, rounding_mode="floor"))
+
+    traced = check_space(Net(run, a=nn.Linear(4, 8), b=nn.Linear(8, 3)), torch.randn(2, 5, 4))
+    assert [choice.name for choice in traced.space.choices] == ["a"]

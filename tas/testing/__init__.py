@@ -15,12 +15,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from tas.space import Architecture, SearchSpace
@@ -28,6 +28,8 @@ from tas.testing import laws
 from tas.testing.reference import randomize
 from tas.tracing import Rules, Traced, as_call, trace
 from tas.tracing.dynamic import decisions_of, hold
+from tas.tracing.replay import unchanged
+from tas.tracing.slicing import copy_sharing
 
 __all__ = ["check_space", "randomize"]
 
@@ -51,17 +53,18 @@ def check_space(
 
     Checked at the smallest architecture, `architectures` random ones and as many with one choice alone at its
     smallest. Parameters and buffers of a copy are made random first, since zero-initialised branches would let laws
-    pass that do not hold. `tolerance` is relative to the largest number of an output. Noise of the forward in train
-    mode (dropout, drop path) has to come from torch's global generator. `rules` and `handlers` as in `trace`. Returns
-    the trace of that copy.
+    pass that do not hold. `tolerance` is relative to the largest number of an output; a network that computes in
+    another precision inside (norms that cast to float32) is held to 100 times the rounding of that. Noise of the
+    forward in train mode (dropout, drop path) has to come from torch's global generator. `rules` and `handlers` as in
+    `trace`. Returns the trace of that copy.
     """
     generator = torch.Generator().manual_seed(seed)
-    original = copy.deepcopy(network)._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)  # not complex ones
+    original = copy_sharing(network)._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)  # not complex ones
     randomize(original, generator)
     inputs = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, example_inputs)
     traced = trace(original, inputs, rules, handlers)
     chosen = _architectures(traced.space, architectures, generator)
-    close = laws.Close(tolerance)
+    close = laws.Close(max(tolerance, 100 * _rounding(original, inputs)))
     release = _under_one_decision(original, traced, inputs)
     laws.law_1(original, traced, inputs)
     laws.law_2(traced, chosen, inputs)
@@ -81,7 +84,7 @@ def _under_one_decision(original: nn.Module, traced: Traced, inputs: Any) -> Cal
     if not traced.decisions.sized:
         return lambda: None
     args, kwargs = as_call(inputs)
-    training = decisions_of(copy.deepcopy(original).train(), args, kwargs)
+    training = decisions_of(copy_sharing(original).train(), args, kwargs)
     ends = [hold(network, {False: traced.decisions, True: training}) for network in (original, traced.network)]
 
     def release() -> None:
@@ -89,6 +92,31 @@ def _under_one_decision(original: nn.Module, traced: Traced, inputs: Any) -> Cal
             end()
 
     return release
+
+
+class _Precisions(TorchDispatchMode):
+    """Notes the coarsest rounding among the real numbers that a network computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounding = 0.0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see Recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and out.is_floating_point() and args[0].is_floating_point():
+            self.rounding = max(self.rounding, torch.finfo(out.dtype).eps)
+        return out
+
+
+def _rounding(network: nn.Module, inputs: Any) -> float:
+    args, kwargs = as_call(inputs)
+    with torch.no_grad(), unchanged(network.modules()), _Precisions() as noted:
+        network.eval()(*args, **kwargs)
+    return noted.rounding
 
 
 def _architectures(space: SearchSpace, count: int, generator: torch.Generator) -> list[Architecture]:

@@ -215,7 +215,7 @@ def law_8(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close,
             torch.autograd.grad(_square(output), [*leaves.values()], allow_unused=True, retain_graph=True)
             for output in (fast, reference)
         )
-        scale = max(float(g.abs().max()) for g in theirs if g is not None)
+        scale = max((float(g.abs().max()) for g in theirs if g is not None), default=0.0)
         idle -= {name for name, g in zip(leaves, theirs, strict=True) if g is not None}  # dead units have zeros
         for name, a, b in zip(leaves, ours, theirs, strict=True):
             a, b = (torch.zeros(1) if g is None else g for g in (a, b))

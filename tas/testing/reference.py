@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from tas.distribution import Draw
@@ -20,6 +20,7 @@ from tas.supernet import Supernet
 from tas.tracing import Traced, as_call
 from tas.tracing.independent import independent_macs
 from tas.tracing.records import Site
+from tas.tracing.slicing import copy_sharing
 from tas.tracing.units import Group
 
 __all__ = ["drawn_wide", "independent_macs", "randomize", "same_noise", "without_noise"]
@@ -55,7 +56,7 @@ def drawn_wide(supernet: Supernet, traced: Traced, draw: Draw, inputs: Any) -> A
     widest candidates, since what these see of a channel cannot be masked.
     """
     kept: Callable[[np.ndarray], np.ndarray] | None = None
-    network = copy.deepcopy(supernet.network)
+    network = copy_sharing(supernet.network)
     if not traced.exact:
         widest = {name: pick.values[-1] for name, pick in draw.items()}
         network, mask = extract(supernet, widest), traced.keep_mask(widest)
@@ -181,20 +182,28 @@ def same_noise(seed: int = 0) -> Iterator[None]:
         yield
 
 
-class _NoDropout(TorchFunctionMode):
+def _arguments(func: Callable[..., Any]) -> tuple[str, ...]:
+    if func is scaled_dot_product_attention:  # it has no signature in Python
+        return "query", "key", "value", "attn_mask", "dropout_p", "is_causal"
+    return tuple(inspect.signature(func).parameters)
+
+
+class _NoNoise(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "dropout" in getattr(func, "__name__", ""):
+        name = getattr(func, "__name__", "")
+        if "dropout" in name:
             return args[0] if args else (kwargs or {})["input"]
-        if func is scaled_dot_product_attention:  # it drops attention weights itself
-            named = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
-            return func(**{**named, **(kwargs or {}), "dropout_p": 0.0})
+        if name in ("randn_like", "rand_like", "randn", "rand", "normal", "normal_", "uniform_", "bernoulli"):
+            return torch.zeros_like(func(*args, **(kwargs or {})))  # of a cut size it would be other noise
+        if func in (scaled_dot_product_attention, multi_head_attention_forward):  # they drop attention weights inside
+            return func(**{**dict(zip(_arguments(func), args, strict=False)), **(kwargs or {}), "dropout_p": 0.0})
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def without_noise(network: nn.Module) -> Iterator[None]:
-    """Without dropout, and without modules named after drop paths or stochastic depth, in train mode too: their noise
-    has the shape of what they drop."""
+    """Without dropout, with zeros for all other noise, and without modules named after drop paths or stochastic depth,
+    in train mode too: noise has the shape of what it is laid on."""
     flags = [
         (m, m.training) for m in network.modules() if "Drop" in type(m).__name__ or "Stochastic" in type(m).__name__
     ]
@@ -204,7 +213,7 @@ def without_noise(network: nn.Module) -> Iterator[None]:
     for layer, _ in between:
         layer.dropout = 0.0
     try:
-        with _NoDropout():
+        with _NoNoise():
             yield
     finally:
         for module, flag in flags:

@@ -129,7 +129,8 @@ def _fold_width(
     if any(value.made_by not in reached for value in put_out):
         return (), "no parameter takes its factor when candidates are mixed: it is an output of the network"
     rows = [site for index in sorted(marked) for site in recorder.records[index].scales]
-    return tuple(dict.fromkeys([*rows, *(column for _, column in bare if column is not None)])), ""
+    sites = tuple(dict.fromkeys([*rows, *(column for _, column in bare if column is not None)]))
+    return sites, "" if sites else "it is never summed over: nothing takes its factor when candidates are mixed"
 
 
 def _upstream(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tas.errors import BadNetwork, BadRecipe
@@ -20,6 +22,9 @@ from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.replay import unchanged
 from tas.tracing.rules import Rules, inside, matches, require_match
 from tas.tracing.slicing import copy_sharing
+
+# what dropout, drop path and the counters of batch norms are made of
+_OF_MODES = {"bernoulli", "div", "mul", "empty", "empty_like", "new_empty", "add", "detach", "alias", "view", "copy"}
 
 
 def observe(
@@ -53,7 +58,7 @@ def observe(
         raise BadNetwork(f"the network must give tensors, alone or in tuples, lists and dicts; got {_kind(output)}")
     _check_steady(before, watched)
     _check_repeats(output, watched, args, kwargs)
-    if recorder.unread:
+    if recorder.unread or _trains_otherwise(watched, args, kwargs):
         _follow_training(recorder, args, kwargs)
     recorder.freeze_unneeded()
     _keep_constants(recorder)
@@ -62,18 +67,53 @@ def observe(
     return recorder
 
 
+class _Operators(TorchDispatchMode):
+    """Counts the operators of a forward, without those that modes of norms and dropout change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: Counter[str] = Counter()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see Recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.rpartition("::")[2].rstrip("_")
+        if name not in _OF_MODES and "batch_norm" not in name and "dropout" not in name:
+            self.counted[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _trains_otherwise(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether train mode runs other operators: noise on latents, an auxiliary output."""
+    counted = []
+    for training in (False, True):
+        with _in_mode(network, training), suppress(Exception), torch.no_grad(), plain_attention(), _Operators() as seen:
+            network(*args, **kwargs)
+            counted.append(seen.counted)
+    return len(counted) == 2 and counted[0] != counted[1]
+
+
 def _follow_training(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Auxiliary heads, which run in train mode only, read what the rest makes: one forward in that mode says what they
-    need. A network that refuses it with these inputs (a detector without targets) cannot be trained on them either."""
-    network, training = recorder.network, recorder.also()
-    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    with unchanged(network.modules()), _same_draws(network), suppress(Exception):
-        network.train()
+    """What runs in train mode only, auxiliary heads say, reads what the rest makes: one forward in that mode says what
+    it needs. A network that refuses that with these inputs (a detector without targets) is not trained on them."""
+    training = recorder.also()
+    with _in_mode(recorder.network, True), suppress(Exception):
         training.run(args, kwargs)
+    recorder.outputs += training.outputs
+
+
+@contextmanager
+def _in_mode(network: nn.Module, training: bool) -> Iterator[None]:
+    """In train or eval mode, with what a forward changes put back, and the same draws."""
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    with unchanged(network.modules()), _same_draws(network):
+        network.train(training)
+        yield
     with torch.no_grad():
         for buffer, content in before:
             buffer.copy_(content)
-    recorder.outputs += training.outputs
 
 
 # -- network and inputs ------------------------------------------------------------------------------------------------
@@ -87,7 +127,7 @@ def copied(network: nn.Module) -> nn.Module:
                 f"{name!r} has no shape yet (a lazy module): run the network once on an example before it is traced"
             )
     try:
-        return copy.deepcopy(network)
+        return copy_sharing(network)
     except Exception as error:
         raise BadNetwork(f"the network must be such that it can be copied, got: {_first_line(error)}") from error
 

@@ -38,7 +38,7 @@ def pointwise(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
     elif name == "mul":
         t.current.flow = "multiply"
     elif name == "div":
-        t.current.flow = "multiply" if len(inputs) == 1 or not any(t.carries(r) for r in t.rows(inputs[1])) else "other"
+        t.current.flow = "multiply" if len(inputs) < 2 or not any(t.carries(r) for r in t.rows(inputs[1])) else "other"
     elif name in ("hardtanh", "clamp"):
         low, high = (*args[1:], None, None)[:2] if args[1:] else (options.get("min"), options.get("max"))
         default = (-1.0, 1.0) if name == "hardtanh" else (None, None)

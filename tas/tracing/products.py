@@ -98,6 +98,8 @@ def matmul(t: Recorder, out: Tensor, a: Tensor, b: Tensor) -> None:
         t.unify(left[0], right[0])
     t.put(out, left[:-1] + ([right[-1]] if b.dim() > 1 else []))
     _multiplied(t, out, (a.shape[-1], left[-1]), t.site(b, meets))
+    if b.dim() == 1:  # not counted, by torch's counter neither: the power iteration of a spectral norm, say
+        t.current.products = []
     t.current.scales = t.site(b, b.dim() - 1) if b.dim() > 1 else ()
 
 
@@ -169,5 +171,5 @@ HANDLERS: dict[str, Handler] = {
         ],
         attention,
     ),
-    "dot": dot,
+    **dict.fromkeys(["dot", "vdot"], dot),
 }

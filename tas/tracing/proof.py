@@ -6,7 +6,6 @@ way (`repair`) and everything is worked out again. What comes out has run at eve
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.records import Axis
 from tas.tracing.repair import give_way
 from tas.tracing.replay import Replay, unchanged
+from tas.tracing.slicing import copy_sharing
 from tas.tracing.units import Units
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class _Proof:
         with zeros for what is cut. Norms and means over channels do not, by their nature."""
         if self.traced.space.notes:
             return True
-        masked = copy.deepcopy(self.traced.network).eval()
+        masked = copy_sharing(self.traced.network).eval()
         tensors = {**dict(masked.named_parameters()), **dict(masked.named_buffers())}
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -164,15 +164,29 @@ class _Proof:
             self._set(rules)
             replay = self._replay()
             if replay.error is None or replay.position > failed.position:
+                joint, rules = rules, self._needed(dict(before), replay)
                 peers = [p for rule in rules for p in for_peers(self.recorder, original, rule, failed.at())]
                 peers = [p for p in peers if not any(p.same_place(known) for known in (*self.rules, *rules))]
                 self.disproved += [k for k in self.rules if any(k.same_place(r) for r in rules)]
                 self.rules[:] = [k for k in self.rules if not any(k.same_place(r) for r in rules)] + rules + peers
                 self._set(peers)
-                return rules + peers, self._replay() if peers else replay
+                return rules + peers, replay if rules + peers == joint else self._replay()
             for rule, value in before:
                 set_integer(self.network.get_submodule(rule.module), rule.key, value)
         return None
+
+    def _needed(self, before: dict[AttributeRule, int], found: Replay) -> list[AttributeRule]:
+        """Those of several rules found together without which the replay comes less far: a shift of 3 is no number of
+        heads. The others go back to what they were `before`."""
+        needed = list(before)
+        for rule in needed[:] if len(needed) > 1 else []:
+            set_integer(self.network.get_submodule(rule.module), rule.key, before[rule])
+            replay = self._replay()
+            if replay.error is None or (found.error is not None and replay.position >= found.position):
+                needed.remove(rule)
+            else:
+                self._set([rule])
+        return needed
 
     def _drop_coincidences(self, strayed: set[int]) -> None:
         """An attribute that merely had the same value goes back: where the replay holds without it, and compares as

@@ -239,7 +239,9 @@ class Recorder(TorchDispatchMode):
         self._read(inputs)
         values = tuple(self._value(tensor) for tensor in inputs)
         before = [self._ancestors(tensor) for tensor in inputs]
+        shown = self._as_it_was(args[0]) if torch.Tag.inplace_view in func.tags else None
         out = func(*args, **kwargs)
+        args = args if shown is None else (shown, *args[1:])
         union = 0
         for bits in before:
             union |= bits
@@ -259,6 +261,14 @@ class Recorder(TorchDispatchMode):
         self._note_outputs(out, inputs, union | (1 << index), in_place)
         self.records.append(self.current)
         return out
+
+    def _as_it_was(self, tensor: Tensor) -> Tensor:
+        """A view with the shape and identities that a tensor has before its shape is changed in place."""
+        view = tensor.detach()
+        for known in (self._rows, self._origin):
+            if tensor in known:
+                known[view] = known[tensor]
+        return view
 
     def _handler(self, name: str) -> Handler | None:
         """The user's own by either name; ours for torch's own operators only: another library's `add` is not known."""

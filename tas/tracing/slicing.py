@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tas.tracing.identity import Array, Rows
 
@@ -94,9 +95,22 @@ def _recurrent_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...
     return {}
 
 
-def copy_sharing(network: nn.Module, shared: Collection[Tensor]) -> nn.Module:
-    """A deep copy that shares these tensors with the network: copies of large ones take most of a trace."""
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
+def copy_sharing(network: nn.Module, shared: Collection[Tensor] = ()) -> nn.Module:
+    """A deep copy that shares these tensors with the network: copies of large ones take most of a trace. What modules
+    keep of a forward with gradients (features, a table, the weight that an old weight norm made) is copied as numbers:
+    torch copies only tensors that nothing was computed for."""
+    known = {id(tensor): tensor for tensor in shared}
+    with torch.no_grad():
+        known |= {id(tensor): tensor.detach().clone() for tensor in _computed(network)}
+    return copy.deepcopy(network, known)
+
+
+def _computed(network: nn.Module) -> Iterator[Tensor]:
+    """Tensors with a gradient's history among the attributes of modules, also in lists, tuples and dicts."""
+    for module in network.modules():
+        for leaf in tree_leaves([v for v in vars(module).values() if isinstance(v, (Tensor, list, tuple, dict))]):
+            if isinstance(leaf, Tensor) and not leaf.is_leaf:
+                yield leaf
 
 
 def cut_parameters(network: nn.Module, cuts: Mapping[str, Any]) -> None:
