@@ -93,7 +93,7 @@ def started(current: Run, source: Any, original: nn.Module) -> Weights:
             reached = evaluate(student, held_out, prepared.objective, device=prepared.device)
             rows.append({"weights": weights, **reached})
         best = _best(rows, prepared.objective)
-        current.display.say(f"students start by {best}, the best of {len(rows)} after {asked.epochs} epochs each")
+        current.display.say(f"students start by {best}, the best of {len(rows)} starts in a short training")
         facts = {"epochs": asked.epochs, "trained_on": len(half), "judged_on": len(held_out)}
         return {"chosen": best, "rows": rows, **facts, "architecture": dict(even)}
 

@@ -2,9 +2,10 @@
 
 python scripts/benchmarks/distilling.py configs/cifar10_resnet20_22m.yaml results.jsonl --set data.root=cifar10.npz
 
-Every combination of a loss (cross-entropy alone, kd, dkd, dist, kd with feature taps) and a start (inherit, merge; fresh
-weights, which need longer, with the first two losses only) trains on the same images in the same order and is judged on other training images; no test image is read. A
-row a combination and seed goes to the file, which an interrupted study goes on from; the table has mean and spread.
+Every combination of a loss (cross-entropy alone, kd, dkd, dist, kd with feature taps) and a start (inherit, merge;
+fresh weights, which need longer, with the first two losses only) trains on the same images in the same order and is
+judged on other training images; no test image is read. A row a combination and seed goes to the file, which an
+interrupted study goes on from; the table has mean and spread.
 """
 
 from __future__ import annotations

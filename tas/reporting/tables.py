@@ -81,8 +81,9 @@ def start_rows(decided: Mapping[str, Any], metric: str) -> tuple[list[str], list
 
 def start_note(decided: Mapping[str, Any]) -> str:
     """How the starts of `start_rows` were tried."""
+    epochs = "1 epoch" if decided["epochs"] == 1 else f"{decided['epochs']} epochs"
     return (
-        f"Uniform widths from each start, {decided['epochs']} epochs on {decided['trained_on']:,} training images, "
+        f"Uniform widths from each start, {epochs} on {decided['trained_on']:,} training images, "
         f"judged on {decided['judged_on']:,} others of them (n = 1); the star marks the start of all students."
     )
 
