@@ -19,7 +19,6 @@ from typing import Any
 
 from torch import nn
 
-from tas.comparison import taught
 from tas.data.tensors import digest as data_digest
 from tas.files import write_json
 from tas.initialization import Weights
@@ -29,6 +28,7 @@ from tas.preparation import costs, costs_of_original
 from tas.recipe import Distillation, Recipe
 from tas.space import Architecture, Budget
 from tas.stages import Run, judged_on
+from tas.teaching import taught
 from tas.tracing import Traced
 
 
@@ -64,9 +64,13 @@ class Work:
 
     @cached_property
     def facts(self) -> dict[str, str]:
-        """Digests of the data and of the original's weights."""
+        """Digests of the data and of the weights of the original, and of other teachers."""
         weights = data_digest(self.teacher.state_dict().values())
-        return {"data": self.current.prepared.data.digest[:12], "original": weights[:12]}
+        others = [teacher for teacher in self.current.prepared.teachers if teacher is not None]
+        known = {"data": self.current.prepared.data.digest[:12], "original": weights[:12]}
+        if others:
+            known["teachers"] = data_digest(t for each in others for t in each.state_dict().values())[:12]
+        return known
 
     @property
     def name(self) -> str:
@@ -112,12 +116,11 @@ def trained(work: Work, student: Student, place: str) -> dict[str, Any]:
     current = work.current
     prepared, how = current.prepared, student.how
     decides = {"architecture": dict(student.architecture), "how": asdict(how), "weights": student.weights}
-    order = work.recipe.initialize.importance
     facts = {
         "epochs": how.epochs,
         "lr": how.lr,
         "distillation": f"{how.loss}, alpha {how.alpha:g}, T {how.temperature:g}",
-        "start": student.weights if student.weights == "scratch" else f"{student.weights}, {order}",
+        "start": _start(work.recipe, student.weights),
         **work.facts,
     }
     identity = digest({**decides, "facts": facts, "seed": student.seed})
@@ -143,6 +146,14 @@ def trained(work: Work, student: Student, place: str) -> dict[str, Any]:
     known = kept(work.path / f"{name}.json", train)
     _forget(checkpoint)
     return {"row": student.row, "budget": student.budget, **{key: known[key] for key in known if key != "how"}}
+
+
+def _start(recipe: Recipe, weights: Weights) -> str:
+    """What decides the first weights, in words that differ where they do."""
+    asked = recipe.initialize
+    parts: list[str] = [weights, *([asked.importance] if weights != "scratch" else [])]
+    parts += [f"checkpoint {asked.checkpoint}"] if weights == "rewind" else []
+    return ", ".join([*parts, *(["recalibrated"] if asked.recalibrate else [])])
 
 
 def classified(work: Work, network: nn.Module, name: str) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def finish(recipe: Recipe, folder: Path, as_json: bool, **options: Any) -> None:
     from tas.reporting.page import read_json, read_lines, students_of
 
     metrics = _interruptible(folder, lambda: runner.run(recipe, folder, **options))
-    metric, students = read_json(folder / "run.json")["metric"], students_of(folder)
+    state, students = read_json(folder / "run.json"), students_of(folder)
+    metric, start = state["metric"], state["stages"].get("initialize")
     shown: list[Any] = [tables.result_rows(metrics, metric)]
     if options.get("until") == "search":
         shown.insert(0, tables.size_rows(read_json(folder / "space.json"), students))
@@ -35,6 +36,9 @@ def finish(recipe: Recipe, folder: Path, as_json: bool, **options: Any) -> None:
             "architectures": read_json(folder / "architectures.json"),
             "front": [row for row in candidates if row["front"]],
         }
+    if start:
+        shown += [tables.start_rows(start, metric), tables.start_note(start)]
+        found["initialize"] = {name: start[name] for name in ("chosen", "rows", "epochs", "trained_on", "judged_on")}
     names = ("architecture.json", "architectures.json", "student", "students", "metrics.json", "report.html")
     show(as_json, {**metrics, **found, "folder": str(folder)}, *shown, _paths(folder, names))
 

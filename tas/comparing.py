@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from tas.cells import Student, Work, digest, kept, original_cell, searched, trained
-from tas.comparison import in_epochs
 from tas.errors import BadRecipe
 from tas.files import write_json
 from tas.folder import check_owner, environment
@@ -31,6 +30,7 @@ from tas.reporting.progress import Display
 from tas.space import Architecture
 from tas.stages import judged_on, opened, warn_of_scores, weighted
 from tas.synthesizing import rival, synthesized
+from tas.teaching import in_epochs, started
 from tas.timing import interleaved
 from tas.tracing import Traced
 
@@ -85,8 +85,8 @@ def _found(works: Sequence[Work]) -> dict[str, Any]:
         "seeds": list(recipe.compare.seeds),
         "budgets": {name: dict(budget.limits) for name, budget in works[0].budgets.items()},
         "searches": {name: asdict(settings) for name, settings in searches(recipe).items()},
-        "distill": asdict(recipe.distill),
-        "start": recipe.initialize.weights,
+        "distill": recipe.model_dump(mode="json")["distill"],
+        "start": started(works[0].current, works[0].source, works[0].teacher),
         "recipe": dump(recipe),
         "environment": environment(recipe.seed, prepared.device),
         "random_draws": recipe.compare.random_draws,
@@ -135,7 +135,8 @@ def _students(work: Work, label: str, seed: int) -> Iterator[Student]:
     trained from fresh weights in as many epochs (scratch-E) and at the same cost as the original's training in them
     (scratch-B; Liu et al. 2019)."""
     prepared, recipe, budget = work.current.prepared, work.recipe, work.budgets[label]
-    space, how, weights = prepared.space, recipe.distill, recipe.initialize.weights
+    space, how = prepared.space, recipe.distill
+    weights = started(work.current, work.source, work.teacher)
     found = {name: searched(work, name, settings, label, seed) for name, settings in searches(recipe).items()}
     first = next(iter(found.values()))
     generator = torch.Generator().manual_seed(seed + 1_000_003)  # adaptive_bn draws from the seed itself

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,17 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tas.data import Data
-from tas.distillation import distill
 from tas.errors import BadNetwork
 from tas.exporting import facts, load, save
 from tas.importing import imported
-from tas.initialization import MERGE_IMAGES, Weights, student_at
 from tas.methods.baselines import random, uniform
 from tas.originals import build
 from tas.preparation import costs
-from tas.recipe import Distillation, Network
+from tas.recipe import Network
 from tas.space import Architecture, Budget
-from tas.stages import Run, judged_on, numbers, show
-from tas.training import TrainingPlan, call
+from tas.stages import Run, judged_on, numbers
+from tas.teaching import started, taught
+from tas.training import call
 
 
 def baselines(current: Run, budget: Budget) -> dict[str, list[Architecture]]:
@@ -48,13 +45,13 @@ def distilled(
 
     Rivals of one repeat differ in their architecture alone: same start of the weights, same batches in the same order.
     """
-    rows = []
+    rows, weights = [], started(current, source, original)
     for repeat, architecture in enumerate(architectures):
         stage = f"distill {name}" if len(architectures) == 1 else f"distill {name} {repeat + 1}"
 
         def work(repeat: int = repeat, architecture: Architecture = architecture, stage: str = stage) -> dict[str, Any]:
             seed, saved = current.recipe.seed + 1 + repeat, current.folder.checkpoint(stage)
-            student = taught(current, stage, architecture, source, original, seed, checkpoint=saved)
+            student = taught(current, stage, architecture, source, original, seed, weights=weights, checkpoint=saved)
             facts = {**current.judged(student), **costs(current.prepared.space, architecture)}
             if repeat == 0:
                 _save_checked(current, student, current.folder.path / place, architecture, facts)
@@ -66,50 +63,6 @@ def distilled(
     mean = {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
     mean |= {key: round(mean[key]) for key in ("macs", "params")}
     return mean if len(rows) == 1 else {**mean, "spread": statistics.stdev(values), "n": len(rows)}
-
-
-def taught(
-    current: Run,
-    stage: str,
-    architecture: Mapping[str, int],
-    source: Any,
-    original: nn.Module,
-    seed: int,
-    *,
-    how: Distillation | None = None,
-    weights: Weights | None = None,
-    data: Data | None = None,
-    checkpoint: Path | None = None,
-) -> nn.Module:
-    """The student of `source` at an architecture, distilled from `original`: by the recipe's plan, start of the weights
-    and data where no others are given. All that is random in it follows from `seed`."""
-    prepared, recipe = current.prepared, current.recipe
-    data, weights = data or prepared.data, weights or recipe.initialize.weights
-    options = asdict(how or recipe.distill)
-    alpha, heat, soft = (options.pop(name) for name in ("alpha", "temperature", "loss"))
-    batches = data.train.take(MERGE_IMAGES).batches(64) if weights == "merge" else ()
-    student = student_at(source, architecture, weights, seed, (inputs for inputs, _ in batches))
-    with current.display.bar(stage) as bar:
-        distill(
-            student,
-            original,
-            data,
-            TrainingPlan(**options),
-            prepared.objective,
-            generator=torch.Generator().manual_seed(seed),
-            alpha=alpha,
-            temperature=heat,
-            soft=soft,
-            device=prepared.device,
-            progress=lambda at: show(current, stage, at, bar),
-            checkpoint=checkpoint,
-        )
-    return student
-
-
-def in_epochs(how: Distillation, epochs: int) -> Distillation:
-    """The same training in other many epochs; the warm-up keeps its part of them."""
-    return replace(how, epochs=epochs, warmup_epochs=how.warmup_epochs * epochs / how.epochs)
 
 
 def rebuild(section: Network, architecture: Mapping[str, int] | None) -> nn.Module:

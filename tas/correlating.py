@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from tas.calibration import has_batch_norm
-from tas.comparison import in_epochs, taught
 from tas.correlation import Correlation, by_group, correlations
 from tas.data import Data, Split
 from tas.errors import BadRecipe
@@ -32,6 +31,7 @@ from tas.reporting.progress import Display
 from tas.scoring import Judge, judge, judged, search_splits, unseen
 from tas.space import Architecture, SearchSpace
 from tas.stages import Run, judged_on, opened, original, warn_of_scores, weighted
+from tas.teaching import in_epochs, taught
 from tas.training import evaluate
 
 _UNSEEN = 1000  # images: with fewer, the standard error of what is reached (1.6 points at 50 %) hides the ranking

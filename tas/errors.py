@@ -23,3 +23,7 @@ class BadRecipe(TasError):
 
 class BadData(TasError):
     """The data cannot be read, or does not fit the task."""
+
+
+class Diverged(TasError):
+    """A loss or a weight became something else than a number during a training."""

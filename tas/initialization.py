@@ -21,7 +21,7 @@ from tas.tracing.dynamic import outputs_under
 from tas.tracing.recording import plain_attention
 from tas.tracing.slicing import apply_cut
 
-Weights = Literal["inherit", "merge", "scratch"]
+Weights = Literal["inherit", "merge", "rewind", "scratch"]
 MERGE_IMAGES = 256  # enough for a few hundred channels: every position of a picture counts
 _RIDGE = 1e-5  # of the mean diagonal: twins make the Gram matrix singular
 _WIDEST = 4096  # inputs of a layer beyond which their Gram matrix is not worth its memory
@@ -34,7 +34,9 @@ def student_at(
 
     "inherit": the first channels of every width, hence the most important ones after `tas.reorder`. "merge": these, and
     what the removed ones said goes into the layers that read them (`merged`, on `batches` of inputs). "scratch": fresh
-    weights that depend on `seed` alone. A `source` with rules of its own builds its students fresh, by `.student`.
+    weights that depend on `seed` alone. "rewind" (Frankle et al. 2020) is "inherit" from a `source` whose network holds
+    early weights of the original, channels in the order of the trained one. A `source` with rules of its own builds its
+    students fresh, by `.student`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

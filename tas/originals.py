@@ -17,26 +17,30 @@ from tas.importing import imported
 from tas.tracing import as_call
 
 
-def build(name: str, kwargs: Mapping[str, Any] | None = None) -> nn.Module:
-    """Call what the import path names with `kwargs`; `BadNetwork` unless that gives a module."""
+def build(name: str, kwargs: Mapping[str, Any] | None = None, section: str = "network") -> nn.Module:
+    """Call what the import path names with `kwargs`; `BadNetwork` unless that gives a module.
+
+    section: of the recipe, for messages.
+    """
     factory = imported(name, BadNetwork)
     if not callable(factory):
-        raise BadNetwork(f"network.name must name a class or a function, {name!r} is a {type(factory).__name__}")
+        raise BadNetwork(f"{section}.name must name a class or a function, {name!r} is a {type(factory).__name__}")
     try:
         network = factory(**(kwargs or {}))
     except Exception as problem:  # the user's code may fail in any way
         raise BadNetwork(f"cannot build {name!r} with {dict(kwargs or {})}: {_reason(problem)}") from problem
     if not isinstance(network, nn.Module):
-        raise BadNetwork(f"network.name must build a torch.nn.Module, {name!r} gives a {type(network).__name__}")
+        raise BadNetwork(f"{section}.name must build a torch.nn.Module, {name!r} gives a {type(network).__name__}")
     return network
 
 
-def load_weights(network: nn.Module, path: str | Path) -> None:
+def load_weights(network: nn.Module, path: str | Path, key: str = "network.weights") -> None:
     """Read a safetensors file or a state dict saved by torch (`weights_only`: nothing is unpickled but tensors).
 
-    `BadNetwork` where the file is missing or unreadable, or its keys or shapes are not the network's.
+    `BadNetwork` where the file is missing or unreadable, or its keys or shapes are not the network's. key: of the
+    recipe, for messages.
     """
-    tensors = _read(Path(path))
+    tensors = _read(Path(path), key)
     own = network.state_dict()
     counters = {key for key in own if key.endswith("num_batches_tracked")}  # older files have none, nobody needs them
     missing = sorted(own.keys() - tensors.keys() - counters)
@@ -66,9 +70,9 @@ def check_runs(network: nn.Module, inputs: Any) -> None:
         raise BadNetwork(f"the network refuses {told} {', '.join(given)}: {_reason(problem)}") from problem
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, key: str) -> dict[str, Tensor]:
     if not path.is_file():
-        raise BadNetwork(f"network.weights must name a file, there is none at {path}")
+        raise BadNetwork(f"{key} must name a file, there is none at {path}")
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as problem:

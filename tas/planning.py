@@ -39,7 +39,7 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
     timer = _Timer.of(prepared)
     original = copy.deepcopy(prepared.original).to(prepared.device)
     evens = [uniform(prepared.space, budget) for budget in prepared.budgets.values()]
-    students = [student_at(prepared.source, even, recipe.initialize.weights).to(prepared.device) for even in evens]
+    students = [student_at(prepared.source, even, "inherit").to(prepared.device) for even in evens]
     stages = {}
     if recipe.original is not None and recipe.network.weights is None:
         stages["original"] = timer.training(original) * recipe.original.epochs * real
@@ -48,7 +48,10 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
     stages["search"] = sum(map(timer.forward, students)) * _scored_images(recipe.search, train)
     stages["search"] += timer.searching(prepared) * _search_epochs(recipe.search) * len(search_splits(prepared.data)[0])
     step = sum(map(timer.training, students))
-    step += len(students) * timer.forward(original) if recipe.distill.alpha else 0.0
+    step += len(students) * _guidance(prepared, original, timer)
+    if recipe.initialize.weights == "auto":
+        tried = len(recipe.initialize.among) * recipe.initialize.epochs
+        stages["initialize"] = step / len(students) * tried * len(search_splits(prepared.data)[0])
     rivals = (1 + len(recipe.report.baselines)) * recipe.report.repeats
     stages["distill"] = step * recipe.distill.epochs * train * rivals
     return {
@@ -56,6 +59,14 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
         "seconds": {**stages, "together": sum(stages.values())},
         "megabytes": timer.megabytes(original),
     }
+
+
+def _guidance(prepared: Prepared, original: nn.Module, timer: _Timer) -> float:
+    """Seconds an image of what teachers and the original say to it."""
+    how = prepared.recipe.distill
+    asked = [teacher or original for teacher in prepared.teachers] if how.alpha else []
+    asked += [original] if how.taps and original not in asked else []
+    return sum(timer.forward(copy.deepcopy(teacher).to(prepared.device)) for teacher in asked)
 
 
 def _scored_images(search: Any, train: int) -> float:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tas import cost
 from tas.calibration import modes_restored
 from tas.data import Data, load
+from tas.distillation import find_taps, require_teacher
 from tas.distillation.inversion import require_batch_norm
 from tas.distillation.synthesis import check_settings
 from tas.errors import BadData, BadNetwork, BadRecipe, Untraceable
@@ -22,7 +23,7 @@ from tas.objectives import Objective, objective
 from tas.originals import build, check_runs, load_weights
 from tas.recipe import DataSource, Limits, Machine, Network, ObjectiveNames, Recipe, examples
 from tas.space import Budget, SearchSpace
-from tas.tracing import trace
+from tas.tracing import Traced, trace
 from tas.tracing.independent import independent_macs
 from tas.training.evaluation import class_check
 
@@ -41,6 +42,7 @@ class Prepared:
     original: nn.Module
     source: Any
     budgets: Mapping[str, Budget]  # by what people call them
+    teachers: tuple[nn.Module | None, ...] = (None,)  # None: the original
 
     @property
     def space(self) -> SearchSpace:
@@ -74,7 +76,10 @@ def prepare(recipe: Recipe) -> Prepared:
     data = data_of(recipe.data)
     source = source_of(recipe, network, example_inputs(recipe.network, network, data, judge))
     require_choices(source.space)
-    prepared = Prepared(recipe, device, data, judge, network, source, budgets_of(source.space, recipe.budgets))
+    teachers = _teachers(recipe, network, data)
+    _check_training(recipe, source)
+    budgets = budgets_of(source.space, recipe.budgets)
+    prepared = Prepared(recipe, device, data, judge, network, source, budgets, teachers)
     _check_synthesis(prepared)
     return prepared
 
@@ -107,6 +112,35 @@ def _check_synthesis(prepared: Prepared) -> None:
             check_runs(prepared.original, halved)
         except BadNetwork as problem:
             raise BadRecipe(f"synthesize.coarse_steps must be 0 for this network: {problem}") from problem
+
+
+def _teachers(recipe: Recipe, network: nn.Module, data: Data) -> tuple[nn.Module | None, ...]:
+    """Those of the recipe, seen to fit the original's inputs and outputs; None for the original."""
+    found: list[nn.Module | None] = []
+    for asked in recipe.distill.teacher:
+        if asked.name == "original":
+            found.append(None)
+            continue
+        teacher = build(asked.name, asked.kwargs, "distill.teacher")
+        load_weights(teacher, str(asked.weights), "distill.teacher.weights")
+        if recipe.distill.alpha:
+            require_teacher(network, teacher, next(data.train.take(2).batches(2))[0])
+        found.append(teacher)
+    return tuple(found) or (None,)
+
+
+def _check_training(recipe: Recipe, source: Any) -> None:
+    """What students are trained by, as far as it names parts or files."""
+    if recipe.distill.taps:
+        if not isinstance(source, Traced):
+            raise BadRecipe("distill.taps compare channels that a trace follows; network.supernet has rules of its own")
+        found = find_taps(source, source.space.original(), recipe.distill.taps)
+        if not found.kept:
+            name, reason = next(iter(found.skipped.items()))
+            raise BadRecipe(f"distill.taps name modules that give a tensor; {name!r}: {reason}")
+    if recipe.initialize.checkpoint is not None:
+        early = build(recipe.network.name, recipe.network.kwargs)
+        load_weights(early, recipe.initialize.checkpoint, "initialize.checkpoint")
 
 
 def source_of(recipe: Recipe, network: nn.Module, inputs: Any) -> Any:

@@ -19,13 +19,14 @@ from tas.errors import BadData, BadRecipe
 from tas.exporting import load, save
 from tas.files import json_text, write_json, write_lines
 from tas.folder import RunFolder
-from tas.importance import reorder
+from tas.importance import orders
 from tas.methods import OnRow, SearchResult, front, search
 from tas.methods.budgets import distinct
 from tas.objectives import Objective
-from tas.originals import build
+from tas.originals import build, load_weights
 from tas.preparation import Prepared, costs, describe, original_of
 from tas.recipe import Recipe
+from tas.reordering import permute
 from tas.reporting.progress import Display, Events
 from tas.reporting.tables import grouped, lost_note
 from tas.scoring import BlindWarning, Score, search_splits
@@ -154,9 +155,21 @@ def weighted(prepared: Prepared, original: nn.Module) -> Any:
     """What is searched, with the trained original's weights, most important channels first."""
     if not isinstance(prepared.source, Traced):
         return prepared.source
+    return permute(replace(prepared.source, network=original.cpu()), _orders(prepared, original))
+
+
+def rewound(prepared: Prepared, original: nn.Module) -> Traced:
+    """The same, channels in the same order, with the weights of the early checkpoint of the recipe."""
+    section = prepared.recipe.network
+    early = build(section.name, section.kwargs)
+    load_weights(early, str(prepared.recipe.initialize.checkpoint), "initialize.checkpoint")
+    return permute(replace(prepared.source, network=early), _orders(prepared, original))
+
+
+def _orders(prepared: Prepared, original: nn.Module) -> dict[str, list[int]]:
     with_weights = replace(prepared.source, network=original.cpu())
     generator = torch.Generator().manual_seed(prepared.recipe.seed)
-    return reorder(with_weights, prepared.recipe.initialize.importance, generator=generator)
+    return orders(with_weights, prepared.recipe.initialize.importance, generator=generator)
 
 
 def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, int] | None) -> dict[str, Architecture]:

@@ -145,7 +145,7 @@ def test_a_training_goes_on_from_its_last_epoch(
     """Ctrl-C after the first of three epochs: the checkpoint is taken up, and gone afterwards."""
     recipe = recipe_in(done[0], budgets=["60%"], seeds=[0])
     recipe = recipe.model_copy(update={"distill": type(recipe.distill)(epochs=3, batch=64)})
-    distill, epochs = tas.comparison.distill, []
+    distill, epochs = tas.teaching.distill, []
 
     def stopping(*arguments: Any, progress: Any, **options: Any) -> Any:
         def told(at: Any) -> None:
@@ -157,7 +157,7 @@ def test_a_training_goes_on_from_its_last_epoch(
 
         return distill(*arguments, progress=told, **options)
 
-    monkeypatch.setattr(tas.comparison, "distill", stopping)
+    monkeypatch.setattr(tas.teaching, "distill", stopping)
     with pytest.raises(KeyboardInterrupt):
         compare(recipe, tmp_path / "run")
     assert len(list((tmp_path / "run" / "compare" / "checkpoints").glob("*.pt"))) == 1

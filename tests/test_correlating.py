@@ -12,7 +12,6 @@ from toys import data as toy_data
 
 import tas
 from tas import correlating
-from tas.comparison import in_epochs
 from tas.correlating import correlate, depth
 from tas.data import Data, InMemory, Split
 from tas.errors import BadRecipe
@@ -20,6 +19,7 @@ from tas.judging import drawn
 from tas.preparation import prepare
 from tas.recipe import Distillation, Recipe, parse
 from tas.scoring import judge, search_splits, unseen
+from tas.teaching import in_epochs
 
 COUNT = 11
 

@@ -81,7 +81,7 @@ def test_a_finished_run_is_not_run_again(finished: Path, monkeypatch: pytest.Mon
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished stage was run again")
 
-    for name in ("tas.stages.train", "tas.stages.search", "tas.comparison.distill"):
+    for name in ("tas.stages.train", "tas.stages.search", "tas.teaching.distill"):
         monkeypatch.setattr(name, forbidden)
     again = run(values_of(finished.parent), finished, display=QUIET)
     assert again == read(finished / "metrics.json")
@@ -142,7 +142,7 @@ def test_rivals_train_on_the_same_batches_and_repeats_on_others(
         seeds.append(kwargs["generator"].initial_seed())
         return distillation.distill(*args, **kwargs)
 
-    monkeypatch.setattr("tas.comparison.distill", noted)
+    monkeypatch.setattr("tas.teaching.distill", noted)
     overrides = ("distill.epochs=1", "original.epochs=1", "report.repeats=2", "report.baselines=[uniform, random]")
     metrics = run(adaptive(tmp_path, *overrides), tmp_path / "run", display=QUIET)
     assert seeds == [1, 2] * 3

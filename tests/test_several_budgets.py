@@ -92,7 +92,7 @@ def test_a_finished_run_of_several_budgets_is_not_run_again(
 ) -> None:
     chosen, folder = finished
     monkeypatch.setattr("tas.stages.search", lambda *_, **__: pytest.fail("searched again"))
-    monkeypatch.setattr("tas.comparison.distill", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("tas.teaching.distill", lambda *_, **__: pytest.fail("trained again"))
     assert run(chosen, folder, display=QUIET) == json.loads((folder / "metrics.json").read_text())
 
 

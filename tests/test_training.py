@@ -1,4 +1,7 @@
+import copy
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ from torch.utils.data import Dataset
 
 from tas.augment import Augment
 from tas.data import Data, InMemory, Split
-from tas.errors import BadData, BadRecipe
+from tas.errors import BadData, BadRecipe, Diverged
 from tas.objectives import Objective, default_objective
 from tas.training import Progress, TrainingPlan, call, evaluate, learning_rate, optimizer_for, train
 
@@ -304,3 +307,59 @@ def test_random_transforms_of_a_dataset_follow_the_seed() -> None:
 def test_a_wrong_plan_is_refused(option: dict[str, object], words: str) -> None:
     with pytest.raises(BadRecipe, match=words):
         TrainingPlan(**option)
+
+
+def exploding(step: int) -> Objective:
+    """Cross-entropy that is no number at the 1-based `step`."""
+    seen = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append(1)
+        return OBJECTIVE.loss(outputs, targets) * (float("nan") if len(seen) == step else 1.0)
+
+    return Objective(loss, OBJECTIVE.metric, "top1")
+
+
+def test_a_loss_that_is_no_number_stops_at_the_last_good_epoch_and_says_the_step(tmp_path: Path) -> None:
+    path, module, good = tmp_path / "train.pt", network(), []
+    ends = lambda at: good.append(state(module)) if at.step == 8 else None  # noqa: E731
+    with pytest.raises(Diverged) as caught:
+        train(module, data(), PLAN, exploding(11), seeded(), progress=ends, checkpoint=path)
+    said = str(caught.value)
+    assert "the loss is no number at step 11 of 16 (epoch 3 of 4, lr " in said
+    assert f"as it was after epoch 2, which {path} holds. Lower lr (0.05), or set clip" in said
+    assert same(state(module), good[0])
+    assert len(torch.load(path, weights_only=True)["history"]) == 2
+    train(
+        module, data(), PLAN, OBJECTIVE, seeded(9), checkpoint=path
+    )  # a chance event, such as of a loader: it goes on
+    assert same(state(module), trained())
+
+
+def test_without_a_checkpoint_or_a_finished_epoch_nothing_is_promised(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"step 3 of 16 .* no checkpoint was asked for, so"):
+        train(network(), data(), PLAN, exploding(3), seeded())
+    with pytest.raises(Diverged, match="no epoch was finished before"):
+        train(network(), data(), PLAN, exploding(3), seeded(), checkpoint=tmp_path / "train.pt")
+    assert not (tmp_path / "train.pt").exists()
+
+
+def test_a_weight_that_is_no_number_is_not_written_either(tmp_path: Path) -> None:
+    """The loss of the last step is a number, its gradient is not."""
+    square = Objective(lambda y, t: (y - t).abs().sqrt().mean(), lambda y, t: (y - t).abs(), "error", False)
+    layer = nn.Linear(1, 1)
+    nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+    with pytest.raises(Diverged, match="'weight' holds something else than numbers after step 1 of 2"):
+        train(layer, [(torch.ones(1, 1), torch.zeros(1, 1))], TrainingPlan(epochs=2), square, seeded())
+
+
+@pytest.mark.slow
+def test_a_compiled_forward_trains_the_same_network() -> None:
+    pytest.importorskip("torch._inductor")
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    module = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    plain, compiled = copy.deepcopy(module), module
+    for each, plan in ((plain, PLAN), (compiled, replace(PLAN, compile=True))):
+        train(each, data(), plan, OBJECTIVE, seeded())
+    torch.testing.assert_close(compiled[1].weight, plain[1].weight, rtol=1e-4, atol=1e-5)

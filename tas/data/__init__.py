@@ -4,18 +4,20 @@
 do with them.
 """
 
-from tas.data.holders import Batches, Examples, InMemory
+from tas.data.holders import Answered, Batches, Examples, InMemory, WithAnswer
 from tas.data.images import noise
 from tas.data.sources import as_data, load
 from tas.data.splits import Data, Split, halves
 from tas.data.tensors import examples_in, map_tensors, nested, stratified
 
 __all__ = [
+    "Answered",
     "Batches",
     "Data",
     "Examples",
     "InMemory",
     "Split",
+    "WithAnswer",
     "as_data",
     "examples_in",
     "halves",

@@ -1,7 +1,7 @@
 """What holds the examples of a split: `InMemory` tensors, `Examples` of a torch Dataset, or the user's own `Batches`.
 
-No base class: the three answer the same calls (`len`, `steps`, `labels`, `read`, `evidence`), and the first two can
-also `pick` single examples.
+No base class: they answer the same calls (`len`, `steps`, `labels`, `read`, `evidence`), and those but `Batches` can
+also `pick` single examples. `Answered` is `InMemory` with a teacher's answers.
 """
 
 from __future__ import annotations
@@ -59,6 +59,45 @@ class InMemory:
 
     def evidence(self) -> Iterator[Any]:
         yield from (len(self), self.targets, self.inputs[:: max(1, len(self) // _LOOKED_AT)])
+
+
+@dataclass(frozen=True, eq=False)
+class WithAnswer:
+    """Targets of a batch, and what a teacher says to its inputs [batch, ...]."""
+
+    targets: Tensor
+    answers: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """Examples in memory, with what a teacher says to each: batches (inputs, `WithAnswer`). answers [N, ...]."""
+
+    examples: InMemory
+    answers: Tensor
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def steps(self, size: int, drop_last: bool) -> int:
+        return self.examples.steps(size, drop_last)
+
+    def labels(self) -> Tensor | None:
+        return self.examples.labels()
+
+    def read(
+        self, size: int, generator: torch.Generator | None, drop_last: bool, device: torch.device
+    ) -> Iterator[tuple[Tensor, WithAnswer]]:
+        targets, answers = self.examples.targets.to(device), self.answers.to(device)
+        numbered = InMemory(self.examples.inputs, torch.arange(len(self)))
+        for inputs, which in numbered.read(size, generator, drop_last, device):
+            yield inputs, WithAnswer(targets[which], answers[which])
+
+    def pick(self, indices: Tensor) -> Answered:
+        return Answered(self.examples.pick(indices), self.answers[indices])
+
+    def evidence(self) -> Iterator[Any]:
+        yield from self.examples.evidence()
 
 
 @dataclass(frozen=True, eq=False)

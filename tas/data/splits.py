@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tas.augment import Augment, apply
-from tas.data.holders import Batches, Dealt, Examples, InMemory
+from tas.data.holders import Answered, Batches, Dealt, Examples, InMemory
 from tas.data.tensors import digest, map_tensors, stratified
 from tas.errors import BadData
 
@@ -24,7 +24,7 @@ class Split:
     """
 
     name: str
-    source: InMemory | Examples | Batches
+    source: InMemory | Answered | Examples | Batches
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 

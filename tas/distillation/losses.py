@@ -18,7 +18,7 @@ def soft_targets(student: Any, teacher: Any, temperature: float = 4.0) -> Tensor
     Logits [batch, classes] of both, or [batch, classes, ...], one prediction a pixel: then the mean over pixels too, as
     cross-entropy takes it. The factor T^2 keeps gradients as large as those of cross-entropy, whatever T.
     """
-    _check(student, teacher)
+    require_alike(student, teacher)
     log_student = functional.log_softmax(student / temperature, dim=1)
     log_teacher = functional.log_softmax(teacher / temperature, dim=1)
     pointwise = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True)
@@ -35,11 +35,11 @@ def decoupled(
     class). Here both have weights of their own. 1 and 8 are the authors' for CIFAR-100, beside cross-entropy of weight
     1: alpha 0.5. Logits [batch, classes], targets int64 [batch] (BadNetwork otherwise).
     """
-    _check(student, teacher)
+    require_alike(student, teacher)
     if student.dim() != 2 or not isinstance(targets, Tensor) or targets.shape != student.shape[:1]:
         raise BadNetwork(
-            f"dkd needs logits [batch, classes] and one true class an example, got outputs {_described(student)} and "
-            f"targets {_described(targets)}; use kd, or dist"
+            f"dkd needs logits [batch, classes] and one true class an example, got outputs {described(student)} and "
+            f"targets {described(targets)}; use kd, or dist"
         )
     true = targets[:, None]
     logs = [functional.log_softmax(logits / temperature, dim=1) for logits in (student, teacher)]
@@ -60,7 +60,7 @@ def relational(student: Any, teacher: Any, temperature: float = 4.0, inter: floa
     rankings, not for its values. The authors' weights are 1 and 1 on CIFAR-100 beside cross-entropy of weight 1: alpha
     0.5. A batch of one example has no L_intra.
     """
-    _check(student, teacher)
+    require_alike(student, teacher)
     ours, theirs = (functional.softmax(logits / temperature, dim=1) for logits in (student, teacher))
     apart = inter * (1 - _correlation(ours, theirs, 1)).mean()
     if len(ours) > 1:
@@ -80,12 +80,15 @@ def kd(
     return (1 - alpha) * cross_entropy(student_logits, targets) + alpha * soft
 
 
-def _check(student: Any, teacher: Any) -> None:
-    if not isinstance(student, Tensor) or not isinstance(teacher, Tensor) or student.shape != teacher.shape:
-        found = " and ".join(_described(outputs) for outputs in (student, teacher))
+def require_alike(student: Any, teacher: Any) -> None:
+    """`BadNetwork` unless both are logits of one shape."""
+    both = isinstance(student, Tensor) and isinstance(teacher, Tensor)
+    if not both or student.shape != teacher.shape:
+        found = " and ".join(described(outputs) for outputs in (student, teacher))
         raise BadNetwork(
             f"soft targets need one tensor of logits, of one shape, from student and teacher; got {found}; "
-            "pass soft_loss(student_outputs, teacher_outputs) to compare other outputs"
+            + ("take a teacher of the same classes, or " if both else "")
+            + "pass soft_loss(student_outputs, teacher_outputs) to compare other outputs"
         )
 
 
@@ -100,5 +103,5 @@ def _correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
     return functional.cosine_similarity(a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True), dim=dim, eps=1e-8)
 
 
-def _described(outputs: Any) -> str:
+def described(outputs: Any) -> str:
     return f"{list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__

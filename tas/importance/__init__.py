@@ -4,6 +4,19 @@ A criterion is a function of the places where the units of one width choice live
 """
 
 from tas.importance.magnitude import Site, bn_scale, l1, l1_first, l2, random
-from tas.importance.ordering import CRITERIA, order, reorder, scores, sites
+from tas.importance.ordering import CRITERIA, order, orders, reorder, scores, sites
 
-__all__ = ["CRITERIA", "Site", "bn_scale", "l1", "l1_first", "l2", "order", "random", "reorder", "scores", "sites"]
+__all__ = [
+    "CRITERIA",
+    "Site",
+    "bn_scale",
+    "l1",
+    "l1_first",
+    "l2",
+    "order",
+    "orders",
+    "random",
+    "reorder",
+    "scores",
+    "sites",
+]

@@ -36,17 +36,24 @@ def _falling(score: Tensor) -> Tensor:
 
 
 def reorder(traced: Traced, importance: str | Criterion = "l1", generator: torch.Generator | None = None) -> Traced:
-    """The same function, with the units of every width choice by falling importance.
+    """The same function, with the units of every width choice by falling importance (`orders`)."""
+    return permute(traced, orders(traced, importance, generator))
+
+
+def orders(
+    traced: Traced, importance: str | Criterion = "l1", generator: torch.Generator | None = None
+) -> dict[str, list[int]]:
+    """The units of every width choice by falling importance, as `tas.reordering.permute` takes them.
 
     `importance`: the name of a criterion (`tas.importance.CRITERIA`, or "random", which needs a `generator`), or a
     function of the places of a choice's units that returns one score a unit. Raises `BadRecipe` for an unknown name.
     """
-    orders = {}
+    found = {}
     for name in (name for name in traced.sizes if name not in traced.ordered):
         places = sites(traced, name)
         score = scores(importance, places, generator) if isinstance(importance, str) else importance(places)
-        orders[name] = _falling(score).tolist()
-    return permute(traced, orders)
+        found[name] = _falling(score).tolist()
+    return found
 
 
 def sites(traced: Traced, choice: str) -> list[Site]:

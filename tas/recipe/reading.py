@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from pydantic import ValidationError
@@ -133,7 +133,7 @@ def _keys(location: Sequence[str]) -> list[str]:
     for name in location:
         if name.isdigit():  # the place in a list
             continue
-        annotation = SEARCHES.get(name) or (kind.model_fields[name].annotation if name in kind.model_fields else None)
+        annotation = SEARCHES.get(name) or get_type_hints(kind).get(name)
         kind = next(_classes(annotation), Section)
     return [field.name for field in fields(kind)] if is_dataclass(kind) else list(kind.model_fields)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -204,28 +204,89 @@ class Synthesize(inversion.Settings):
             raise BadRecipe(f"synthesize.real_images must be at least 0, got {self.real_images}")
 
 
+Start = Literal["inherit", "merge", "rewind", "scratch"]
+
+
 class Initialize(Section):
     """How a student gets its weights: the original's most important channels ("inherit"), those with the removed ones
-    merged into the layers that read them ("merge"), or fresh ones ("scratch")."""
+    merged into the layers that read them ("merge"), the same channels of an early `checkpoint` of the original, a file
+    like network.weights ("rewind"), or fresh ones ("scratch").
 
-    weights: Literal["inherit", "merge", "scratch"] = "inherit"
+    "auto" decides between those of `among`: uniform widths at the first budget are trained from each for `epochs` on
+    one half of the training images and judged on (search.images of) the other, and all students get what was best.
+    Short runs favour what starts high, so fresh weights are no fair candidate. recalibrate: batch-norm statistics of a
+    student are taken anew, on search.calibration_images training images, before it is trained."""
+
+    weights: Literal["inherit", "merge", "rewind", "scratch", "auto"] = "inherit"
     importance: Literal["l1", "l1_first", "l2", "bn_scale", "random"] = "l1"
+    checkpoint: str | None = None
+    recalibrate: bool = False
+    among: tuple[Start, ...] = Field(default=("inherit", "merge"), min_length=2)
+    epochs: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Initialize:
+        if len(set(self.among)) < len(self.among):
+            raise BadRecipe(f"initialize.among names each start once, got {list(self.among)}")
+        rewinds = self.weights == "rewind" or (self.weights == "auto" and "rewind" in self.among)
+        if rewinds and self.checkpoint is None:
+            raise BadRecipe("weights are rewound to an early original: name its file as initialize.checkpoint")
+        if self.checkpoint is not None and not rewinds:
+            raise BadRecipe("initialize.checkpoint is what weights are rewound to: set initialize.weights to rewind")
+        return self
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One of those that teach: a network by import path, `kwargs` and `weights`, as in the section `network`; the name
+    "original" stands for the original, beside others."""
+
+    name: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.name == "original") == (self.weights is not None):
+            raise BadRecipe(
+                f"distill.teacher needs name and weights, or the name original alone; got the name {self.name!r} "
+                + ("without weights" if self.weights is None else f"with the weights {self.weights!r}")
+            )
+
+
+def _several(value: Any) -> Any:
+    """One teacher is a list of one."""
+    return (value,) if isinstance(value, Mapping) else tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
 class Distillation(TrainingPlan):
-    """A training plan, and the loss (1 - alpha) CE + alpha x agreement with the original: "kd" T^2 KL (TAS: alpha 0.9,
-    T 4), "dkd" decoupled (alpha 0.5), "dist" correlations (alpha 0.5); see `tas.distillation.losses`."""
+    """A training plan, and the loss (1 - alpha) CE + alpha x agreement with the teacher + tap_weight x taps.
+
+    loss: "kd" T^2 KL (TAS: alpha 0.9, T 4), "dkd" decoupled (alpha 0.5), "dist" correlations (alpha 0.5); see
+    `tas.distillation.losses`. temperature: the T. teacher: another network than the original, or a list of them, which
+    teach by the mean of their probabilities at T. teacher_dtype: what teachers run in, by default `dtype`. taps:
+    modules of the original, by name or glob ("layer*"), whose outputs the student's are drawn to by a normalised
+    squared error on the channels that both have; tap_weight: of their mean."""
 
     loss: Literal["kd", "dkd", "dist"] = "kd"
     alpha: float = 0.9
     temperature: float = 4.0
+    teacher: Annotated[tuple[Teacher, ...], BeforeValidator(_several)] = ()
+    teacher_dtype: Literal["float32", "bfloat16"] | None = None
+    taps: tuple[str, ...] = ()
+    tap_weight: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.alpha <= 1 or self.temperature <= 0:
             found = f"{self.alpha} and {self.temperature}"
             raise BadRecipe(f"distill.alpha lies in [0, 1] and distill.temperature above 0, got {found}")
+        if self.tap_weight < 0:
+            raise BadRecipe(f"distill.tap_weight is at least 0, got {self.tap_weight}")
+
+    @property
+    def plan(self) -> TrainingPlan:
+        return TrainingPlan(**{each.name: getattr(self, each.name) for each in fields(TrainingPlan)})
 
 
 class Report(Section):

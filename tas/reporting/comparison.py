@@ -18,6 +18,7 @@ Table = tuple[list[str], list[list[str]]]
 _STARTS = {
     "inherit": "the original's most important channels",
     "merge": "the original's most important channels, the others merged in",
+    "rewind": "the original's most important channels, at an early state of it",
     "scratch": "fresh weights",
 }
 _USED = 0.95  # of a budget; rows below it are cheaper than the others
@@ -95,12 +96,17 @@ def protocol(found: Mapping[str, Any]) -> str:
     return (
         f"Mean ± standard deviation over the seeds {seeds}{own} on {images['test']:,} test images, n networks. Unless "
         f"a remark says otherwise: {how['epochs']} epochs on {images['train']:,} images, learning rate {how['lr']:g}, "
-        f"{how['loss']} from the original (alpha {how['alpha']:g}, T {how['temperature']:g}), start: "
+        f"{how['loss']} from {_teachers(how)} (alpha {how['alpha']:g}, T {how['temperature']:g}), start: "
         f"{_STARTS[found['start']]}. Within noise: no further from the best row, or from the original, than the pooled "
         "standard deviation. Speed-up: MACs of the original over MACs; compression: the same of parameters. "
         "Milliseconds: median and quartiles of one eager forward, all networks in turns, on "
         f"{found['environment']['device']}, threads: {found['environment']['threads']}."
     )
+
+
+def _teachers(how: Mapping[str, Any]) -> str:
+    names = [each["name"] for each in how["teacher"]] or ["original"]
+    return " and ".join("the original" if name == "original" else name for name in names)
 
 
 def cautions(found: Mapping[str, Any]) -> list[str]:

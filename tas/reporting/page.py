@@ -55,6 +55,7 @@ def _content(folder: Path) -> dict[str, Any]:
         "result": tables.result_rows(metrics, metric) if metrics else None,
         "synthesis": synthesis_parts(folder, run["stages"].get("synthesize")),
         "correlations": _correlations(agreement) if agreement else None,
+        "starts": _starts(run["stages"].get("initialize"), metric),
         "tuned": tables.tuned_rows(course, tuned) if tuned else None,
         "feasibility": tables.feasibility_rows(space["feasibility"]) if space else None,
         "pictures": {name: picture for name, picture in drawn.items() if picture},
@@ -73,6 +74,13 @@ def _content(folder: Path) -> dict[str, Any]:
 
 def _correlations(found: Mapping[str, Any]) -> dict[str, Any]:
     return {"table": tables.correlation_rows(found["correlations"]), "note": tables.correlation_note(found)}
+
+
+def _starts(stage: Mapping[str, Any] | None, metric: str) -> dict[str, Any] | None:
+    """None where no start of the weights was decided here."""
+    if not stage or not stage["done"]:
+        return None
+    return {"table": tables.start_rows(stage, metric), "note": tables.start_note(stage)}
 
 
 def _course(rows: list[dict[str, Any]], limits: dict[str, float]) -> str:

@@ -70,6 +70,24 @@ def result_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]
     return header, rows
 
 
+def start_rows(decided: Mapping[str, Any], metric: str) -> tuple[list[str], list[list[str]]]:
+    """The starts that `initialize.weights: auto` has tried; a star marks the one that students get."""
+    rows = []
+    for row in decided["rows"]:
+        star = "*" if row["weights"] == decided["chosen"] else ""
+        rows.append([f"{row['weights']}{star}", decimal(row[metric]), decimal(row["loss"], ".3f")])
+    return ["start of the weights", metric, "loss"], rows
+
+
+def start_note(decided: Mapping[str, Any]) -> str:
+    """How the starts of `start_rows` were tried."""
+    epochs = "1 epoch" if decided["epochs"] == 1 else f"{decided['epochs']} epochs"
+    return (
+        f"Uniform widths from each start, {epochs} on {decided['trained_on']:,} training images, "
+        f"judged on {decided['judged_on']:,} others of them (n = 1); the star marks the start of all students."
+    )
+
+
 def feasibility_rows(feasibility: Rows) -> tuple[list[str], list[list[str]]]:
     """Smallest, uniform and largest architecture of a space, before any training."""
     largest = feasibility.get("original", feasibility["largest"])

@@ -5,7 +5,7 @@ the same weights as one that was not.
 """
 
 from tas.training.evaluation import call, evaluate
-from tas.training.loop import Loss, Progress, objective_loss, train
+from tas.training.loop import Loss, Progress, full_precision, objective_loss, train, training_split
 from tas.training.plan import TrainingPlan, learning_rate, optimizer_for
 
 __all__ = [
@@ -14,8 +14,10 @@ __all__ = [
     "TrainingPlan",
     "call",
     "evaluate",
+    "full_precision",
     "learning_rate",
     "objective_loss",
     "optimizer_for",
     "train",
+    "training_split",
 ]

@@ -17,7 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tas.augment import Augment
 from tas.calibration import modes_restored
 from tas.data import Split, as_data, map_tensors
-from tas.errors import BadRecipe
+from tas.errors import BadRecipe, Diverged
+from tas.mixing import mixed, of_both
 from tas.objectives import Objective, cross_entropy
 from tas.training import checkpoint as checkpoints
 from tas.training.checkpoint import Run
@@ -26,6 +27,7 @@ from tas.training.plan import TrainingPlan, learning_rate, optimizer_for
 
 Loss = Callable[[Any, Any, Any], Tensor]  # (inputs, outputs, targets) -> scalar
 _SECONDS_BETWEEN_REPORTS = 0.2  # reading the loss waits for the device, so not at every step
+_STEPS_BETWEEN_CHECKS = 100  # that losses are numbers: for the same reason
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,17 @@ def train(
     """Train `network` in place; one row {"epoch", "loss", "lr", "seconds"} an epoch, `loss` its mean over the epoch.
 
     data: `Data` (its training split, with its augmentation), a `Split`, or anything `as_data` takes.
-    loss(inputs, outputs, targets) replaces the objective's, for example by a distillation loss.
+    loss(inputs, outputs, targets) replaces the objective's, for example by a distillation loss; with `plan.mixup` or
+    `plan.cutmix` its targets are `tas.mixing.Mixed`.
     progress: called at the start and the end of every epoch and a few times a second between.
     checkpoint: written whole after every epoch; a file that is there already is resumed from, and refused if it belongs
     to another plan or network. Ctrl-C leaves the one of the last finished epoch.
+
+    Raises `Diverged` with the step where a loss is no number, at the end of an epoch also for a weight; the checkpoint
+    is then that of the last epoch with numbers, and the network is given its weights.
     """
     device = torch.device(device)
-    split, augment = _training_split(data)
+    split, augment = training_split(data)
     network.to(device)
     _set_layout(network, plan.channels_last)
     run = Run(network, optimizer_for(network, plan), _average(network, plan), generator, [])
@@ -75,9 +81,12 @@ def train(
     with modes_restored(network):
         network.train()
         while len(run.history) < plan.epochs:
-            with _seeded(generator, device):
+            with _seeded(generator, device), _numbers(run, plan, checkpoint):
                 batches = split.batches(plan.batch, generator, augment, drop_last, device)
-                run.history.append(_epoch(step, batches, plan, clock, len(run.history)))
+                batches = mixed(batches, plan.mixup, plan.cutmix, generator)
+                row = _epoch(step, batches, plan, clock, len(run.history))
+                _require_weights(network, clock, row)
+            run.history.append(row)
             if checkpoint is not None:
                 checkpoints.write(run, plan, checkpoint)
     if run.average is not None:
@@ -95,7 +104,7 @@ def objective_loss(objective: Objective, plan: TrainingPlan) -> Loss:
                 f"label_smoothing applies to cross-entropy only, the objective's loss is {loss}; set it to 0"
             )
         loss = partial(cross_entropy, label_smoothing=plan.label_smoothing)
-    return lambda inputs, outputs, targets: loss(outputs, targets)
+    return lambda inputs, outputs, targets: of_both(partial(loss, outputs), targets)
 
 
 def _epoch(
@@ -107,11 +116,48 @@ def _epoch(
 ) -> dict[str, float]:
     started, rate = time.monotonic(), 0.0
     total: Tensor | float = 0.0
+    unread: list[Tensor] = []  # losses since the last check
     for index, (inputs, targets) in enumerate(batches):
         rate = learning_rate(plan, epoch * clock.steps + index, clock.steps)
-        total = total + step(inputs, targets, rate)
+        unread.append(step(inputs, targets, rate))
+        total = total + unread[-1]
         clock.tell(epoch, index, total, rate)
+        if len(unread) == _STEPS_BETWEEN_CHECKS or index + 1 == clock.steps:
+            _require_numbers(unread, clock, epoch, index)
+            unread.clear()
     return {"epoch": epoch + 1, "loss": float(total) / clock.steps, "lr": rate, "seconds": time.monotonic() - started}
+
+
+def _require_numbers(losses: list[Tensor], clock: _Clock, epoch: int, index: int) -> None:
+    """`Diverged` unless these are; the last one is that of the step `index` of the epoch."""
+    wrong = (~torch.isfinite(torch.stack(losses))).nonzero()
+    if len(wrong):
+        raise Diverged(f"the loss is no number at {clock.place(epoch, index - len(losses) + 1 + int(wrong[0]))}")
+
+
+def _require_weights(network: nn.Module, clock: _Clock, row: dict[str, float]) -> None:
+    for name, parameter in network.named_parameters():
+        if not torch.isfinite(parameter).all():
+            place = clock.place(int(row["epoch"]) - 1, clock.steps - 1)
+            raise Diverged(f"{name!r} holds something else than numbers after {place}")
+
+
+@contextmanager
+def _numbers(run: Run, plan: TrainingPlan, checkpoint: Path | None) -> Iterator[None]:
+    """Where the training inside diverges, go back to the last finished epoch and say how to go on."""
+    try:
+        yield
+    except Diverged as problem:
+        kept = "no checkpoint was asked for, so the network's weights are of no use"
+        if checkpoint is not None:
+            kept = "no epoch was finished before"
+            if checkpoint.exists():
+                run.history.clear()
+                checkpoints.resume(run, plan, checkpoint)
+                kept = f"the network is as it was after epoch {len(run.history)}, which {checkpoint} holds"
+        raise Diverged(
+            f"{problem}; {kept}. Lower lr ({plan.lr:g}), or set clip (say 1.0) or a warm-up, and start anew"
+        ) from None
 
 
 def _step_function(
@@ -126,7 +172,7 @@ def _step_function(
             group["lr"] = rate
         inputs = map_tensors(_channels_last, inputs) if plan.channels_last else inputs
         with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=plan.dtype == "bfloat16"):
-            outputs = map_tensors(_full_precision, call(forward, inputs))
+            outputs = map_tensors(full_precision, call(forward, inputs))
             check(outputs)
             value = loss(inputs, outputs, targets)
         run.optimizer.zero_grad()
@@ -152,6 +198,12 @@ class _Clock:
     first: int | None = None  # the step, over all epochs, at which this process began
     last_report: float = float("-inf")
 
+    def place(self, epoch: int, index: int) -> str:
+        """A 0-based step of a 0-based epoch, for people."""
+        plan, step = self.plan, epoch * self.steps + index
+        rate = learning_rate(plan, step, self.steps)
+        return f"step {step + 1} of {plan.epochs * self.steps} (epoch {epoch + 1} of {plan.epochs}, lr {rate:.3g})"
+
     def tell(self, epoch: int, index: int, total: Tensor | float, rate: float) -> None:
         now, step, end = time.monotonic(), epoch * self.steps + index, index + 1 == self.steps
         self.first = step if self.first is None else self.first
@@ -163,7 +215,8 @@ class _Clock:
         self.progress(Progress(epoch + 1, epochs, step + 1, all_steps, float(total) / (index + 1), rate, left))
 
 
-def _training_split(data: Any) -> tuple[Split, Augment | None]:
+def training_split(data: Any) -> tuple[Split, Augment | None]:
+    """What `data` is trained on, and how it is augmented."""
     if isinstance(data, Split):
         return data, None
     found = as_data(data)
@@ -193,6 +246,6 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def _full_precision(tensor: Tensor) -> Tensor:
+def full_precision(tensor: Tensor) -> Tensor:
     """Losses are computed in float32 after a forward in half precision."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

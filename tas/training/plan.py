@@ -16,11 +16,15 @@ from tas.errors import BadRecipe
 class TrainingPlan:
     """How to train. The TAS paper trains its CIFAR networks like this, but for 300 epochs, batch 256, 5 warm-up epochs.
 
-    lr: highest learning rate; linear warm-up over `warmup_epochs` (may be a fraction), then cosine to 0, both per step.
-    decay_norms: whether weight decay also applies to norms and biases (every parameter of one dimension), as in TAS.
-    label_smoothing: of cross-entropy, in [0, 1). clip: largest norm of all gradients together. ema: decay per step of
-    an exponential moving average of weights and buffers, which the network is given at the end.
-    dtype: "bfloat16" runs the forward under autocast; weights stay as they are.
+    epochs, batch: passes over the training images, and images a step. lr: highest learning rate; linear warm-up over
+    `warmup_epochs` (may be a fraction), then cosine to 0, both per step. optimizer: "sgd" with `momentum` (`nesterov`
+    or plain), or "adamw". weight_decay: of all weights; decay_norms: whether it also applies to norms and biases
+    (every parameter of one dimension), as in TAS.
+    label_smoothing: of cross-entropy, in [0, 1). mixup, cutmix: blend every input with another of its batch
+    (`tas.mixing`), by a share from Beta(a, a) with a this number; 0: not; with both, a coin decides for each batch.
+    clip: largest norm of all gradients together. ema: decay per step of an exponential moving average of weights and
+    buffers, which the network is given at the end. dtype: "bfloat16" runs the forward under autocast; weights stay as
+    they are. channels_last: the layout of pictures and convolutions. compile: the forward goes through `torch.compile`.
     """
 
     epochs: int = 30
@@ -33,6 +37,8 @@ class TrainingPlan:
     decay_norms: bool = True
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     clip: float | None = None
     ema: float | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -49,6 +55,8 @@ class TrainingPlan:
             "weight_decay must be at least 0": self.weight_decay >= 0,
             f"warmup_epochs must be in [0, epochs = {self.epochs})": 0 <= self.warmup_epochs < self.epochs,
             "label_smoothing must be in [0, 1)": 0 <= self.label_smoothing < 1,
+            "mixup must be at least 0": self.mixup >= 0,
+            "cutmix must be at least 0": self.cutmix >= 0,
             "clip must be above 0": self.clip is None or self.clip > 0,
             "ema must be in (0, 1)": self.ema is None or 0 < self.ema < 1,
             "dtype must be 'float32' or 'bfloat16'": self.dtype in ("float32", "bfloat16"),
