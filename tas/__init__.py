@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tas.exporting import save as save
     from tas.extraction import extract as extract
     from tas.importance import reorder as reorder
+    from tas.latency import measure_latency as measure_latency
+    from tas.latency import with_latency as with_latency
     from tas.methods import SearchResult as SearchResult
     from tas.methods import search as search
     from tas.runner import run as run
@@ -48,6 +50,7 @@ _HOMES = {
     "extract": "extraction",
     "load": "exporting",
     "macs": "cost",
+    "measure_latency": "latency",
     "params": "cost",
     "reorder": "importance",
     "run": "runner",
@@ -57,6 +60,7 @@ _HOMES = {
     "score": "scoring",
     "search": "methods",
     "trace": "tracing",
+    "with_latency": "latency",
 }
 
 __all__ = [
@@ -83,6 +87,7 @@ __all__ = [
     "extract",
     "load",
     "macs",
+    "measure_latency",
     "params",
     "reorder",
     "run",
@@ -93,6 +98,7 @@ __all__ = [
     "search",
     "testing",
     "trace",
+    "with_latency",
 ]
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from tas.errors import BadRecipe
+from tas.latency.target import Target
 from tas.methods import adaptive_bn, differentiable, optuna_study, tuned
 from tas.recipe.inputs import parse_inputs
 from tas.tracing import Rules
@@ -95,10 +96,13 @@ class ObjectiveNames(Section):
 
 
 class Limits(Section):
-    """Upper limits, each a ratio of the original ("50%", 0.5) or absolute ("22.44M"); `slack` as in `tas.Budget`."""
+    """Upper limits, each a ratio of the original ("50%", 0.5) or absolute ("22.44M"); `slack` as in `tas.Budget`.
+    latency: a ratio, latency_ms: milliseconds, as the table of the section `latency` has them."""
 
     macs: Amount | None = None
     params: Amount | None = None
+    latency: Annotated[Amount, Field(le=1)] | None = None
+    latency_ms: float | None = Field(default=None, gt=0)
     slack: float = Field(default=0.05, ge=0, lt=1)
 
 
@@ -249,6 +253,30 @@ class Compare(Section):
         return seeds
 
 
+@dataclass(frozen=True)
+class Latency(Target):
+    __doc__ = f"""The target whose latency budgets limit, and its table.
+
+    {Target.__doc__}
+
+    points, rounds: see `tas.measure_latency`. table: the file that holds the table, or will; by default one in `runs`,
+    named by network and target. A finished one is used on any machine.
+    """
+
+    points: int = 4
+    rounds: int = 15
+    table: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.points < 2 or self.rounds < 3:
+            raise BadRecipe(f"latency takes at least 2 points and 3 rounds, got {self.points} and {self.rounds}")
+
+    @property
+    def target(self) -> Target:
+        return Target(self.runtime, self.device, self.batch, self.threads)
+
+
 class Machine(Section):
     """Where and how to run; the one section that may change when a run is taken up again. threads 0: torch decides."""
 
@@ -272,6 +300,7 @@ class Recipe(Section):
     distill: Distillation = Distillation()
     report: Report = Report()
     compare: Compare = Compare()
+    latency: Latency | None = None
     machine: Machine = Machine()
     seed: int = Field(default=0, ge=0)
 
