@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from tas.errors import BadRecipe
 from tas.latency.target import Target
-from tas.methods import adaptive_bn, differentiable, optuna_study, tuned
+from tas.methods import adaptive_bn, differentiable, netadapt, optuna_study, tuned
 from tas.recipe.inputs import parse_inputs
 from tas.tracing import Rules
 from tas.training import TrainingPlan
@@ -155,7 +155,20 @@ class Tuned(tuned.Settings):
     method: Literal["tuned"] = "tuned"
 
 
-SEARCHES = {"differentiable": Differentiable, "adaptive_bn": AdaptiveBN, "optuna": OptunaStudy, "tuned": Tuned}
+@dataclass(frozen=True)
+class NetAdapt(netadapt.Settings):
+    __doc__ = f"Greedy steps on a measured resource.\n\n{netadapt.Settings.__doc__}"
+
+    method: Literal["netadapt"] = "netadapt"
+
+
+SEARCHES = {
+    "differentiable": Differentiable,
+    "adaptive_bn": AdaptiveBN,
+    "optuna": OptunaStudy,
+    "tuned": Tuned,
+    "netadapt": NetAdapt,
+}
 
 
 def _method(values: Any) -> str:
@@ -167,7 +180,8 @@ Search = Annotated[
     Annotated[Differentiable, Tag("differentiable")]
     | Annotated[AdaptiveBN, Tag("adaptive_bn")]
     | Annotated[OptunaStudy, Tag("optuna")]
-    | Annotated[Tuned, Tag("tuned")],
+    | Annotated[Tuned, Tag("tuned")]
+    | Annotated[NetAdapt, Tag("netadapt")],
     Discriminator(_method),
 ]
 
@@ -181,7 +195,8 @@ SearchOrName = Annotated[
     | Annotated[Differentiable, Tag("differentiable")]
     | Annotated[AdaptiveBN, Tag("adaptive_bn")]
     | Annotated[OptunaStudy, Tag("optuna")]
-    | Annotated[Tuned, Tag("tuned")],
+    | Annotated[Tuned, Tag("tuned")]
+    | Annotated[NetAdapt, Tag("netadapt")],
     Discriminator(_name_or_method),
 ]
 
