@@ -94,11 +94,16 @@ def timed(
     if not isinstance(source, Traced):
         raise BadRecipe("latency is measured layer by layer of a traced network: leave out network.supernet")
     asked = asked or Latency()
-    file = Path(asked.table) if asked.table else Path("runs") / f"latency-{fingerprint(source, asked.target)}.json"
+    file = table_file(asked, source)
     table = measure_latency(
         source, asked.target, points=asked.points, rounds=asked.rounds, file=file, progress=progress
     )
     return with_latency(source, table), table
+
+
+def table_file(asked: Latency, source: Traced) -> Path:
+    """Where the latency table of a network lies, or will: every command finds it again."""
+    return Path(asked.table or Path("runs") / f"latency-{fingerprint(source, asked.target)}.json")
 
 
 def source_of(recipe: Recipe, network: nn.Module, inputs: Any) -> Any:

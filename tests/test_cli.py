@@ -13,7 +13,20 @@ from tiny_task import TinyNet, recipe_values
 import tas
 from tas import cli
 
-COMMANDS = ["init", "space", "run", "search", "distill", "score", "compare", "join", "evaluate", "export", "report"]
+COMMANDS = [
+    "init",
+    "space",
+    "latency",
+    "run",
+    "search",
+    "distill",
+    "score",
+    "compare",
+    "join",
+    "evaluate",
+    "export",
+    "report",
+]
 
 
 @pytest.fixture(scope="module")

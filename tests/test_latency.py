@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 import torch
 from tiny_task import TinyNet
-from torch import nn
 
 import tas
 from tas import cost
 from tas.errors import BadRecipe, Infeasible
 from tas.latency import Target, check, measure_latency, read, with_latency
-from tas.latency import measuring as measuring_module
 from tas.latency.checking import compared
+from tas.latency.explaining import by_layer
 from tas.latency.pieces import Piece, at_batch, pieces_of, stretches_at
 from tas.latency.table import MEASURE, fitted, smoothed, terms_of
 from tas.sampling import sample_many
-from tas.space import Choice, Factor, LayerCost, SearchSpace
+from tas.space import Choice, Factor, LayerCost, SearchSpace, Term
 from tas.timing import Latency
 from tas.tracing import Traced
 
@@ -30,23 +29,6 @@ from tas.tracing import Traced
 def traced() -> Traced:
     torch.manual_seed(0)
     return tas.trace(TinyNet(), torch.randn(2, 1, 8, 8))
-
-
-@pytest.fixture
-def by_size(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A forward takes as long as its network has parameters, in microseconds, and 1 ms in a whole network for what is
-    between the layers; returns what has been timed."""
-    timed: list[str] = []
-
-    def milliseconds(forward: Any, device: torch.device, calls: int) -> float:
-        network: nn.Module = forward.func
-        timed.append(type(network).__name__)
-        layers = sum(p.numel() for p in network.parameters()) / 1e3 + 1e-3
-        return layers if type(network).__name__ == "_Chain" else 1 + 2 * layers
-
-    monkeypatch.setattr(measuring_module, "_once", milliseconds)
-    monkeypatch.setattr(measuring_module, "calls_for", lambda forward, device: 1)
-    return timed
 
 
 def grid_piece() -> tuple[SearchSpace, Piece, np.ndarray]:
@@ -298,3 +280,18 @@ def test_a_table_without_signal_is_refused(traced: Traced, by_size: list[str]) -
     backwards = tuple((a, tuple(1 / s**3 for s in samples)) for a, samples in table.whole)
     with pytest.raises(BadRecipe, match="get faster as their layers do"):
         replace(table, whole=backwards).costs()
+
+
+def test_layers_whose_macs_fell_and_whose_latency_did_not_are_told() -> None:
+    flat, steep = ((4, 2.0), (8, 2.0)), ((4, 1.0), (8, 2.0))
+    costs = []
+    for layer, points in (("flat", flat), ("steep", steep)):
+        costs.append(LayerCost(layer, "macs", (Term(10, (Factor("a", "power", 1),)),)))
+        costs.append(LayerCost(layer, MEASURE, (Term(1.0, (Factor("a", "curve", points=points),)),)))
+    space = SearchSpace((Choice("a", "width", (4, 8)),), tuple(costs))
+    rows = {row["layer"]: row for row in by_layer(space, {"a": 4})}
+    assert (rows["flat"]["macs_kept"], rows["flat"]["latency_kept"], rows["flat"]["idle"]) == (0.5, 1.0, True)
+    assert (rows["steep"]["latency_kept"], rows["steep"]["idle"]) == (0.5, False)
+    assert rows["flat"]["of_latency"] == rows["flat"]["of_macs"] == 0.5
+    assert not any(row["idle"] for row in by_layer(space, {"a": 8}))
+    assert "idle" not in by_layer(space)[0]

@@ -115,17 +115,17 @@ def test_training_changes_what_the_scores_see_and_the_network_of_the_user_stays(
 
 
 def test_an_interrupted_search_ends_as_if_it_had_not_been(traced: Traced, tmp_path: Path) -> None:
-    budget, file = tas.budget(traced.space, macs=0.55), tmp_path / "search.pt"
+    budget, file = tas.budget(traced.space, macs=0.35), tmp_path / "search.pt"
     whole = search(traced, data(), budget, QUICK)
 
     def interrupt(row: Row) -> None:
-        if row["step"] == 2:
+        if row["step"] == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         search(traced, data(), budget, QUICK, checkpoint=file, on_row=interrupt)
     resumed = search(traced, data(), budget, QUICK, checkpoint=file)
-    assert len(resumed.course) > 2
+    assert len(resumed.course) > 1
     assert resumed.course == whole.course
     with pytest.raises(BadRecipe, match="of this search"):
         search(traced, data(), budget, replace(QUICK, lr=0.1), checkpoint=file)
