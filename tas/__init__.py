@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tas.exporting import save as save
     from tas.extraction import extract as extract
     from tas.importance import reorder as reorder
+    from tas.latency import measure_latency as measure_latency
+    from tas.latency import with_latency as with_latency
     from tas.methods import SearchResult as SearchResult
     from tas.methods import search as search
     from tas.runner import run as run
@@ -49,6 +51,7 @@ _HOMES = {
     "extract": "extraction",
     "load": "exporting",
     "macs": "cost",
+    "measure_latency": "latency",
     "params": "cost",
     "reorder": "importance",
     "run": "runner",
@@ -59,6 +62,7 @@ _HOMES = {
     "search": "methods",
     "synthesize": "distillation.synthesis",
     "trace": "tracing",
+    "with_latency": "latency",
 }
 
 __all__ = [
@@ -85,6 +89,7 @@ __all__ = [
     "extract",
     "load",
     "macs",
+    "measure_latency",
     "params",
     "reorder",
     "run",
@@ -96,6 +101,7 @@ __all__ = [
     "synthesize",
     "testing",
     "trace",
+    "with_latency",
 ]
 
 

@@ -103,6 +103,29 @@ def space(
 
 
 @app.command()
+def latency(
+    network: Target,
+    shape: Shape = None,
+    architecture: Annotated[
+        Path | None, typer.Option(help="JSON file with an architecture: where did its MACs fall, but not its latency?")
+    ] = None,
+    check: Annotated[
+        int | None, typer.Option("--check", min=3, metavar="N", help="Measure N networks that the table has not seen.")
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what each layer takes on a target (section `latency` of a recipe), or read the table that is there.
+
+    The target is PyTorch on the CPU with one thread and batch 1, unless a recipe or --set latency.batch=32, .threads,
+    .device=cuda, .runtime=compile or onnxruntime says otherwise.
+    """
+    from tas import commands
+
+    commands.latency(_recipe(network, overrides, shapes=shape), architecture, check, as_json)
+
+
+@app.command()
 def run(
     recipe: RecipePath,
     out: Out = None,

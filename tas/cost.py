@@ -20,6 +20,7 @@ from torch import Tensor
 from tas.errors import Infeasible
 from tas.space import Budget, Factor, SearchSpace, Term
 
+_COUNTED = ("macs", "params")  # whole numbers; what is measured is not
 _ROWS_AT_ONCE = 1 << 22  # numbers held at once while many architectures are counted: 32 MB
 
 
@@ -97,13 +98,30 @@ def params(space: SearchSpace, architecture: Mapping[str, int]) -> int:
 
 
 def _of(space: SearchSpace, architecture: Mapping[str, int], measure: str) -> int:
-    return round(float(count(space, torch.tensor(space.indices(architecture), dtype=torch.long), measure)))
+    return round(of(space, architecture, measure))
+
+
+def of(space: SearchSpace, architecture: Mapping[str, int], measure: str) -> float:
+    """The cost of one architecture by any of `measures(space)`, such as "latency_ms"."""
+    return float(count(space, torch.tensor(space.indices(architecture), dtype=torch.long), measure))
+
+
+def measures(space: SearchSpace) -> list[str]:
+    """What the space has costs in, and budgets may limit."""
+    return sorted({cost.measure for cost in space.costs})
 
 
 @lru_cache(maxsize=64)
-def original(space: SearchSpace, measure: str = "macs") -> int:
-    """The cost of the original: that of the largest architecture, unless rules bound choices below."""
-    return round(sum(by_layer(space, space.original(), measure).values()))
+def original(space: SearchSpace, measure: str = "macs") -> float:
+    """The cost of the original: that of the largest architecture, unless rules bound choices below. MACs and parameters
+    are whole numbers."""
+    total = sum(by_layer(space, space.original(), measure).values())
+    return round(total) if measure in _COUNTED else total
+
+
+def whole(measure: str, value: float) -> float:
+    """A cost as a whole number where it counts something, in four digits where it was measured."""
+    return round(value) if measure in _COUNTED else float(f"{value:.4g}")
 
 
 def by_layer(space: SearchSpace, architecture: Mapping[str, int], measure: str = "macs") -> dict[str, float]:
@@ -127,32 +145,40 @@ def budget(space: SearchSpace, slack: float = 0.05, **limits: float | int | None
 
     >>> tas.budget(space, macs=0.5, params=200_000)
 
-    Raises `Infeasible` when a limit is above the original or below the smallest architecture.
+    Where the space has a measured latency (`tas.with_latency`), `latency_ms` limits it in milliseconds, whatever the
+    number, and `latency` as a ratio. Raises `Infeasible` when a limit is above the original or below the smallest
+    architecture.
     """
-    resolved = {}
-    measures = {cost.measure for cost in space.costs}
-    for measure, limit in limits.items():
+    resolved, known = {}, measures(space)
+    for name, limit in limits.items():
         if limit is None:
             continue
-        if measure not in measures:
-            raise Infeasible(f"a budget limits one of {sorted(measures)}, got {measure!r}")
-        largest, smallest = original(space, measure), _of(space, space.smallest(), measure)
+        measure = f"{name}_ms" if name == "latency" else name
+        if measure not in known:
+            told = "; measure it first (tas.measure_latency, tas.with_latency)" if measure == "latency_ms" else ""
+            raise Infeasible(f"a budget limits one of {known}, got {name!r}{told}")
+        if measure in resolved or (name == "latency" and limit > 1):
+            raise Infeasible(f"latency is a ratio up to 1.0, latency_ms milliseconds: give one of them, got {limits}")
+        largest, smallest = original(space, measure), of(space, space.smallest(), measure)
         if limit <= 0:
             raise Infeasible(f"the {measure} budget must be above 0, got {limit}")
-        absolute = limit * largest if isinstance(limit, float) and limit <= 1 else limit
+        ratio = name == "latency" or (name in _COUNTED and isinstance(limit, float) and limit <= 1)
+        absolute = limit * largest if ratio else limit
         if absolute > largest:
             raise Infeasible(
-                f"the {measure} budget must not exceed the original's {largest:,}, got {absolute:,.0f}; "
+                f"the {measure} budget must not exceed the original's {whole(measure, largest):,}, "
+                f"got {whole(measure, absolute):,}; "
                 "a float up to 1.0 is a ratio of the original, everything else an absolute number"
             )
-        if absolute < smallest:
+        if absolute + _tolerance(measure) < smallest:
             raise Infeasible(
-                f"the {measure} budget {absolute:,.0f} ({absolute / largest:.1%} of the original) is below the "
-                f"smallest architecture's {smallest:,} ({smallest / largest:.1%}); ask for at least that"
+                f"the {measure} budget {whole(measure, absolute):,} ({absolute / largest:.1%} of the original) is "
+                f"below the smallest architecture's {whole(measure, smallest):,} ({smallest / largest:.1%}); ask for "
+                "at least that"
             )
         resolved[measure] = float(absolute)
     if not resolved:
-        raise Infeasible(f"a budget needs at least one limit on {sorted(measures)}")
+        raise Infeasible(f"a budget needs at least one limit on {known}")
     return Budget(tuple(resolved.items()), slack)
 
 
@@ -160,21 +186,26 @@ def feasible(space: SearchSpace, indices: Tensor, limits: Budget) -> Tensor:
     """Whether each architecture, candidate indices [..., choices], meets every limit: bool [...]."""
     fits = torch.ones(indices.shape[:-1], dtype=torch.bool, device=indices.device)
     for measure, limit in limits.limits:
-        fits &= count(space, indices, measure) <= limit + 0.5  # limits from ratios are not whole numbers
+        fits &= count(space, indices, measure) <= limit + _tolerance(measure)
     return fits
+
+
+def _tolerance(measure: str) -> float:
+    """Of a limit: those from ratios are no whole numbers, and sums of the same terms differ in their last bits."""
+    return 0.5 if measure in _COUNTED else 1e-9
 
 
 def penalty(space: SearchSpace, limits: Budget, probabilities: Tensor) -> Tensor:
     """The cost term of the TAS architecture loss (Dong & Yang 2019, eq. 8, and its code): +log E where the most
     probable architecture costs more than the limit R, -log E where it costs less than R - slack x original, else 0;
-    E is the expected cost in millions. With several limits the lower branch needs room under all of them: a limit that
-    does not bind would else pull against the one that does. Only log E has a gradient; no value is read back to the
-    host."""
+    E is the expected cost in millions (only gradients matter, and those of log E know no unit). With several limits
+    the lower branch needs room under all of them: a limit that does not bind would else pull against the one that does.
+    Only log E has a gradient; no value is read back to the host."""
     mode = probabilities.argmax(-1)
     above, below, logs = [], [], []
     for measure, limit in limits.limits:
         actual = count(space, mode, measure)
-        above.append((actual > limit + 0.5).double())
+        above.append((actual > limit + _tolerance(measure)).double())
         below.append((actual < limit - limits.slack * original(space, measure)).double())
         logs.append((expected(space, probabilities, measure) / 1e6).log())
     sign = torch.stack(above) - torch.stack(below).amin(0)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from tas.distribution import ArchitectureDistribution
 from tas.initialization import student_at
+from tas.methods import netadapt
 from tas.methods.baselines import uniform
 from tas.objectives import Objective
 from tas.preparation import Prepared, describe
-from tas.recipe import Differentiable, Tuned
+from tas.recipe import Differentiable, NetAdapt, Tuned
 from tas.scoring import search_splits
+from tas.space import Budget
 from tas.supernet import Supernet
 from tas.synthesizing import planned
 from tas.tracing import Traced
@@ -45,7 +47,12 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
         stages["original"] = timer.training(original) * recipe.original.epochs * real
     if (how := recipe.synthesize) is not None:  # the gradient of pixels costs about what that of weights does
         stages["synthesize"] = timer.training(original) * (how.steps + how.coarse_steps / 4) * how.images
-    stages["search"] = sum(map(timer.forward, students)) * _scored_images(recipe.search, train)
+    proposals = [_proposals(prepared, budget) for budget in prepared.budgets.values()]
+    scored = [_scored_images(recipe.search, train, count) for count in proposals]
+    stages["search"] = sum(timer.forward(one) * images for one, images in zip(students, scored, strict=True))
+    if isinstance(recipe.search, NetAdapt):
+        images = recipe.search.steps * recipe.search.batch
+        stages["search"] += sum(timer.training(one) * n * images for one, n in zip(students, proposals, strict=True))
     stages["search"] += timer.searching(prepared) * _search_epochs(recipe.search) * len(search_splits(prepared.data)[0])
     step = sum(map(timer.training, students))
     step += len(students) * _guidance(prepared, original, timer)
@@ -69,7 +76,17 @@ def _guidance(prepared: Prepared, original: nn.Module, timer: _Timer) -> float:
     return sum(timer.forward(copy.deepcopy(teacher).to(prepared.device)) for teacher in asked)
 
 
-def _scored_images(search: Any, train: int) -> float:
+def _proposals(prepared: Prepared, budget: Budget) -> int:
+    """How many architectures the search scores at a budget."""
+    search: Any = prepared.recipe.search
+    if isinstance(search, NetAdapt):
+        return netadapt.proposals(prepared.space, budget, search)
+    if isinstance(search, Tuned):  # its candidates and, after every epoch, the most probable one
+        return search.trials * search.candidates + _search_epochs(search)
+    return int(search.candidates)
+
+
+def _scored_images(search: Any, train: int, scores: int) -> float:
     """Images that pass through candidates, on all rungs of a race; each side has half of the training images."""
     passes = 2 if getattr(search, "raw", True) else 1
     rungs, keep = getattr(search, "rungs", 1), getattr(search, "keep", 1.0)
@@ -78,9 +95,6 @@ def _scored_images(search: Any, train: int) -> float:
     held_out *= passes * sum(part * running for part, running in zip(parts, parts[::-1], strict=True))
     steps = zip(parts, [0.0, *parts[:-1]], parts[::-1], strict=True)
     calibration *= sum((part - before) * running for part, before, running in steps)
-    scores = search.candidates
-    if isinstance(search, Tuned):  # its candidates and, after every epoch, the most probable one
-        scores = search.trials * search.candidates + _search_epochs(search)
     return float(scores * (calibration + held_out))
 
 

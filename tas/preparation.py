@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,16 +19,18 @@ from tas.distillation.inversion import require_batch_norm
 from tas.distillation.synthesis import check_settings
 from tas.errors import BadData, BadNetwork, BadRecipe, Untraceable
 from tas.importing import imported
+from tas.latency import MEASURE, Table, measure_latency, with_latency
+from tas.latency.table import fingerprint
 from tas.methods.baselines import uniform
 from tas.objectives import Objective, objective
 from tas.originals import build, check_runs, load_weights
-from tas.recipe import DataSource, Limits, Machine, Network, ObjectiveNames, Recipe, examples
+from tas.recipe import DataSource, Latency, Limits, Machine, Network, ObjectiveNames, Recipe, examples
 from tas.space import Budget, SearchSpace
 from tas.tracing import Traced, trace
 from tas.tracing.independent import independent_macs
 from tas.training.evaluation import class_check
 
-_MEASURES = {"macs": "MACs", "params": "parameters"}
+_MEASURES = {"macs": "MACs", "params": "parameters", MEASURE: "latency"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Prepared:
     source: Any
     budgets: Mapping[str, Budget]  # by what people call them
     teachers: tuple[nn.Module | None, ...] = (None,)  # None: the original
+    latency: Table | None = None  # where the recipe has a section `latency`, or a budget of it
 
     @property
     def space(self) -> SearchSpace:
@@ -59,8 +63,12 @@ class Prepared:
         return self.objective.name == "top1" and self.data.classes is not None
 
 
-def prepare(recipe: Recipe) -> Prepared:
-    """Everything that can be wrong with a recipe is found here, in the order: names, network, data, space, budget."""
+def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) -> Prepared:
+    """Everything that can be wrong with a recipe is found here, in the order: names, network, data, space, budget.
+
+    A latency table that the recipe asks for is read from its file, or else measured; `progress` is told (rounds done,
+    rounds).
+    """
     if recipe.network.weights is None and recipe.original is None:
         raise BadRecipe("the recipe needs network.weights, or a section `original` that says how to train the original")
     if recipe.network.supernet is not None and recipe.initialize.weights != "scratch":
@@ -78,8 +86,9 @@ def prepare(recipe: Recipe) -> Prepared:
     require_choices(source.space)
     teachers = _teachers(recipe, network, data)
     _check_training(recipe, source)
+    source, table = timed(recipe, source, progress)
     budgets = budgets_of(source.space, recipe.budgets)
-    prepared = Prepared(recipe, device, data, judge, network, source, budgets, teachers)
+    prepared = Prepared(recipe, device, data, judge, network, source, budgets, teachers, table)
     _check_synthesis(prepared)
     return prepared
 
@@ -141,6 +150,28 @@ def _check_training(recipe: Recipe, source: Any) -> None:
     if recipe.initialize.checkpoint is not None:
         early = build(recipe.network.name, recipe.network.kwargs)
         load_weights(early, recipe.initialize.checkpoint, "initialize.checkpoint")
+
+
+def timed(
+    recipe: Recipe, source: Any, progress: Callable[[int, int], None] | None = None, always: bool = False
+) -> tuple[Any, Table | None]:
+    """`source` with the latency that the recipe asks for, and its table; `always`: also where it asks for none."""
+    asked = recipe.latency
+    if asked is None and not always and all(b.latency is None and b.latency_ms is None for b in recipe.budgets):
+        return source, None
+    if not isinstance(source, Traced):
+        raise BadRecipe("latency is measured layer by layer of a traced network: leave out network.supernet")
+    asked = asked or Latency()
+    file = table_file(asked, source)
+    table = measure_latency(
+        source, asked.target, points=asked.points, rounds=asked.rounds, file=file, progress=progress
+    )
+    return with_latency(source, table), table
+
+
+def table_file(asked: Latency, source: Traced) -> Path:
+    """Where the latency table of a network lies, or will: every command finds it again."""
+    return Path(asked.table or Path("runs") / f"latency-{fingerprint(source, asked.target)}.json")
 
 
 def source_of(recipe: Recipe, network: nn.Module, inputs: Any) -> Any:
@@ -232,7 +263,7 @@ def require_member(space: SearchSpace, architecture: Mapping[str, int], where: s
 
 
 def budget_of(space: SearchSpace, limits: Limits) -> Budget:
-    return cost.budget(space, limits.slack, macs=limits.macs, params=limits.params)
+    return cost.budget(space, limits.slack, **limits.model_dump(exclude={"slack"}))
 
 
 def budgets_of(space: SearchSpace, limits: Sequence[Limits], key: str = "budget") -> dict[str, Budget]:
@@ -250,15 +281,20 @@ def budgets_of(space: SearchSpace, limits: Sequence[Limits], key: str = "budget"
     return found
 
 
-def costs(space: SearchSpace, architecture: Mapping[str, int]) -> dict[str, int]:
-    return {"macs": cost.macs(space, architecture), "params": cost.params(space, architecture)}
+def costs(space: SearchSpace, architecture: Mapping[str, int]) -> dict[str, float]:
+    """By measure: MACs and parameters, and milliseconds where the space has a latency."""
+    return {m: cost.whole(m, cost.of(space, architecture, m)) for m in _measures(space)}
 
 
-def costs_of_original(space: SearchSpace) -> dict[str, int]:
-    return {measure: cost.original(space, measure) for measure in ("macs", "params")}
+def costs_of_original(space: SearchSpace) -> dict[str, float]:
+    return {m: cost.whole(m, cost.original(space, m)) for m in _measures(space)}
 
 
-def feasibility(space: SearchSpace, budgets: Mapping[str, Budget] | None = None) -> dict[str, dict[str, int]]:
+def _measures(space: SearchSpace) -> list[str]:
+    return ["macs", "params", *([MEASURE] if MEASURE in cost.measures(space) else [])]
+
+
+def feasibility(space: SearchSpace, budgets: Mapping[str, Budget] | None = None) -> dict[str, dict[str, float]]:
     """Costs of the smallest, a uniform and the largest architecture: uniform at each budget, else at half width."""
     budgets = budgets or {}
     middle = {row_name("uniform", label, budgets): uniform(space, budget) for label, budget in budgets.items()}

@@ -20,7 +20,7 @@ from tas.recipe import Recipe, read
 from tas.reporting import write_report
 from tas.reporting.page import read_json
 from tas.reporting.progress import Display
-from tas.stages import Run, judged_on, opened, original, searched, weighted
+from tas.stages import Run, judged_on, measured, opened, original, searched, weighted
 from tas.synthesizing import rival, synthesized
 
 Stage = Literal["original", "search", "distill"]
@@ -69,6 +69,10 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
     current = synthesized(current, network)
     source = weighted(current.prepared, network)
     found, budgets = searched(current, source, network, given), current.prepared.budgets
+    taken = measured(current, source, found)
+    if taken:
+        metrics["original"]["measured_ms"] = taken["original"]["median"]
+        write_json(path, metrics)
     if until == "search":
         return metrics
     for label, architecture in found.items():
@@ -76,6 +80,8 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
         for name, architectures in rivals.items():
             row, place = row_name(name, label, budgets), _place(name, label, budgets)
             metrics[row] = distilled(current, row, place, architectures, source, network)
+            if name == "student" and taken:
+                metrics[row]["measured_ms"] = taken[label]["median"]
             write_json(path, metrics)
     return metrics
 

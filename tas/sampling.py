@@ -106,7 +106,7 @@ def require_feasible(space: SearchSpace, budget: Budget) -> None:
     """Raise `Infeasible` when even the smallest architecture does not meet the budget."""
     smallest = torch.zeros(len(space.choices), dtype=torch.long)
     if not bool(cost.feasible(space, smallest, budget)):
-        reach = {measure: int(cost.count(space, smallest, measure)) for measure, _ in budget.limits}
+        reach = {m: cost.whole(m, float(cost.count(space, smallest, m))) for m, _ in budget.limits}
         raise Infeasible(
             f"no architecture meets {dict(budget.limits)}; the smallest reachable cost is {reach}: "
             "raise the budget, or let more sizes be searched"
@@ -142,7 +142,8 @@ def tilt(space: SearchSpace, table: Tensor, budget: Budget, below: float = 0.5) 
     Kullback-Leibler divergence at that mean where costs add up, hence what independent draws conditioned on the
     cost look like. t is negative where the budget leaves room. Candidates of probability 0 stay at 0.
     """
-    targets = {m: max(limit - below * budget.slack * _original(space, m), 1.0) for m, limit in budget.limits}
+    aims = {m: limit - below * budget.slack * _original(space, m) for m, limit in budget.limits}
+    targets = {m: max(aims[m], 1e-3 * limit) for m, limit in budget.limits}
 
     def load(
         p: Tensor,

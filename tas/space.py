@@ -38,13 +38,17 @@ class Choice:
 
 @dataclass(frozen=True)
 class Factor:
-    """A function of the value v of one choice: v ** number, or whether v > number, == number, <= number (0 or 1)."""
+    """A function of the value v of one choice: v ** number, or whether v > number, == number, <= number (0 or 1), or
+    ("curve") the straight lines through `points`, (v, value) by ascending v, level beyond the ends."""
 
     choice: str
-    kind: Literal["power", "above", "equal", "atmost"]
-    number: int
+    kind: Literal["power", "above", "equal", "atmost", "curve"]
+    number: int = 0
+    points: tuple[tuple[int, float], ...] = ()
 
-    def at(self, value: int) -> int:
+    def at(self, value: int) -> int | float:
+        if self.kind == "curve":
+            return _on_curve(self.points, value)
         if self.kind == "power":
             return int(value**self.number)
         if self.kind == "above":
@@ -52,11 +56,20 @@ class Factor:
         return int(value == self.number if self.kind == "equal" else value <= self.number)
 
 
+def _on_curve(points: tuple[tuple[int, float], ...], value: int) -> float:
+    if value <= points[0][0]:
+        return points[0][1]
+    for (left, low), (right, high) in zip(points, points[1:], strict=False):
+        if value <= right:
+            return low + (high - low) * (value - left) / (right - left)
+    return points[-1][1]
+
+
 @dataclass(frozen=True)
 class Term:
     """coefficient x product of factors; each choice appears in at most one factor, so expectations multiply."""
 
-    coefficient: float  # whole, but for a size that follows from data, a mean over a batch
+    coefficient: float  # of a count whole, but for a size that follows from data, a mean over a batch
     factors: tuple[Factor, ...] = ()
 
     def __post_init__(self) -> None:
@@ -67,7 +80,7 @@ class Term:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer costs, as a sum of terms; `measure` is "macs" or "params"."""
+    """What one layer costs, as a sum of terms; `measure` is "macs", "params", or what was measured: "latency_ms"."""
 
     layer: str
     measure: str

@@ -20,6 +20,9 @@ from tas.exporting import load, save
 from tas.files import json_text, write_json, write_lines
 from tas.folder import RunFolder
 from tas.importance import orders
+from tas.latency import MEASURE, latencies
+from tas.latency.measuring import this_machine
+from tas.latency.table import write as write_table
 from tas.methods import OnRow, SearchResult, front, search
 from tas.methods.budgets import distinct
 from tas.objectives import Objective
@@ -69,6 +72,8 @@ def opened(prepared: Prepared, folder: str | Path, display: Display | None = Non
     title = recipe.title or f"{recipe.network.name.rpartition(':')[2]} on {recipe.data.name}"
     record = RunFolder(folder, recipe, title, prepared.objective.name, prepared.device)
     write_json(record.path / "space.json", describe(prepared.space, prepared.budgets))
+    if prepared.latency is not None:
+        write_table(prepared.latency, record.path / "latency.json")
     current = Run(prepared, record, display or Display(), Events(record.path / "events"))
     for note in grouped(prepared.space.notes):
         current.warn(note)
@@ -197,6 +202,26 @@ def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, 
     return dict(zip(prepared.budgets, found, strict=True))
 
 
+def measured(current: Run, source: Any, found: Mapping[str, Architecture]) -> dict[str, dict[str, float]]:
+    """Where the run has a latency table of this machine: latency in milliseconds, {"median", "low", "high"}, of the
+    original and of the networks found, measured whole in turns; else nothing."""
+    table = current.prepared.latency
+    if table is None:
+        return {}
+    if table.machine != this_machine(table.target):
+        current.warn(
+            f"The latency table was measured on {table.machine['device']} ({table.machine['node']}), not here: the "
+            "networks found are not measured whole."
+        )
+        return {}
+
+    def work() -> dict[str, Any]:
+        taken = latencies(source, table.target, [current.prepared.space.original(), *found.values()])
+        return {"measured": {name: asdict(one) for name, one in zip(["original", *found], taken, strict=True)}}
+
+    return current.staged("latency", work)["measured"]
+
+
 def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]:
     prepared, folder = current.prepared, current.folder
     warn_of_scores(current, network)
@@ -317,5 +342,5 @@ def candidate_row(prepared: Prepared, score: Score, chosen: Collection[Architect
 
 
 def numbers(facts: Mapping[str, Any], current: Run) -> dict[str, Any]:
-    keys = (current.prepared.objective.name, "loss", "macs", "params")
+    keys = (current.prepared.objective.name, "loss", "macs", "params", MEASURE)
     return {key: math.nan if facts[key] is None else facts[key] for key in keys if key in facts}  # JSON has no NaN

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,28 +48,35 @@ def interleaved(
 
 
 def _measured(networks: Sequence[nn.Module], inputs: Any, device: torch.device, repeats: int) -> list[Latency]:
-    calls = []
-    for network in networks:
-        _seconds(network, inputs, device, 2)  # the first forward chooses kernels and allocates
-        calls.append(max(1, math.ceil(_SHORTEST / _seconds(network, inputs, device, 1))))
+    forwards = [partial(call, network, inputs) for network in networks]
+    calls = [calls_for(forward, device) for forward in forwards]
     taken: list[list[float]] = [[] for _ in networks]
     for repeat in range(repeats):
         for place in range(len(networks)):
             which = (place + repeat) % len(networks)
-            taken[which].append(1e3 * _seconds(networks[which], inputs, device, calls[which]))
-    found = []
-    for samples in taken:
-        low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
-        found.append(Latency(median, low, high))
-    return found
+            taken[which].append(1e3 * seconds(forwards[which], device, calls[which]))
+    return [summary(samples) for samples in taken]
 
 
-def _seconds(network: nn.Module, inputs: Any, device: torch.device, calls: int) -> float:
-    """A forward, the mean of `calls` of them."""
+def summary(samples: Sequence[float]) -> Latency:
+    """Of two or more measurements in milliseconds."""
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Latency(median, low, high)
+
+
+def calls_for(forward: Callable[[], Any], device: torch.device) -> int:
+    """How many forwards make a measurement that is long enough, after the first ones, which choose kernels and
+    allocate."""
+    seconds(forward, device, 2)
+    return max(1, math.ceil(_SHORTEST / seconds(forward, device, 1)))
+
+
+def seconds(forward: Callable[[], Any], device: torch.device, calls: int = 1) -> float:
+    """A forward, the mean of `calls` of them; the device is waited for before and after."""
     _wait(device)
     started = time.perf_counter()
     for _ in range(calls):
-        call(network, inputs)
+        forward()
     _wait(device)
     return (time.perf_counter() - started) / calls
 

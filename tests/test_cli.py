@@ -16,6 +16,7 @@ from tas import cli
 COMMANDS = [
     "init",
     "space",
+    "latency",
     "run",
     "search",
     "distill",

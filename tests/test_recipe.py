@@ -36,9 +36,9 @@ def test_amounts_have_units(text: str, number: float) -> None:
         ("machine.xyzzy=1", "known are device, threads"),
         (
             "search.method=gradient",
-            "search.method should be one of differentiable, adaptive_bn, optuna, tuned, got 'gradient'",
+            "search.method should be one of differentiable, adaptive_bn, optuna, tuned, netadapt, got 'gradient'",
         ),
-        ("search.method=tune", "optuna, tuned, got 'tune'; did you mean 'tuned'?"),
+        ("search.method=tune", "tuned, netadapt, got 'tune'; did you mean 'tuned'?"),
         ("search={method: optuna, sampler: tpee}", "search.sampler should be 'tpe', 'nsga2', 'gp' or 'random'"),
         ("search={method: optuna, sampler: nsga}", "got 'nsga'; did you mean 'nsga2'?"),
         ("search={method: optuna, measures: [latency_ms]}", "got 'latency_ms'; did you mean 'latency'?"),

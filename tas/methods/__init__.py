@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 import torch
 
 from tas.errors import BadRecipe
-from tas.methods import adaptive_bn, baselines, differentiable, optuna_study, tuned
+from tas.methods import adaptive_bn, baselines, differentiable, netadapt, optuna_study, tuned
 from tas.methods.budgets import at_budgets, best_within, front
 from tas.methods.result import OnRow, Row, SearchResult
 from tas.objectives import Objective
@@ -22,9 +22,16 @@ from tas.tracing import Traced
 
 __all__ = ["METHODS", "OnRow", "Row", "SearchResult", "at_budgets", "front", "search"]
 
-_S = TypeVar("_S", differentiable.Settings, adaptive_bn.Settings, optuna_study.Settings, tuned.Settings)
+_S = TypeVar(
+    "_S",
+    differentiable.Settings,
+    adaptive_bn.Settings,
+    optuna_study.Settings,
+    tuned.Settings,
+    netadapt.Settings,
+)
 
-METHODS = ("differentiable", "adaptive_bn", "optuna", "tuned", "uniform", "random")
+METHODS = ("differentiable", "adaptive_bn", "optuna", "tuned", "netadapt", "uniform", "random")
 
 
 @overload
@@ -56,14 +63,14 @@ def search(
 
     data: a named data set, a Dataset, or an iterable of batches; "uniform" and "random" do not look at it.
     options: the fields of `Settings` of the method (`tas.methods.differentiable`, `.adaptive_bn`, `.optuna_study`,
-      `.tuned`).
-    checkpoint: file by which an interrupted "differentiable", "optuna" or "tuned" search is resumed (the studies of the
-      last two: a journal beside it).
+      `.tuned`, `.netadapt`).
+    checkpoint: file by which an interrupted search is resumed (the studies of "optuna" and "tuned": a journal beside
+      it); "adaptive_bn" starts again.
 
     Several budgets share their work: "differentiable" searches at the first one and tilts what it learned to the
     others (`at_budgets`), "adaptive_bn" decodes its images once, and in both whatever was scored for one budget
     competes for all that it meets. "tuned" tilts what its best trial learned. "optuna" runs a study a budget, each
-    starting from the best of the one before.
+    starting from the best of the one before, "netadapt" a search a budget.
 
     Raises `Infeasible`, with the smallest reachable cost, when no architecture meets a budget; BadRecipe for an
     unknown method or option.
@@ -86,6 +93,9 @@ def search(
         case "tuned":
             chosen = _settings(tuned.Settings, options)
             found = _tilted(tuned.search, source, data, budgets, chosen, checkpoint, on_row, common)
+        case "netadapt":
+            adapted = _settings(netadapt.Settings, options)
+            found = _adapted(source, data, budgets, adapted, checkpoint, on_row, common)
         case "uniform":
             _refuse(options, [])
             found = [SearchResult(baselines.uniform(source.space, each)) for each in budgets]
@@ -142,6 +152,28 @@ def _optuna(
             start = (found[-1].architecture, *settings.warm_start)
             mine = replace(settings, study=f"{settings.study}-{number}", warm_start=start)
         found.append(optuna_study.search(source, data, budget, mine, checkpoint=checkpoint, on_row=on_row, **common))
+    return found
+
+
+def _adapted(
+    source: Traced | Supernet,
+    data: Any,
+    budgets: Sequence[Budget],
+    settings: netadapt.Settings,
+    checkpoint: Path | None,
+    on_row: OnRow | None,
+    common: dict[str, Any],
+) -> list[SearchResult]:
+    """A search a budget, each with a checkpoint of its own that stays until all are done."""
+    files = [None if checkpoint is None else checkpoint.with_suffix(f".{n}.pt") for n in range(len(budgets))]
+    files[:1] = [checkpoint]
+    found = [
+        netadapt.search(source, data, budget, settings, checkpoint=file, on_row=on_row, **common)
+        for budget, file in zip(budgets, files, strict=True)
+    ]
+    for file in files[1:]:
+        if file is not None:
+            file.unlink(missing_ok=True)
     return found
 
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from tas.distillation import inversion
 from tas.errors import BadRecipe
-from tas.methods import adaptive_bn, differentiable, optuna_study, tuned
+from tas.latency.target import Target
+from tas.methods import adaptive_bn, differentiable, netadapt, optuna_study, tuned
 from tas.recipe.inputs import parse_inputs
 from tas.tracing import Rules
 from tas.training import TrainingPlan
@@ -97,10 +98,13 @@ class ObjectiveNames(Section):
 
 
 class Limits(Section):
-    """Upper limits, each a ratio of the original ("50%", 0.5) or absolute ("22.44M"); `slack` as in `tas.Budget`."""
+    """Upper limits, each a ratio of the original ("50%", 0.5) or absolute ("22.44M"); `slack` as in `tas.Budget`.
+    latency: a ratio, latency_ms: milliseconds, as the table of the section `latency` has them."""
 
     macs: Amount | None = None
     params: Amount | None = None
+    latency: Annotated[Amount, Field(le=1)] | None = None
+    latency_ms: float | None = Field(default=None, gt=0)
     slack: float = Field(default=0.05, ge=0, lt=1)
 
 
@@ -153,7 +157,20 @@ class Tuned(tuned.Settings):
     method: Literal["tuned"] = "tuned"
 
 
-SEARCHES = {"differentiable": Differentiable, "adaptive_bn": AdaptiveBN, "optuna": OptunaStudy, "tuned": Tuned}
+@dataclass(frozen=True)
+class NetAdapt(netadapt.Settings):
+    __doc__ = f"Greedy steps on a measured resource.\n\n{netadapt.Settings.__doc__}"
+
+    method: Literal["netadapt"] = "netadapt"
+
+
+SEARCHES = {
+    "differentiable": Differentiable,
+    "adaptive_bn": AdaptiveBN,
+    "optuna": OptunaStudy,
+    "tuned": Tuned,
+    "netadapt": NetAdapt,
+}
 
 
 def _method(values: Any) -> str:
@@ -165,7 +182,8 @@ Search = Annotated[
     Annotated[Differentiable, Tag("differentiable")]
     | Annotated[AdaptiveBN, Tag("adaptive_bn")]
     | Annotated[OptunaStudy, Tag("optuna")]
-    | Annotated[Tuned, Tag("tuned")],
+    | Annotated[Tuned, Tag("tuned")]
+    | Annotated[NetAdapt, Tag("netadapt")],
     Discriminator(_method),
 ]
 
@@ -179,7 +197,8 @@ SearchOrName = Annotated[
     | Annotated[Differentiable, Tag("differentiable")]
     | Annotated[AdaptiveBN, Tag("adaptive_bn")]
     | Annotated[OptunaStudy, Tag("optuna")]
-    | Annotated[Tuned, Tag("tuned")],
+    | Annotated[Tuned, Tag("tuned")]
+    | Annotated[NetAdapt, Tag("netadapt")],
     Discriminator(_name_or_method),
 ]
 
@@ -332,6 +351,30 @@ class Compare(Section):
         return seeds
 
 
+@dataclass(frozen=True)
+class Latency(Target):
+    __doc__ = f"""The target whose latency budgets limit, and its table.
+
+    {Target.__doc__}
+
+    points, rounds: see `tas.measure_latency`. table: the file that holds the table, or will; by default one in `runs`,
+    named by network and target. A finished one is used on any machine.
+    """
+
+    points: int = 4
+    rounds: int = 15
+    table: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.points < 2 or self.rounds < 3:
+            raise BadRecipe(f"latency takes at least 2 points and 3 rounds, got {self.points} and {self.rounds}")
+
+    @property
+    def target(self) -> Target:
+        return Target(self.runtime, self.device, self.batch, self.threads)
+
+
 class Machine(Section):
     """Where and how to run; the one section that may change when a run is taken up again. threads 0: torch decides."""
 
@@ -356,6 +399,7 @@ class Recipe(Section):
     distill: Distillation = Distillation()
     report: Report = Report()
     compare: Compare = Compare()
+    latency: Latency | None = None
     machine: Machine = Machine()
     seed: int = Field(default=0, ge=0)
 

@@ -26,7 +26,7 @@ LIGHT = {  # the page's colours by day
     "--other": "#c4571b",
     "--warn": "#fff5df",
 }
-_UNITS = {"macs": "MACs"}  # measures that are not written as they are named
+_UNITS = {"macs": "million MACs", "params": "million params", "latency_ms": "ms"}  # what an axis counts a measure in
 _WIDTH = 4.6  # inches: about as wide as a phone, so that letters stay readable there
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: selectable, in the page's font
@@ -66,12 +66,13 @@ def course(rows: Sequence[Mapping[str, Any]], measure: str, limit: float | None)
     """Expected cost, with the budget, and mean entropy of the choices over the steps of a search."""
     with _style():
         figure, axes = _figure("course", 3.0)
-        steps, unit = [row["step"] for row in rows], _UNITS.get(measure, measure)
-        costs = [row[f"{measure}_expected"] / 1e6 for row in rows]
-        axes.plot(steps, costs, color=_MAIN, label=f"expected {unit}")
+        steps, unit = [row["step"] for row in rows], _UNITS[measure]
+        size = 1e6 if unit.startswith("million") else 1.0
+        costs = [row[f"{measure}_expected"] / size for row in rows]
+        axes.plot(steps, costs, color=_MAIN, label=f"expected {unit.removeprefix('million ')}")
         if limit is not None:
-            axes.axhline(limit / 1e6, color=_MAIN, linestyle=":", label="budget")
-        axes.set(xlabel="step", ylabel=f"million {unit}", ylim=(0, 1.1 * max(*costs, (limit or 0) / 1e6)))
+            axes.axhline(limit / size, color=_MAIN, linestyle=":", label="budget")
+        axes.set(xlabel="step", ylabel=unit, ylim=(0, 1.1 * max(*costs, (limit or 0) / size)))
         other = axes.twinx()
         entropy = [row["entropy"] for row in rows]
         other.plot(steps, entropy, color=_OTHER, label="entropy")

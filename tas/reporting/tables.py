@@ -10,6 +10,8 @@ from rich.table import Table
 
 Rows = Mapping[str, Mapping[str, Any]]
 
+_MILLISECONDS = {"latency_ms": "latency, ms", "measured_ms": "measured, ms"}  # by the table, and whole
+
 
 def short(number: float) -> str:
     """22440000 -> "22.44 M"."""
@@ -59,6 +61,7 @@ def result_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]
     """Header and rows of the table that a run ends with; `metric` names the key that decides."""
     original = metrics["original"]
     header = ["network", metric, "difference", "MACs", "params", "of MACs"]
+    timed = [name for name in _MILLISECONDS if name in original]
     rows = []
     for name, row in metrics.items():
         spread = f" ± {row['spread']:.2f}" if row.get("spread") is not None else ""
@@ -67,7 +70,8 @@ def result_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]
         rows.append(
             [name, f"{decimal(row[metric])}{spread}", difference, short(row["macs"]), short(row["params"]), share]
         )
-    return header, rows
+        rows[-1] += [f"{row[key]:.3g}" if key in row else "–" for key in timed]
+    return [*header, *(_MILLISECONDS[key] for key in timed)], rows
 
 
 def start_rows(decided: Mapping[str, Any], metric: str) -> tuple[list[str], list[list[str]]]:
@@ -97,7 +101,63 @@ def feasibility_rows(feasibility: Rows) -> tuple[list[str], list[list[str]]]:
         + [f"{row[measure] / largest[measure]:.1%}" for measure in ("macs", "params")]
         for name, row in feasibility.items()
     ]
+    if "latency_ms" in largest:
+        header += ["ms", "of ms"]
+        for cells, row in zip(rows, feasibility.values(), strict=True):
+            cells += [f"{row['latency_ms']:.3g}", f"{row['latency_ms'] / largest['latency_ms']:.1%}"]
     return header, rows
+
+
+def latency_rows(layers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The rows of `tas latency`: what each layer takes, and with an architecture what it takes there."""
+    header = ["layer", "ms", "of latency", "of MACs"]
+    if layers and "ms_there" in layers[0]:
+        header += ["ms there", "MACs kept", "latency kept", ""]
+    rows = []
+    for row in layers:
+        rows.append([row["layer"], f"{row['ms']:.4f}", f"{row['of_latency']:.1%}", f"{row['of_macs']:.1%}"])
+        if "ms_there" in row:
+            kept = [f"{row[key]:.0%}" if row[key] is not None else "–" for key in ("macs_kept", "latency_kept")]
+            rows[-1] += [f"{row['ms_there']:.4f}", *kept, "MACs fell, latency did not" if row["idle"] else ""]
+    return header, rows
+
+
+def latency_tables(found: Mapping[str, Any]) -> list[Any]:
+    """All of `tas latency`."""
+    offset, scale = found["offset_ms"], found["scale"]
+    lines: list[Any] = [
+        latency_rows(found["layers"]),
+        feasibility_rows(found["feasibility"]),
+        f"Measured on {found['machine']['device']}, torch {found['machine']['torch']}.",
+        f"{found['pieces']} distinct pieces, {found['rounds']} rounds, spread {found['spread']:.1%} (half the distance "
+        f"of the quartiles). A network takes {offset:.4f} ms + {scale:.2f} x the sum of its pieces.",
+        f"The table: {found['table']}",
+    ]
+    if found["spread"] > 0.05:
+        lines.append("Too noisy: measure more rounds, or on a quieter machine.")
+    if checked := found.get("check"):
+        aim = "too noisy to tell" if checked["too_noisy"] else "beside networks that the table has not seen"
+        lines += [
+            check_rows(checked),
+            f"Spearman {checked['spearman']:.3f}, median error {checked['error']:.1%} ({checked['error_fitted']:.1%} "
+            f"after a fit to them), spread {checked['spread']:.1%}: {aim}.",
+        ]
+    return lines
+
+
+def check_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """A latency table beside networks that it has not seen."""
+    pairs = zip(found["predicted"], found["measured"], strict=True)
+    rows = [
+        [
+            f"{said:.3f}",
+            f"{true['median']:.3f}",
+            f"{true['low']:.3f}-{true['high']:.3f}",
+            f"{said / true['median'] - 1:+.1%}",
+        ]
+        for said, true in pairs
+    ]
+    return ["table, ms", "measured, ms", "quartiles", "error"], rows
 
 
 def choice_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
