@@ -1,6 +1,7 @@
 """What cannot be searched is told in one line or kept; it never becomes a wrong student."""
 
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -237,5 +238,5 @@ def test_half_precision_is_searched_like_single(dtype: torch.dtype) -> None:
 
 def test_a_network_that_cannot_be_copied() -> None:
     network = plain()
-    network.left = network(images())  # type: ignore[assignment]
+    network.left = threading.Lock()  # type: ignore[assignment]
     assert refused(network).startswith("the network must be such that it can be copied, got: ")

@@ -44,16 +44,16 @@ def parsed(folder: Path, *overrides: str, **synthesize: Any) -> recipe.Recipe:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The data that students are distilled on."""
-    from tas import comparison
+    from tas import teaching
 
     found: list[Any] = []
-    distill = comparison.distill
+    distill = teaching.distill
 
     def noting(student: nn.Module, teacher: nn.Module, data: Any, *rest: Any, **options: Any) -> Any:
         found.append(data)
         return distill(student, teacher, data, *rest, **options)
 
-    monkeypatch.setattr(comparison, "distill", noting)
+    monkeypatch.setattr(teaching, "distill", noting)
     return found
 
 

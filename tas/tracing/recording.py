@@ -239,7 +239,7 @@ class Recorder(TorchDispatchMode):
         self._read(inputs)
         values = tuple(self._value(tensor) for tensor in inputs)
         before = [self._ancestors(tensor) for tensor in inputs]
-        shown = self._as_it_was(args[0]) if torch.Tag.inplace_view in func.tags else None
+        shown = self._as_it_was(args[0]) if torch.Tag.inplace_view in getattr(func, "tags", ()) else None
         out = func(*args, **kwargs)
         args = args if shown is None else (shown, *args[1:])
         union = 0
