@@ -144,7 +144,7 @@ def test_the_other_searches_of_the_template_are_right_too(tmp_path: Path) -> Non
     others = [line.removeprefix("## ") for line in lines if line.startswith("## ")][1:]
     found = "\n".join(others).split("search:")[1:]
     read = [recipe.parse({**BASE, "search": yaml.safe_load(text.partition("\n")[2])}).search for text in found]
-    assert [each.method for each in read] == ["adaptive_bn", "optuna", "tuned"]
+    assert [each.method for each in read] == ["adaptive_bn", "optuna", "tuned", "netadapt"]
     assert read[1] == recipe.SEARCHES["optuna"]()  # what stands there are the defaults
 
 
