@@ -176,14 +176,15 @@ class _Proof:
         return None
 
     def _needed(self, before: dict[AttributeRule, int], found: Replay) -> list[AttributeRule]:
-        """Those of several rules found together without which the replay comes less far: a shift of 3 is no number of
-        heads. The others go back to what they were `before`."""
+        """Several rules found together, but for those without which the replay comes further: a shift of 3 is no number
+        of heads. These go back to what they were `before`."""
         needed = list(before)
         for rule in needed[:] if len(needed) > 1 else []:
             set_integer(self.network.get_submodule(rule.module), rule.key, before[rule])
             replay = self._replay()
-            if replay.error is None or (found.error is not None and replay.position >= found.position):
+            if found.error is not None and (replay.error is None or replay.position > found.position):
                 needed.remove(rule)
+                found = replay
             else:
                 self._set([rule])
         return needed
