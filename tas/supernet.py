@@ -27,8 +27,8 @@ from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
 from tas.tracing.identity import Array, Rows
 from tas.tracing.regions import Removal
-from tas.tracing.replay import unchanged
 from tas.tracing.slicing import Cut, apply_cut, copy_sharing
+from tas.tracing.undoing import unchanged
 
 _REMEMBERED = 64  # plans of architectures that are kept: a score runs one many times, a search each once
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from tas.space import Architecture, SearchSpace
@@ -28,8 +27,9 @@ from tas.testing import laws
 from tas.testing.reference import randomize
 from tas.tracing import Rules, Traced, as_call, trace
 from tas.tracing.dynamic import decisions_of, hold
-from tas.tracing.replay import unchanged
 from tas.tracing.slicing import copy_sharing
+from tas.tracing.undoing import unchanged
+from tas.tracing.watching import Watching
 
 __all__ = ["check_space", "randomize"]
 
@@ -94,16 +94,12 @@ def _under_one_decision(original: nn.Module, traced: Traced, inputs: Any) -> Cal
     return release
 
 
-class _Precisions(TorchDispatchMode):
+class _Precisions(Watching):
     """Notes the coarsest rounding among the real numbers that a network computes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rounding = 0.0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # see Recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

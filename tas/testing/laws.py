@@ -17,7 +17,7 @@ from tas.space import Architecture, SearchSpace
 from tas.supernet import Supernet
 from tas.testing.reference import drawn_wide, independent_macs, same_noise, without_noise
 from tas.tracing import Traced, as_call
-from tas.tracing.replay import unchanged
+from tas.tracing.undoing import unchanged
 
 
 class Close:

@@ -22,6 +22,7 @@ from tas.tracing import Traced, as_call
 from tas.tracing.independent import independent_macs
 from tas.tracing.records import Site
 from tas.tracing.slicing import copy_sharing
+from tas.tracing.undoing import buffers_unchanged
 from tas.tracing.units import Group
 
 __all__ = ["drawn_wide", "independent_macs", "randomize", "same_noise", "without_noise"]
@@ -121,11 +122,8 @@ class _Wide:
             module.register_forward_hook(lambda *_, name=name: self._called.add(name))
             for name, module in network.named_modules()
         ]
-        with torch.no_grad():
-            before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+        with torch.no_grad(), buffers_unchanged(network):
             self.run(inputs)
-            for buffer, content in before:
-                buffer.copy_(content)
         for handle in handles:
             handle.remove()
 

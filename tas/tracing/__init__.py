@@ -21,10 +21,10 @@ from tas.tracing.proof import prove
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Site
 from tas.tracing.regions import Region, chain, find_regions
-from tas.tracing.replay import leaves_traces
 from tas.tracing.rules import Rules
 from tas.tracing.skipping import skips_exactly
 from tas.tracing.traced import Traced
+from tas.tracing.undoing import leaves_traces
 from tas.tracing.units import Units, find_units
 
 __all__ = ["Rules", "Traced", "trace"]

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
+
+from tas.tracing.watching import Watching
 
 _SIZED_BY_DATA = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
@@ -48,7 +49,7 @@ class Decisions:
         return f"sizes that follow from data are counted as in the trace: behind {names}" if names else ""
 
 
-class Noting(TorchDispatchMode):
+class Noting(Watching):
     """Notes the decisions of a network while it runs."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -57,10 +58,6 @@ class Noting(TorchDispatchMode):
         self._learned = WeakIdKeyDictionary()
         for tensor in (*network.parameters(), *network.buffers()):
             self._learned[tensor] = True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # see Recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -79,7 +76,7 @@ class Noting(TorchDispatchMode):
         return out
 
 
-class Holding(TorchDispatchMode):
+class Holding(Watching):
     """Lets a network take the noted decisions instead of its own, call by call of each operator, where they are made of
     the same shapes. `seen` are the real numbers that it would have decided on."""
 
@@ -88,10 +85,6 @@ class Holding(TorchDispatchMode):
         self.decisions = decisions
         self.seen: list[Tensor] = []
         self._calls: Counter[str] = Counter()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # see Recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out, name = func(*args, **(kwargs or {})), _name(func)

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tas.errors import BadNetwork, BadRecipe
 from tas.tracing.identity import Rows
 from tas.tracing.operators import HANDLERS, unknown
 from tas.tracing.recording import Recorder, plain_attention
-from tas.tracing.replay import unchanged
 from tas.tracing.rules import Rules, inside, matches, require_match
 from tas.tracing.slicing import copy_sharing
+from tas.tracing.undoing import buffers_unchanged, same_draws, unchanged
+from tas.tracing.watching import Watching
 
 # what dropout, drop path and the counters of batch norms are made of
 _OF_MODES = {"bernoulli", "div", "mul", "empty", "empty_like", "new_empty", "add", "detach", "alias", "view", "copy"}
@@ -45,7 +45,7 @@ def observe(
     try:
         # once before: what a process keeps of a first call (index tables by window size) later calls take from there
         _output(watched, args, kwargs)
-        with _same_draws(network):
+        with same_draws(network):
             output = recorder.run(args, kwargs)
     except Exception as error:
         if isinstance(error, BadNetwork):
@@ -57,8 +57,10 @@ def observe(
     if not _numbers(output):
         raise BadNetwork(f"the network must give tensors, alone or in tuples, lists and dicts; got {_kind(output)}")
     _check_steady(before, watched)
-    _check_repeats(output, watched, args, kwargs)
-    if recorder.unread or _trains_otherwise(watched, args, kwargs):
+    with _Operators() as seen:
+        again = _output(watched, args, kwargs)
+    _check_repeats(output, again)
+    if recorder.unread or _trains_otherwise(watched, args, kwargs, seen.counted):
         _follow_training(recorder, args, kwargs)
     recorder.freeze_unneeded()
     _keep_constants(recorder)
@@ -67,16 +69,12 @@ def observe(
     return recorder
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(Watching):
     """Counts the operators of a forward, without those that modes of norms and dropout change."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counted: Counter[str] = Counter()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # see Recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.rpartition("::")[2].rstrip("_")
@@ -85,14 +83,13 @@ class _Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _trains_otherwise(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether train mode runs other operators: noise on latents, an auxiliary output."""
-    counted = []
-    for training in (False, True):
-        with _in_mode(network, training), suppress(Exception), torch.no_grad(), plain_attention(), _Operators() as seen:
-            network(*args, **kwargs)
-            counted.append(seen.counted)
-    return len(counted) == 2 and counted[0] != counted[1]
+def _trains_otherwise(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], counted: Counter[str]) -> bool:
+    """Whether train mode runs other operators than those `counted` in eval mode: noise on latents, an auxiliary
+    output. (Not where it does not run on these inputs.)"""
+    with _in_mode(network, True), suppress(Exception), torch.no_grad(), plain_attention(), _Operators() as seen:
+        network(*args, **kwargs)
+        return seen.counted != counted
+    return False
 
 
 def _follow_training(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -107,13 +104,9 @@ def _follow_training(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str
 @contextmanager
 def _in_mode(network: nn.Module, training: bool) -> Iterator[None]:
     """In train or eval mode, with what a forward changes put back, and the same draws."""
-    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    with unchanged(network.modules()), _same_draws(network):
+    with buffers_unchanged(network), unchanged(network.modules()), same_draws(network):
         network.train(training)
         yield
-    with torch.no_grad():
-        for buffer, content in before:
-            buffer.copy_(content)
 
 
 # -- network and inputs ------------------------------------------------------------------------------------------------
@@ -174,9 +167,9 @@ def _check_steady(before: Mapping[str, object], network: nn.Module) -> None:
         )
 
 
-def _check_repeats(output: Any, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_repeats(output: Any, again: Any) -> None:
     """What torch's global generators draw is the same in a second call; what others draw is not."""
-    for a, b in zip(_numbers(output), _numbers(_output(network, args, kwargs)), strict=False):
+    for a, b in zip(_numbers(output), _numbers(again), strict=False):
         if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * _largest(b), equal_nan=True):
             raise BadNetwork(
                 "the network must give the same output for the same input in eval mode, two runs differ: does its "
@@ -185,7 +178,7 @@ def _check_repeats(output: Any, network: nn.Module, args: tuple[Any, ...], kwarg
 
 
 def _output(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    with torch.no_grad(), plain_attention(), unchanged(network.modules()), _same_draws(network):
+    with torch.no_grad(), plain_attention(), unchanged(network.modules()), same_draws(network):
         return network(*args, **kwargs)
 
 
@@ -199,15 +192,6 @@ def _numbers(output: Any) -> list[Tensor]:
         torch.view_as_real(t.resolve_conj()).to(torch.float64) if t.is_complex() else t.dequantize()
         for t in _tensors(output)
     ]
-
-
-@contextmanager
-def _same_draws(network: nn.Module) -> Iterator[None]:
-    """torch's global generators start the same, and go on behind as if nothing had been drawn."""
-    devices = {parameter.device for parameter in network.parameters() if parameter.is_cuda}
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        yield
 
 
 # -- rules about what stays --------------------------------------------------------------------------------------------

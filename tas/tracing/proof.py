@@ -20,8 +20,9 @@ from tas.tracing.identity import Array
 from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.records import Axis
 from tas.tracing.repair import give_way
-from tas.tracing.replay import Replay, unchanged
+from tas.tracing.replay import Replay
 from tas.tracing.slicing import copy_sharing
+from tas.tracing.undoing import unchanged
 from tas.tracing.units import Units
 
 if TYPE_CHECKING:
@@ -180,9 +181,11 @@ class _Proof:
         of heads. These go back to what they were `before`."""
         needed = list(before)
         for rule in needed[:] if len(needed) > 1 else []:
+            if found.error is None:
+                break
             set_integer(self.network.get_submodule(rule.module), rule.key, before[rule])
             replay = self._replay()
-            if found.error is not None and (replay.error is None or replay.position > found.position):
+            if replay.error is None or replay.position > found.position:
                 needed.remove(rule)
                 found = replay
             else:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tas.tracing.dynamic import Decisions, Noting
 from tas.tracing.identity import Array, Identities, Rows, same
 from tas.tracing.records import Axis, Call, Record, Site, Span, Value
+from tas.tracing.watching import Watching
 from tas.tracing.whole import Whole
 
 Handler = Callable[..., None]
@@ -27,7 +27,7 @@ _TORCH = f"{Path(torch.__file__).parent}/"
 _TORCHS = ("aten", "prims", "torchvision", "")  # namespaces of operators; the last: functions that count as one
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(Watching):
     """Runs a network once and keeps what it did. Handlers (tas.tracing.operators) call `rows`, `put` and `unify`."""
 
     def __init__(
@@ -76,10 +76,6 @@ class Recorder(TorchDispatchMode):
                 rows = tuple(self.identities.fresh(n) if n > 1 else None for n in tensor.shape)
                 self._rows[tensor] = self.tensors[name] = rows
                 self._origin[tensor] = (name, tuple(range(tensor.dim())))
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # what is compiled is no concern here, and guarding against it loads the compiler: seconds
 
     # -- what handlers use -----------------------------------------------------------------------------------------
     def rows(self, tensor: Tensor) -> list[Rows]:
@@ -204,13 +200,12 @@ class Recorder(TorchDispatchMode):
 
     def freeze_unneeded(self) -> None:
         """Sizes that only parameters have that no output depends on: a search could cut them for nothing."""
-        needed = self.needed
         reads = {name: self.reads.get(self._first_name[name], 0) for name in self.tensors}
-        alive = [part for name, rows in self.tensors.items() if reads[name] & needed for part in rows]
+        alive = [part for name, rows in self.tensors.items() if reads[name] & self.needed for part in rows]
         known = [part.ravel() for part in map(self.identities.canonical, alive) if part is not None]
         atoms = np.unique(np.concatenate(known)) if known else np.zeros(0, int)
         for name, rows in self.tensors.items():
-            for part in map(self.identities.canonical, rows if not reads[name] & needed else ()):
+            for part in map(self.identities.canonical, rows if not reads[name] & self.needed else ()):
                 if part is not None:
                     why = "no output of the network depends on it" if reads[name] else "the forward never reads it"
                     self.identities.freeze(part[~np.isin(part, atoms).any(1)], why)

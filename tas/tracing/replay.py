@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tas.tracing.dynamic import Holding
 from tas.tracing.recording import Recorder, fractions
 from tas.tracing.records import Axis, Record, Span
+from tas.tracing.watching import Watching
 from tas.tracing.whole import Whole
 
 # contiguity and sizes of one decide whether these appear: never compare on them
 _COMES_AND_GOES = {"clone", "_to_copy", "alias", "detach", "lift_fresh", "contiguous", "copy_"}
-_TORCHS_OWN = frozenset(vars(nn.Module()))  # every module has these: looking at each of them takes half of a replay
-_HOOKS = {name for name in _TORCHS_OWN if "hooks" in name and "state_dict" not in name and "backward" not in name}
 _ALIKE = {"_unsafe_view": "view", "_reshape_alias": "view", "reshape": "view", "unsafe_split": "split"}
 
 
@@ -28,7 +25,7 @@ class _Differs(Exception):
     pass
 
 
-class Replay(TorchDispatchMode):
+class Replay(Watching):
     """Compares each operator's output shapes with the prediction. Where operators differ it goes on without comparing
     until the next module begins or ends; `strayed` are the places of the record where that happened."""
 
@@ -41,10 +38,6 @@ class Replay(TorchDispatchMode):
         self._whole = Whole(self._compare)
         self.asked: list[int] | None = None  # the sizes that a failing operator was given
         self.error: str | None = None
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # see Recorder
 
     def run(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
@@ -124,35 +117,3 @@ class Replay(TorchDispatchMode):
         self.aligned = False
         self.strayed.add(self.position)
         return out
-
-
-def leaves_traces(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
-    """The modules that a forward left something in: those of `after`, a copy of `before` that has run, that hold other
-    names, or more or less in a list or dict."""
-    modules, found = dict(before.named_modules()), []
-    for name, module in after.named_modules():
-        old, new = vars(modules[name]), vars(module)
-        stores = [key for key in new if _is_store(key, new[key]) and isinstance(old.get(key), (dict, list))]
-        if old.keys() != new.keys() or any(len(old[key]) != len(new[key]) for key in stores):
-            found.append(name)
-    return tuple(found)
-
-
-@contextmanager
-def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Puts back what a forward leaves in its modules: caches filled in eval mode hold sizes of this forward, hooks are
-    hung on. Lists and dicts stay the same objects, since handles of hooks refer to them."""
-    before = [(m, dict(vars(m)), [(v, copy.copy(v)) for k, v in vars(m).items() if _is_store(k, v)]) for m in modules]
-    try:
-        yield
-    finally:
-        for module, values, stores in before:
-            vars(module).clear()
-            vars(module).update(values)
-            for store, content in stores:
-                store.clear()
-                store.extend(content) if isinstance(store, list) else store.update(content)
-
-
-def _is_store(name: str, value: Any) -> bool:
-    return (name not in _TORCHS_OWN or name in _HOOKS) and isinstance(value, (dict, list))

@@ -13,6 +13,7 @@ from tas.tracing.dynamic import Decisions, outputs_under
 from tas.tracing.records import Site
 from tas.tracing.regions import Region
 from tas.tracing.slicing import copy_sharing
+from tas.tracing.undoing import same_draws
 
 
 def skips_exactly(
@@ -67,8 +68,7 @@ def _skips(
 
 def _trains(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether it runs in train mode, where code may ask for what is in a module that was left out."""
-    devices = {parameter.device for parameter in network.parameters() if parameter.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with torch.no_grad(), same_draws(network):
         try:
             network.train()(*args, **kwargs)
         except Exception:

@@ -1,0 +1,68 @@
+"""What a forward leaves behind, found and put back: in modules, in buffers, in torch's generators."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+_TORCHS_OWN = frozenset(vars(nn.Module()))  # every module has these: looking at each of them takes half of a replay
+_HOOKS = {name for name in _TORCHS_OWN if "hooks" in name and "state_dict" not in name and "backward" not in name}
+
+
+def leaves_traces(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
+    """The modules that a forward left something in: those of `after`, a copy of `before` that has run, that hold other
+    names, or more or less in a list or dict."""
+    modules, found = dict(before.named_modules()), []
+    for name, module in after.named_modules():
+        old, new = vars(modules[name]), vars(module)
+        stores = [key for key in new if _is_store(key, new[key]) and isinstance(old.get(key), (dict, list))]
+        if old.keys() != new.keys() or any(len(old[key]) != len(new[key]) for key in stores):
+            found.append(name)
+    return tuple(found)
+
+
+@contextmanager
+def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Puts back what a forward leaves in its modules: caches filled in eval mode hold sizes of this forward, hooks are
+    hung on. Lists and dicts stay the same objects, since handles of hooks refer to them."""
+    before = [(m, dict(vars(m)), [(v, copy.copy(v)) for k, v in vars(m).items() if _is_store(k, v)]) for m in modules]
+    try:
+        yield
+    finally:
+        for module, values, stores in before:
+            vars(module).clear()
+            vars(module).update(values)
+            for store, content in stores:
+                store.clear()
+                store.extend(content) if isinstance(store, list) else store.update(content)
+
+
+def _is_store(name: str, value: Any) -> bool:
+    return (name not in _TORCHS_OWN or name in _HOOKS) and isinstance(value, (dict, list))
+
+
+@contextmanager
+def buffers_unchanged(network: nn.Module) -> Iterator[None]:
+    """Puts back what is written into buffers: running statistics, in train mode."""
+    with torch.no_grad():
+        before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, content in before:
+                buffer.copy_(content)
+
+
+@contextmanager
+def same_draws(network: nn.Module) -> Iterator[None]:
+    """torch's global generators start the same, and go on behind as if nothing had been drawn."""
+    devices = {parameter.device for parameter in network.parameters() if parameter.is_cuda}
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        yield
