@@ -54,6 +54,7 @@ def split(t: Recorder, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 
     for part in out:
         stop = start + part.shape[dim]
         t.put(part, [*rows[:dim], None if whole is None else whole[start:stop], *rows[dim + 1 :]])
+        t.keep_origin(x, part, _but(x.dim(), dim))
         if whole is not None and len(out) > 1:
             t.apart.append(whole[start:stop])
         if equal and whole is not None:
@@ -62,12 +63,18 @@ def split(t: Recorder, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 
     t.current.flow = "pass"
 
 
+def _but(dims: int, dim: int) -> list[int | None]:
+    """The dimensions that parts of a tensor show whole: all but the one along which they are taken."""
+    return [None if d == dim else d for d in range(dims)]
+
+
 def unbind(t: Recorder, out: Sequence[Tensor], x: Tensor, dim: int = 0) -> None:
     dim %= x.dim()
     rows = t.rows(x)
     t.freeze(rows[dim], why="taken apart one by one")
     for part in out:
         t.put(part, rows[:dim] + rows[dim + 1 :])
+        t.keep_origin(x, part, [d for d in range(x.dim()) if d != dim])
     t.current.flow = "pass"
 
 
@@ -76,6 +83,7 @@ def select(t: Recorder, out: Tensor, x: Tensor, dim: int, _: int) -> None:
     rows = t.rows(x)
     t.freeze(rows[dim], why="one position is picked")
     t.put(out, rows[:dim] + rows[dim + 1 :])
+    t.keep_origin(x, out, [d for d in range(x.dim()) if d != dim])
     t.current.flow = "pass"
 
 
@@ -97,6 +105,7 @@ def slice_(
     if cut is not None and out.shape[dim] == 1:
         t.freeze(cut, why="one position is picked")
     t.put(out, [*rows[:dim], cut if out.shape[dim] > 1 else None, *rows[dim + 1 :]])
+    t.keep_origin(x, out, range(x.dim()) if len(range(n)[start:stop:step]) == n else _but(x.dim(), dim))
     t.current.flow = "pass"
 
 
