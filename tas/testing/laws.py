@@ -66,7 +66,9 @@ def _owned(network: nn.Module) -> int:
 def law_3(original: nn.Module, traced: Traced, inputs: Any, close: Close) -> None:
     before = {name: tensor.clone() for name, tensor in original.state_dict().items()}
     supernet = Supernet(traced).eval()
-    close("law 3", supernet(inputs, one_hot(traced.space.original())), _outputs(original, inputs))
+    with same_noise():
+        whole = supernet(inputs, one_hot(traced.space.original()))
+    close("law 3", whole, _outputs(original, inputs))
     train_a_little(supernet.train(), inputs, [traced.space.largest(), traced.space.smallest()])
     for name, tensor in original.state_dict().items():
         assert torch.equal(tensor, before[name]), f"law 3: training a supernet changed {name} of the original"
@@ -87,9 +89,10 @@ def law_4(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close,
 
 
 def _outputs(network: nn.Module, inputs: Any) -> Any:
-    """In eval mode, leaving nothing behind: a cache of results with gradients could not be copied any more."""
+    """In eval mode, with the same random numbers, leaving nothing behind: a cache of results with gradients could not
+    be copied any more."""
     args, kwargs = as_call(inputs)
-    with unchanged(network.modules()):
+    with unchanged(network.modules()), same_noise():
         return network.eval()(*args, **kwargs)
 
 
@@ -206,10 +209,13 @@ def law_8(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close,
         with without_noise(supernet.network):
             if traced.exact:
                 student, wide = extract(supernet, chosen[1]), drawn_wide(supernet, traced, one_hot(chosen[1]), inputs)
-                close(f"law 8 (one candidate, training {training})", wide, student(*args, **kwargs))
+                with same_noise():
+                    alone = student(*args, **kwargs)
+                close(f"law 8 (one candidate, training {training})", wide, alone)
             leaves, draw = _draw(traced, generator, extremes=not training)
             reference = drawn_wide(supernet, traced, draw, inputs)
-            fast = supernet(inputs, draw)
+            with same_noise():
+                fast = supernet(inputs, draw)
         close(f"law 8 (training {training})", fast, reference)
         ours, theirs = (
             torch.autograd.grad(_square(output), [*leaves.values()], allow_unused=True, retain_graph=True)

@@ -37,6 +37,8 @@ def pointwise(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
         t.current.flow = "add" if not any(numbers) else "other"
     elif name == "mul":
         t.current.flow = "multiply"
+        if t.sums_over_one:
+            t.current.products = [list(zip(out.shape, t.rows(out), strict=True))]
     elif name == "div":
         t.current.flow = "multiply" if len(inputs) < 2 or not any(t.carries(r) for r in t.rows(inputs[1])) else "other"
     elif name in ("hardtanh", "clamp"):

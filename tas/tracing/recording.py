@@ -92,6 +92,11 @@ class Recorder(Watching):
     def unify(self, left: Rows, right: Rows) -> None:
         self.identities.unify(left, right, self.current.where())
 
+    @property
+    def sums_over_one(self) -> bool:
+        """Whether the operator at work is an `einsum` over one position: a product, though computed elementwise."""
+        return self._whole.summing
+
     def made_by(self, tensor: Tensor) -> Record | None:
         """The record that computed a tensor last."""
         index = self._value(tensor).made_by
