@@ -147,15 +147,17 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _keep_is_a_prefix_of_the_permuted(
     traced: Traced, architecture: Architecture, inputs: Any, close: Close, generator: torch.Generator
 ) -> None:
-    orders = _orders(traced, generator)
-    keep = {name: sorted(order[: traced.groups[name].kept(architecture)]) for name, order in orders.items()}
-    arranged = {name: keep[name] + [u for u in range(traced.sizes[name]) if u not in keep[name]] for name in orders}
+    arrangement = orders(traced, generator)
+    keep = {name: sorted(order[: traced.groups[name].kept(architecture)]) for name, order in arrangement.items()}
+    arranged = {
+        name: keep[name] + [u for u in range(traced.sizes[name]) if u not in keep[name]] for name in arrangement
+    }
     picked = extract(traced, architecture, keep=keep)
     leading = extract(permute(traced, arranged), architecture)
     close("law 4 (keep)", _outputs(picked, inputs), _outputs(leading, inputs))
 
 
-def _orders(traced: Traced, generator: torch.Generator) -> dict[str, list[int]]:
+def orders(traced: Traced, generator: torch.Generator) -> dict[str, list[int]]:
     free = [(name, size) for name, size in traced.sizes.items() if name not in traced.ordered]
     return {name: torch.randperm(size, generator=generator).tolist() for name, size in free}
 
@@ -182,8 +184,8 @@ def law_5(space: SearchSpace, generator: torch.Generator) -> None:
         assert same, f"law 5: gradient of {measure} {ours}, finite difference {slope}"
 
 
-def law_6(original: nn.Module, traced: Traced, inputs: Any, close: Close, generator: torch.Generator) -> None:
-    reordered = permute(traced, _orders(traced, generator)).network
+def law_6(original: nn.Module, traced: Traced, inputs: Any, close: Close, orders: dict[str, list[int]]) -> None:
+    reordered = permute(traced, orders).network
     close("law 6", _outputs(reordered, inputs), _outputs(original, inputs))
 
 

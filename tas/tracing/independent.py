@@ -20,8 +20,8 @@ from tas.tracing.whole import sums_over_one
 def independent_macs(network: nn.Module, inputs: Any) -> int:
     """Multiply-accumulates of one example by torch's FlopCounterMode, in a forward with gradients on and the plain
     attention kernel (without either it misses attention products and fused encoders), recurrent layers step by step.
-    What the mode does not know is added: deformable convolutions, a kernel of attention that the code itself asks for,
-    and sums of `einsum` over one position, which torch computes without a product."""
+    What the mode does not know is added: deformable convolutions, bilinear layers, a kernel of attention that the code
+    itself asks for, and sums of `einsum` over one position, which torch computes without a product."""
     args, kwargs = as_call(inputs)
     counter, sums = FlopCounterMode(display=False, custom_mapping=_unknown()), _SumsOfOne()
     with sdpa_kernel(SDPBackend.MATH), _single_steps(network), counter, sums:
@@ -31,7 +31,11 @@ def independent_macs(network: nn.Module, inputs: Any) -> int:
 
 def _unknown() -> dict[Any, Any]:
     """The operators that torch's counter does not know, with how to count them, from shapes; twice the products."""
-    found: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+    aten = torch.ops.aten
+    found: dict[Any, Any] = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._trilinear: _bilinear,
+    }
     if hasattr(torch.ops.torchvision, "deform_conv2d"):  # where torchvision is loaded
         found[torch.ops.torchvision.deform_conv2d] = _deformed
     return found
@@ -39,6 +43,11 @@ def _unknown() -> dict[Any, Any]:
 
 def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     return 2 * prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+def _bilinear(a: Any, weight: Any, *_: Any, **__: Any) -> int:
+    """As nn.Bilinear calls it: a weight [out, one, other], for all examples before the last dimension."""
+    return 2 * prod(a[:-1]) * prod(weight)
 
 
 def _deformed(_: Any, weight: Any, *__: Any, out_shape: Any, **___: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tas.tracing import pieces, pointwise, products, recurrent, views
+from tas.tracing import comparisons, lines, pieces, pointwise, products, recurrent, transforms, views
 from tas.tracing.recording import Handler, Recorder
 
 HANDLERS: dict[str, Handler] = {
@@ -16,6 +16,9 @@ HANDLERS: dict[str, Handler] = {
     **products.HANDLERS,
     **views.HANDLERS,
     **pieces.HANDLERS,
+    **lines.HANDLERS,
+    **comparisons.HANDLERS,
+    **transforms.HANDLERS,
     **recurrent.HANDLERS,
 }
 

@@ -126,24 +126,6 @@ def pad(t: Recorder, out: Tensor, x: Tensor, amounts: Sequence[int], value: floa
     t.current.flow = "pass" if not value else "other"
 
 
-def scrambled(t: Recorder, out: Any, x: Tensor, *args: Any, **_: Any) -> None:
-    """roll, flip: the touched dimensions must stay whole."""
-    name = t.current.operator
-    dims = args[-1] if name == "flip" or len(args) > 1 else range(x.dim())
-    rows = t.rows(x)
-    t.freeze(*(rows[d] for d in dims), why="positions change places")
-    t.put(out, rows)
-    t.current.flow = "pass"
-
-
-def ordered(t: Recorder, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
-    """cumsum, sort, topk, gather ...: nothing of the tensor may be cut."""
-    t.freeze(*t.rows(x), why="all positions are needed")
-    for tensor in tree_leaves(out):
-        if isinstance(tensor, Tensor):
-            t.put(tensor, [None] * tensor.dim())
-
-
 def index(t: Recorder, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> None:
     t.put(out, _indexed(t, x, indices))
     t.current.flow = "pass"
@@ -156,6 +138,12 @@ def index_put(t: Recorder, out: Tensor, x: Tensor, indices: Sequence[Tensor | No
         if d <= len(written) and values.shape[-d] > 1:
             t.unify(written[-d], part)
     t.put(out, t.rows(x))
+    t.current.flow = "pass"
+
+
+def masked_select(t: Recorder, out: Tensor, x: Tensor, mask: Tensor) -> None:
+    t.freeze(*t.rows(x), *t.rows(mask), why="picked by a mask")
+    t.put(out, [None])
 
 
 def _indexed(t: Recorder, x: Tensor, indices: Sequence[Tensor | None]) -> list[Rows]:
@@ -179,14 +167,6 @@ def _indexed(t: Recorder, x: Tensor, indices: Sequence[Tensor | None]) -> list[R
     return kept[:at] + [None] * width + kept[at:]
 
 
-def index_select(t: Recorder, out: Tensor, x: Tensor, dim: int, _: Tensor) -> None:
-    rows = t.rows(x)
-    t.freeze(rows[dim], why="picked by an index")
-    rows[dim] = None
-    t.put(out, rows)
-    t.current.flow = "pass"
-
-
 def roi_align(t: Recorder, out: Any, x: Tensor, regions: Tensor, *_: Any) -> None:
     """torchvision's roi_align, roi_pool: regions of pictures; channels stay."""
     rows = t.rows(x)
@@ -203,6 +183,16 @@ def embedding(t: Recorder, out: Tensor, weight: Tensor, indices: Tensor, *_: Any
     t.current.flow, t.current.scales = "product", t.site(weight, 1)
 
 
+def embedding_bag(t: Recorder, out: Sequence[Tensor], weight: Tensor, *_: Any) -> None:
+    """Sums, means or maxima of rows; behind them, what a gradient needs."""
+    rows = t.rows(weight)
+    t.freeze(rows[0], why="rows of an embedding")
+    for tensor in out[1:]:
+        t.put(tensor, [None] * tensor.dim())
+    t.put(out[0], [None, rows[1]])
+    t.current.flow, t.current.scales = "product", t.site(weight, 1)
+
+
 HANDLERS: dict[str, Handler] = {
     "cat": cat,
     "stack": stack,
@@ -211,11 +201,10 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(["select", "select_copy"], select),
     **dict.fromkeys(["slice", "slice_copy"], slice_),
     **dict.fromkeys(["constant_pad_nd", "pad"], pad),
-    **dict.fromkeys(["roll", "flip"], scrambled),
-    **dict.fromkeys(["cumsum", "cumprod", "logcumsumexp", "sort", "argsort", "topk", "gather"], ordered),
     **dict.fromkeys(["index", "_unsafe_index"], index),
     **dict.fromkeys(["index_put", "_unsafe_index_put", "_index_put_impl"], index_put),
-    "index_select": index_select,
+    "masked_select": masked_select,
     **dict.fromkeys(["roi_align", "roi_pool"], roi_align),
     "embedding": embedding,
+    **dict.fromkeys(["_embedding_bag", "_embedding_bag_forward_only"], embedding_bag),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -16,13 +17,16 @@ _ZERO_STAYS_ZERO = {
     *("relu", "leaky_relu", "silu", "gelu", "hardswish", "tanh", "elu", "celu", "selu", "mish", "abs", "neg", "square"),
     *("dropout", "native_dropout", "clone", "detach", "alias", "_to_copy", "contiguous", "sign", "sin", "erf", "sqrt"),
     *("prelu", "_prelu_kernel", "rrelu_with_noise", "copy", "round", "floor", "trunc", "hardshrink", "softshrink"),
+    *("complex", "_conj", "_neg_view", "conj_physical", "_conj_physical"),
 }
-_SAME_TENSOR = {"clone", "detach", "alias", "_to_copy", "contiguous"}
+_SAME_TENSOR = {"clone", "detach", "alias", "_to_copy", "contiguous", "_conj"}
 _MORE_POINTWISE = {
     *("copy", "lerp", "native_dropout", "clamp", "hardtanh", "_to_copy", "clone", "masked_fill", "where", "addcmul"),
     *("addcdiv", "zeros_like", "ones_like", "rand_like", "empty_like", "full_like", "randn_like", "bernoulli", "alias"),
     *("detach", "lift_fresh", "lift_fresh_copy", "contiguous", "rrelu_with_noise", "fill", "zero", "nan_to_num"),
     *("hardswish", "hardsigmoid", "silu", "mish", "gelu", "elu", "leaky_relu", "polar", "normal", "uniform", "random"),
+    *("exponential", "geometric", "cauchy", "log_normal", "log_sigmoid_forward", "complex", "_conj", "_neg_view"),
+    *("conj_physical", "_conj_physical", "bucketize"),
 }
 
 
@@ -143,17 +147,86 @@ def group_norm(t: Recorder, out: Any, x: Tensor, weight: Any, bias: Any, *sizes:
     t.current.scales = t.scaling(*((w, 0) for w in tensors))
 
 
-def over_space(t: Recorder, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
+def over_space(t: Recorder, out: Any, x: Tensor, *args: Any, **options: Any) -> None:
     """Pooling, resizing, mirror padding: channels stay, what lies behind them is spatial."""
-    name = t.current.operator
-    spatial = next((n for n in (1, 2, 3) if f"{n}d" in name), 2)
-    at = x.dim() - spatial
+    at = x.dim() - _spatial(t)
     rows = t.rows(x)
     t.freeze(*rows[at:], why="a spatial size")
+    for tensor in tree_leaves((args, options)):  # indices of maxima, random numbers for each channel
+        if isinstance(tensor, Tensor) and tensor.shape[:at] == x.shape[:at]:
+            for part, mine in zip(t.rows(tensor)[:at], rows, strict=False):
+                t.unify(mine, part)
     for tensor in tree_leaves(out):
         if isinstance(tensor, Tensor):
             t.put(tensor, rows[:at] + [None] * (tensor.dim() - at))
     t.current.flow = "pass"
+
+
+def _spatial(t: Recorder) -> int:
+    return next((n for n in (1, 2, 3) if f"{n}d" in t.current.operator), 2)
+
+
+def average_pool(
+    t: Recorder, out: Tensor, x: Tensor, kernel: Sequence[int], stride: Any = (), padding: Any = 0, *_: Any, **__: Any
+) -> None:
+    """Over space; also over neighbouring channels, with zeros put around all of them (local response norm)."""
+    spatial = _spatial(t)
+    at = x.dim() - spatial
+    rows, space = t.rows(x), list[Rows]()
+    for d in range(spatial):
+        size, step, more = (_of(given, d) for given in (kernel, stride or kernel, padding))
+        inside = _neighbours(t, rows[at + d], size, more) if step == 1 else None
+        if inside is None:
+            t.freeze(rows[at + d], why="a spatial size")
+        elif size > 1:
+            t.mark_inexact(f"a mean slides over channels: {t.current.where()}", inside)
+            t.ordered.append(inside)
+        space.append(inside)
+    t.put(out, rows[:at] + space)
+    t.current.flow = "pass"
+
+
+def _of(given: Any, place: int) -> int:
+    return given if isinstance(given, int) else given[place] if len(given) > 1 else given[0]
+
+
+def _neighbours(t: Recorder, rows: Rows, kernel: int, padding: int) -> Rows:
+    """The positions in the middle of windows, where these are as many as the channels with zeros put around them."""
+    known = t.identities.canonical(rows)
+    if known is None:
+        return None
+    live = np.flatnonzero(known.any(1))
+    before, behind = live[0], len(known) - 1 - live[-1]
+    return known[before : len(known) - behind] if before + behind + 2 * padding == kernel - 1 else None
+
+
+def grid_sample(t: Recorder, out: Tensor, x: Tensor, grid: Tensor, *_: Any, **__: Any) -> None:
+    """Pictures read at the points of a grid."""
+    rows, points = t.rows(x), t.rows(grid)
+    t.unify(rows[0], points[0])
+    t.freeze(*rows[2:], *points[1:], why="a spatial size")
+    t.put(out, rows[:2] + [None] * (out.dim() - 2))
+    t.current.flow = "pass"
+
+
+def affine_grid(t: Recorder, out: Tensor, matrices: Tensor, *_: Any) -> None:
+    rows = t.rows(matrices)
+    t.freeze(*rows[1:], why="a matrix for points of a grid")
+    t.put(out, [rows[0], *[None] * (out.dim() - 1)])
+
+
+def cross(t: Recorder, out: Tensor, a: Tensor, b: Tensor, *, dim: int = -1) -> None:
+    t.freeze(t.rows(a)[dim], t.rows(b)[dim], why="three coordinates")
+    broadcast(t, out, [a, b])
+    t.current.flow = "multiply"
+
+
+def searched(t: Recorder, out: Tensor, edges: Tensor, x: Tensor, **_: Any) -> None:
+    """searchsorted: of every number its place among sorted ones."""
+    t.freeze(t.rows(edges)[-1], why="all positions are needed")
+    for part, mine in zip(t.rows(edges)[:-1], t.rows(x), strict=False):
+        t.unify(part, mine)
+    t.put(out, t.rows(x))
 
 
 def along(t: Recorder, out: Any, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
@@ -184,12 +257,12 @@ def reduction(t: Recorder, out: Any, x: Tensor, *args: Any, **options: Any) -> N
             else:
                 t.put(tensor, [r for d, r in enumerate(rows) if d not in gone])
     mixed = [rows[d] for d in gone if t.carries(rows[d])]
-    if name == "sum" and mixed:
+    if name in ("sum", "nansum") and mixed:
         t.current.flow = "product"
         t.current.contracted = tuple((0, part, None) for part in mixed)
     elif mixed:
         t.mark_inexact(f"reduced over channels: {t.current.where()}", *mixed)
-    elif name in ("mean", "sum", "amax", "max"):
+    elif name in ("mean", "sum", "nansum", "amax", "max", "amin", "min", "aminmax"):
         t.current.flow = "pass"
 
 
@@ -209,20 +282,37 @@ HANDLERS: dict[str, Handler] = {
     "_weight_norm_interface": weight_norm,
     **dict.fromkeys(
         [
-            *(f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("avg", "max", "adaptive_avg", "_adaptive_avg")),
+            *(f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("max", "adaptive_avg", "_adaptive_avg")),
             *(f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("adaptive_max",)),
             *(f"max_pool{n}d_with_indices" for n in (2, 3)),
             *(f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d")),
-            *("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_nearest_exact2d", "grid_sampler_2d"),
-            *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"),
+            *("upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+            *(f"_upsample_nearest_exact{n}d" for n in (1, 2, 3)),
+            *(f"{kind}_pad{n}d" for n in (1, 2, 3) for kind in ("reflection", "replication")),
+            *(f"{kind}{n}d" for n in (2, 3) for kind in ("fractional_max_pool", "max_unpool")),
         ],
         over_space,
     ),
+    **dict.fromkeys((f"avg_pool{n}d" for n in (1, 2, 3)), average_pool),
+    **dict.fromkeys(["grid_sampler_2d", "grid_sampler_3d"], grid_sample),
+    "affine_grid_generator": affine_grid,
+    "linalg_cross": cross,
+    "searchsorted": searched,
     **dict.fromkeys(["_softmax", "_safe_softmax", "_log_softmax", "softmax"], along),
     **dict.fromkeys(
         [
             *("mean", "sum", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "norm", "prod"),
-            *("linalg_vector_norm", "logsumexp", "argmax", "argmin", "any", "all"),
+            *(
+                "linalg_vector_norm",
+                "logsumexp",
+                "argmax",
+                "argmin",
+                "any",
+                "all",
+                "nansum",
+                "aminmax",
+                "count_nonzero",
+            ),
         ],
         reduction,
     ),

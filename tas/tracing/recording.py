@@ -72,7 +72,7 @@ class Recorder(Watching):
             self._first_name[name] = first.setdefault(id(tensor), name)
             if tensor in self._rows:
                 self.tensors[name] = self._rows[tensor]
-            elif tensor.dtype.is_floating_point:
+            elif is_real(tensor):
                 rows = tuple(self.identities.fresh(n) if n > 1 else None for n in tensor.shape)
                 self._rows[tensor] = self.tensors[name] = rows
                 self._origin[tensor] = (name, tuple(range(tensor.dim())))
@@ -292,7 +292,7 @@ class Recorder(Watching):
     def _value(self, tensor: Tensor) -> Value:
         made_by = max(self._maker.get(tensor, -1), self._written.get(_storage(tensor), (-1, 0))[0])
         sites = tuple(next(iter(self.site(tensor, d)), None) for d in range(tensor.dim()))
-        return Value(tuple(tensor.shape), tuple(self.rows(tensor)), made_by, tensor.dtype.is_floating_point, sites)
+        return Value(tuple(tensor.shape), tuple(self.rows(tensor)), made_by, is_real(tensor), sites)
 
     def _ancestors(self, tensor: Tensor) -> int:
         return int(self._descends.get(tensor, 0)) | self._written.get(_storage(tensor), (-1, 0))[1]
@@ -354,6 +354,11 @@ def plain_attention() -> Iterator[None]:
 def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.named_parameters(remove_duplicate=False)
     yield from network.named_buffers(remove_duplicate=False)
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Whether it holds numbers that a factor makes sense for: real or complex, as opposed to whole."""
+    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
 
 
 def fractions(tree: Any) -> tuple[float, ...]:

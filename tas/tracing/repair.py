@@ -142,8 +142,8 @@ def _merge(recorder: Recorder, rule: AttributeRule, records: list[Record]) -> bo
 def _freeze_asked(
     recorder: Recorder, record: Record, asked: Sequence[int] | None, kept: Callable[[Axis], int], why: str
 ) -> bool:
-    """Of a view, only the dimensions for which the code asked another size than the kept one."""
-    if asked is None or record.operator not in _VIEWS or len(asked) != len(record.outputs[0].shape):
+    """Of a view or expansion, only the dimensions for which the code asked another size than the kept one."""
+    if asked is None or record.operator not in {*_VIEWS, "expand"} or len(asked) != len(record.outputs[0].shape):
         return False
     wrong = [d for d, axis in enumerate(record.outputs[0].axes()) if asked[d] not in (-1, kept(axis))]
     changed = _freeze(recorder, record, wrong, why)

@@ -75,7 +75,9 @@ def layer_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], g
         return {"normalized_shape": tuple(weight)}
     if isinstance(module, nn.GroupNorm) and weight is not None:
         return {"num_channels": weight[0]}
-    if isinstance(module, nn.Embedding) and weight is not None:
+    if isinstance(module, nn.Bilinear) and weight is not None:
+        return {"out_features": weight[0], "in1_features": weight[1], "in2_features": weight[2]}
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and weight is not None:
         return {"num_embeddings": weight[0], "embedding_dim": weight[1]}
     if isinstance(module, nn.MultiheadAttention) and "in_proj_weight" in shapes:
         width, heads = shapes["in_proj_weight"][1], groups if groups is not None else module.num_heads

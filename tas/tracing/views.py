@@ -150,6 +150,37 @@ def unfold(t: Recorder, out: Tensor, x: Tensor, dim: int, *_: Any) -> None:
     t.put(out, [*rows, None])
 
 
+def triangle(t: Recorder, out: Tensor, x: Tensor, *_: Any) -> None:
+    """tril, triu: of matrices."""
+    rows = t.rows(x)
+    t.freeze(*rows[-2:], why="a triangle is cut out")
+    t.put(out, [*rows[:-2], None, None])
+    t.current.flow = "pass"
+
+
+def diagonal(t: Recorder, out: Tensor, x: Tensor, offset: int = 0, first: int = 0, second: int = 1) -> None:
+    """Of square matrices, the elements that are in row and column alike."""
+    rows, axes = t.rows(x), (first % x.dim(), second % x.dim())
+    a, b = (rows[axis] for axis in axes)
+    if offset == 0 and x.shape[axes[0]] == x.shape[axes[1]]:
+        t.unify(a, b)
+    else:
+        t.freeze(a, b, why="a diagonal is picked")
+        a = None
+    t.put(out, [*(part for d, part in enumerate(rows) if d not in axes), a])
+    t.current.flow = "pass"
+
+
+def diag_embed(t: Recorder, out: Tensor, x: Tensor, offset: int = 0, first: int = -2, second: int = -1) -> None:
+    rows = t.rows(x)
+    if offset:
+        t.freeze(rows[-1], why="a diagonal is written")
+    rest = iter(rows[:-1])
+    axes = {first % out.dim(), second % out.dim()}
+    t.put(out, [(None if offset else rows[-1]) if d in axes else next(rest) for d in range(out.dim())])
+    t.current.flow = "pass"
+
+
 def glu(t: Recorder, out: Tensor, x: Tensor, dim: int = -1) -> None:
     """One half gates the other: the two must stay equal."""
     rows = t.rows(x)
@@ -177,6 +208,9 @@ HANDLERS: dict[str, Handler] = {
         created,
     ),
     "repeat": repeat,
+    **dict.fromkeys(["tril", "triu"], triangle),
+    **dict.fromkeys(["diagonal", "diagonal_copy"], diagonal),
+    "diag_embed": diag_embed,
     "glu": glu,
     **dict.fromkeys(["as_strided", "as_strided_copy"], strided),
     "pixel_shuffle": pixel_shuffle,
