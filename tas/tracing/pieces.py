@@ -183,10 +183,11 @@ def embedding(t: Recorder, out: Tensor, weight: Tensor, indices: Tensor, *_: Any
     t.current.flow, t.current.scales = "product", t.site(weight, 1)
 
 
-def embedding_bag(t: Recorder, out: Sequence[Tensor], weight: Tensor, *_: Any) -> None:
+def embedding_bag(t: Recorder, out: Sequence[Tensor], weight: Tensor, *rest: Any) -> None:
     """Sums, means or maxima of rows; behind them, what a gradient needs."""
     rows = t.rows(weight)
-    t.freeze(rows[0], why="rows of an embedding")
+    weights = (part for tensor in rest if isinstance(tensor, Tensor) for part in t.rows(tensor))
+    t.freeze(rows[0], *weights, why="rows of an embedding")
     for tensor in out[1:]:
         t.put(tensor, [None] * tensor.dim())
     t.put(out[0], [None, rows[1]])
