@@ -9,6 +9,7 @@ from adversarial import Net, conv_bn, head, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tas.extraction import extract
 from tas.testing import check_space
 from tas.tracing import trace
 
@@ -262,3 +263,75 @@ def test_decisions_about_channels_are_compared_in_the_order_of_the_channels() ->
         return x * F.one_hot(x.flatten(2).argmax(-1), 36).view(x.shape)
 
     check_space(between(run), images(), architectures=1)
+
+
+def attention(scores: Callable[[Any, Tensor, Tensor], Tensor]) -> Net:
+    """Four heads of six, with a norm before them."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (m.heads, -1)).transpose(1, 2) for t in m.qkv(m.norm(m.embed(x))).chunk(3, -1))
+        return m.out((scores(m, q, k).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    parts = {"embed": nn.Linear(5, 24), "norm": nn.LayerNorm(24), "qkv": nn.Linear(24, 72), "out": nn.Linear(24, 3)}
+    return Net(run, heads=4, **parts)
+
+
+def falling(m: Any, q: Tensor, k: Tensor) -> Tensor:
+    """Press et al. 2022: how fast far tokens count less is another number in every head."""
+    scores, slopes = q @ k.transpose(-1, -2), 2.0 ** -torch.arange(1, q.shape[1] + 1, dtype=q.dtype)
+    place = torch.arange(q.shape[2], dtype=q.dtype)
+    return scores - slopes[:, None, None] * (place[None] - place[:, None]).abs()
+
+
+def rotated(m: Any, q: Tensor, k: Tensor) -> Tensor:
+    """Su et al. 2021: frequencies by place in the head, computed in the forward."""
+    width = q.shape[-1]
+    angles = torch.outer(torch.arange(q.shape[2], dtype=q.dtype), 10.0 ** (-torch.arange(0, width, 2) / width).to(q))
+    turn = torch.cat([angles, angles], -1)
+
+    def rotary(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return x * turn.cos() + torch.cat([-b, a], -1) * turn.sin()
+
+    return rotary(q) @ rotary(k).transpose(-1, -2)
+
+
+def spread(m: Any, q: Tensor, k: Tensor) -> Tensor:
+    return q @ k.transpose(-1, -2) * torch.linspace(0.5, 1.5, q.shape[1], dtype=q.dtype)[:, None, None]
+
+
+@pytest.mark.parametrize(("scores", "kept_in_order"), [(falling, ".groups"), (rotated, ""), (spread, ".groups")])
+def test_units_that_numbers_by_place_belong_to_keep_their_order(scores: Any, kept_in_order: str) -> None:
+    traced = check_space(attention(scores), torch.randn(2, 7, 5), architectures=1)
+    if scores is not rotated:  # whole numbers that become real ones are followed no further: all is kept
+        assert [name for name in traced.ordered if name.endswith(kept_in_order)]
+
+
+def test_numbers_that_follow_from_a_width_are_told() -> None:
+    notes = trace(attention(spread), torch.randn(2, 7, 5)).space.notes
+    assert any("numbers follow a width: linspace" in note for note in notes)
+    notes = trace(between(lambda m, x: x / x.shape[1]), images()).space.notes
+    assert any("a number follows a width: div" in note for note in notes)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_fraction_of_the_channels_stays_one(parts: int) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        fold = x.shape[1] // parts
+        return torch.cat([x[:, :fold].roll(1, -1), x[:, fold:]], 1)
+
+    traced = check_space(between(run), images())
+    choices = {choice.name: choice.size for choice in traced.space.choices}
+    assert choices["a.0"] == 8 // parts
+
+
+def test_attention_over_keys_of_another_width() -> None:
+    layer = nn.MultiheadAttention(16, 4, kdim=8, vdim=12, batch_first=True)
+    parts = {"i": nn.Linear(5, 16), "k": nn.Linear(5, 8), "v": nn.Linear(5, 12), "o": nn.Linear(16, 3)}
+    net = Net(lambda m, x: m.o(m.a(m.i(x), m.k(x), m.v(x))[0]), a=layer, **parts)
+    traced = check_space(net, torch.randn(2, 6, 5))
+    assert not [kept for kept in traced.space.kept if kept.size in (8, 12, 16)]
+    small = extract(traced, traced.space.smallest()).a
+    assert (small.embed_dim, small.kdim, small.vdim) == tuple(
+        weight.shape[1] for weight in (small.q_proj_weight, small.k_proj_weight, small.v_proj_weight)
+    )

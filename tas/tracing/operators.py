@@ -29,7 +29,7 @@ def unknown(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
     if not inputs:
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.dtype.is_floating_point:
-                views.created(t, tensor)
+                views.counted(t, tensor)
         return
     for tensor in inputs:
         t.freeze(*t.rows(tensor), why=f"tas has no handler for {t.current.operator}")

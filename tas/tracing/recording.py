@@ -24,6 +24,7 @@ from tas.tracing.whole import Whole
 Handler = Callable[..., None]
 _OWN = f"{Path(__file__).parent}/"
 _TORCH = f"{Path(torch.__file__).parent}/"
+_ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "pow", "remainder", "fmod", "floor_divide"}
 _TORCHS = ("aten", "prims", "torchvision", "")  # namespaces of operators; the last: functions that count as one
 
 
@@ -161,7 +162,8 @@ class Recorder(Watching):
     def tie_heads(self, name: str, module: nn.MultiheadAttention) -> None:
         """torch's own attention computes the head size as embedding // heads: the embedding is heads x head size."""
         why = f"the embedding is heads x head size: {name}"
-        given, made_of = (self.rows(w)[1] for w in (module.in_proj_weight, module.out_proj.weight))
+        reads = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight
+        given, made_of = (self.rows(weight)[1] for weight in (reads, module.out_proj.weight))
         self.tie_counts(given, made_of, why)
         sizes = [module.num_heads, module.embed_dim // module.num_heads]
         inside = self.identities.factor(made_of, sizes, why, [True, True])[1]
@@ -246,7 +248,7 @@ class Recorder(Watching):
         for bits in before:
             union |= bits
         index = len(self.records)
-        source, numbers = _source_line(), fractions((args, given))
+        source, numbers = _source_line(), numbers_in(operator, (args, given))
         self.current = Record(index, operator, self._stack[-1], source, values, union, tuple(before), numbers)
         for tensor in inputs:
             known = self._origin.get(tensor)
@@ -316,7 +318,7 @@ def _hooks(recorder: Recorder) -> Iterator[None]:
         name = recorder._stack.pop()
         first, values, taken, at, alone = opened.pop()
         recorder.spans.append(Span(name, first, len(recorder.records), values))
-        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+        if isinstance(module, nn.MultiheadAttention):
             recorder.tie_heads(name, module)
         nones = len(output) - 1 if type(output) is tuple and all(other is None for other in output[1:]) else -1
         made = output[0] if nones >= 0 else output
@@ -361,11 +363,19 @@ def is_real(tensor: Tensor) -> bool:
     return tensor.dtype.is_floating_point or tensor.dtype.is_complex
 
 
-def fractions(tree: Any) -> tuple[float, ...]:
-    """The floating-point numbers among an operator's arguments."""
+def numbers_in(operator: str, tree: Any) -> tuple[float, ...]:
+    """The numbers among an operator's arguments that it computes with: fractions, and whole ones in arithmetic (sizes
+    and dimensions elsewhere)."""
+    kinds = (float, int) if operator.rstrip("_") in _ARITHMETIC else (float,)
+    return tuple(_numbers(tree, kinds))
+
+
+def _numbers(tree: Any, kinds: tuple[type, ...]) -> Iterator[float]:
     if isinstance(tree, (tuple, list, dict)):  # torch's own flattening takes a third of a replay
-        return tuple(f for part in (tree.values() if isinstance(tree, dict) else tree) for f in fractions(part))
-    return (tree,) if isinstance(tree, float) else ()
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            yield from _numbers(part, kinds)
+    elif type(tree) in kinds:
+        yield tree
 
 
 def _tensors(tree: Any) -> list[Tensor]:

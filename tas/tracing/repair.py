@@ -29,12 +29,14 @@ def give_way(
     follow  one attribute serves several sizes, and the code asked for what it now says: they become one
     tie     the code computes a factor from the width of an input (`C // heads`): width and product become one
     merge   one attribute serves several sizes: they become one
+    part    the code takes a whole fraction of a width (`[: C // 2]`): all such parts become equal
     freeze  the sizes that the code did not follow; else everything at the operator, and before it
     """
     return (
         _follow_attribute(recorder, record, asked, kept, rules)
         or _tie_to_input(recorder, record)
         or _merge_served(recorder, record, rules)
+        or _tie_parts(recorder, record)
         or _freeze_asked(recorder, record, asked, kept, why)
         or _freeze_all(recorder, record, kept, why)
     )
@@ -137,6 +139,28 @@ def _merge(recorder: Recorder, rule: AttributeRule, records: list[Record]) -> bo
     served = [rows for rows in served if rows is not None and recorder.carries(rows)]
     why = f"one attribute, {rule.key[0]} of {rule.module}, is both sizes"
     return sum(recorder.tie_counts(served[0], rows, why) for rows in served[1:]) > 0  # all of them, not any
+
+
+def _tie_parts(recorder: Recorder, record: Record) -> bool:
+    """Also at the same place of the other calls of modules of the class."""
+    changed = _equal_parts(recorder, record)
+    for span in reversed(_enclosing(recorder, record)[-1:]):
+        for twin, _ in _twins(recorder, record, span):
+            changed |= _equal_parts(recorder, twin)
+    return changed
+
+
+def _equal_parts(recorder: Recorder, record: Record) -> bool:
+    if record.operator != "slice":
+        return False
+    changed = False
+    for (whole, rows), (part, _) in zip(record.inputs[0].axes(), record.outputs[0].axes(), strict=True):
+        known = recorder.identities.canonical(rows)
+        if known is not None and part < whole and whole % part == 0:
+            why = f"a part of it is a fraction of the width: {record.where()}"
+            parts = [known[at : at + part] for at in range(part, whole, part)]
+            changed |= sum(recorder.tie_counts(known[:part], other, why) for other in parts) > 0  # all of them, not any
+    return changed
 
 
 def _freeze_asked(

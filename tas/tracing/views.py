@@ -83,6 +83,22 @@ def created(t: Recorder, out: Tensor, *_: Any, **__: Any) -> None:
     t.put(out, [_open(t, n) for n in out.shape])
 
 
+def counted(t: Recorder, out: Tensor) -> None:
+    """arange, linspace ...: of a size that the code chose, but each position has a number of its own, which goes with
+    its place and not with what it meets there: those keep their order."""
+    if out.dim() == 1:
+        created(t, out)
+        if t.current.operator != "arange":
+            t.mark_inexact(f"numbers follow a width: {t.current.where()}", *t.rows(out))
+        t.ordered += [rows for rows in t.rows(out) if rows is not None and not bool((out == out[0]).all())]
+
+
+def eye(t: Recorder, out: Tensor, *_: Any, **__: Any) -> None:
+    """Rows and columns are the same."""
+    rows = _open(t, out.shape[0])
+    t.put(out, [rows, rows] if out.shape[0] == out.shape[1] else [None, None])
+
+
 def _open(t: Recorder, n: int) -> Rows:
     return t.identities.fresh(n) if n > 1 else None
 
@@ -207,6 +223,7 @@ HANDLERS: dict[str, Handler] = {
         ],
         created,
     ),
+    "eye": eye,
     "repeat": repeat,
     **dict.fromkeys(["tril", "triu"], triangle),
     **dict.fromkeys(["diagonal", "diagonal_copy"], diagonal),
