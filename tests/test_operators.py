@@ -335,3 +335,13 @@ def test_attention_over_keys_of_another_width() -> None:
     assert (small.embed_dim, small.kdim, small.vdim) == tuple(
         weight.shape[1] for weight in (small.q_proj_weight, small.k_proj_weight, small.v_proj_weight)
     )
+
+
+def test_a_parameter_beside_channels_that_carry_a_factor_is_not_taken_for_one() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        h = m.i(x)
+        return m.o(torch.cat([h, m.rows], 0)).sum(0) + m.other(h).sum(0)
+
+    parts = {"i": nn.Linear(5, 16), "o": nn.Linear(16, 3), "other": nn.Linear(16, 3)}
+    traced = check_space(Net(run, **parts, rows=weight(4, 16)), torch.randn(2, 5), architectures=1)
+    assert [choice.size for choice in traced.space.choices] == [16]

@@ -211,6 +211,7 @@ def _keeps_factor(record: Record, mine: list[Value], factored: list[bool]) -> bo
         return all(factored) and len(mine) == len(record.inputs)
     if record.flow == "multiply":
         return sum(factored) == 1
-    if record.flow == "pass":  # slopes of a prelu are no operand
-        return all(f or any(value.sites) for f, value in zip(factored, mine, strict=True))
+    if record.flow == "pass":
+        slopes = "prelu" in record.operator  # they are no operand
+        return all(f or (slopes and any(value.sites)) for f, value in zip(factored, mine, strict=True))
     return record.flow == "product" and len(record.scales) < 2  # the bias of a depthwise layer would lack the factor
