@@ -108,7 +108,7 @@ FREE: dict[str, tuple[Run, int, dict[str, Any]]] = {
     "repeat_interleave": (lambda m, x: x.repeat_interleave(2, 1), 16, {}),
     "logsigmoid": (lambda m, x: F.logsigmoid(x), 8, {}),
     "aminmax": (lambda m, x: x - x.aminmax(dim=-1, keepdim=True).min + x.nansum((2, 3), keepdim=True), 8, {}),
-    "unpool": (lambda m, x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), 8, {}),  # type: ignore[misc]
+    "unpool": (lambda m, x: nn.MaxUnpool2d(2)(*F.max_pool2d(x, 2, return_indices=True)), 8, {}),
     "voxels": (voxels, 8, {}),
     "losses": (losses, 8, {}),
     "code book": (code_book, 8, {"codes": weight(6, 8)}),
@@ -331,7 +331,7 @@ def test_attention_over_keys_of_another_width() -> None:
     net = Net(lambda m, x: m.o(m.a(m.i(x), m.k(x), m.v(x))[0]), a=layer, **parts)
     traced = check_space(net, torch.randn(2, 6, 5))
     assert not [kept for kept in traced.space.kept if kept.size in (8, 12, 16)]
-    small = extract(traced, traced.space.smallest()).a
+    small: Any = extract(traced, traced.space.smallest()).a
     assert (small.embed_dim, small.kdim, small.vdim) == tuple(
         weight.shape[1] for weight in (small.q_proj_weight, small.k_proj_weight, small.v_proj_weight)
     )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tas.tracing import comparisons, lines, pieces, pointwise, products, recurrent, transforms, views
+from tas.tracing import comparisons, lines, pieces, pointwise, products, recurrent, spatial, transforms, views
 from tas.tracing.recording import Handler, Recorder
 
 HANDLERS: dict[str, Handler] = {
@@ -16,6 +16,7 @@ HANDLERS: dict[str, Handler] = {
     **products.HANDLERS,
     **views.HANDLERS,
     **pieces.HANDLERS,
+    **spatial.HANDLERS,
     **lines.HANDLERS,
     **comparisons.HANDLERS,
     **transforms.HANDLERS,
