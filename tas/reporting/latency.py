@@ -26,11 +26,23 @@ def latency_rows(layers: Sequence[Mapping[str, Any]]) -> Table:
     return header, rows
 
 
+def idle_lines(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line where an architecture lost MACs in vain; none where no architecture is asked about."""
+    if not layers or "idle" not in layers[0]:
+        return []
+    idle = [row for row in layers if row["idle"]]
+    if not idle:
+        return ["Wherever MACs fell, latency did too."]
+    part = sum(row["of_latency"] for row in idle)
+    return [f"MACs fell, but latency did not, in {len(idle)} of {len(layers)} layers ({part:.0%} of the latency)."]
+
+
 def latency_tables(found: Mapping[str, Any]) -> list[Any]:
     """All of `tas latency`."""
     offset, scale = found["offset_ms"], found["scale"]
     lines: list[Any] = [
         latency_rows(found["layers"]),
+        *idle_lines(found["layers"]),
         feasibility_rows(found["feasibility"]),
         f"Measured on {found['machine']['device']}, torch {found['machine']['torch']}.",
         f"{found['pieces']} distinct pieces, {found['rounds']} rounds, spread {found['spread']:.1%} (half the distance "
