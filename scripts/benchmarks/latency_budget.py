@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from dataclasses import replace
 
 import torch
@@ -53,6 +54,7 @@ def main() -> None:
         for kind in KINDS:
             found[kind, seed] = searched(prepared, timed, budget, asked, seed)
             reached[kind, seed] = trained(prepared, timed, found[kind, seed], asked, seed)
+            print(f"seed {seed}, budget of {kind}: {reached[kind, seed]:.2f}", file=sys.stderr, flush=True)
             budget = tas.budget(timed.space, latency_ms=tas.cost.of(timed.space, found[kind, seed], MEASURE))
     report(prepared, timed, target, found, reached)
 
