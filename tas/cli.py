@@ -20,6 +20,8 @@ from tas.printing import show
 if TYPE_CHECKING:
     from tas.recipe import Recipe
 
+_CORRELATED = "24"  # architectures, where --correlate has no number
+
 app = typer.Typer(
     name="tas",
     help="Cut a trained network to a budget: search widths and depths by gradient, distill, report.",
@@ -47,10 +49,20 @@ Shape = Annotated[
 def main() -> None:
     """Run the command line; errors that the user can mend take one or two lines and exit 2."""
     try:
-        app()
+        app(_counted(sys.argv[1:]))
     except TasError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+
+
+def _counted(arguments: list[str]) -> list[str]:
+    """`tas score --correlate` without a number means 24."""
+    found = list(arguments)
+    for place, argument in reversed(list(enumerate(arguments))):
+        rest = arguments[place + 1 :]
+        if arguments[0] == "score" and argument == "--correlate" and not (rest and rest[0].lstrip("-").isdigit()):
+            found.insert(place + 1, _CORRELATED)
+    return found
 
 
 @app.command()
@@ -197,7 +209,9 @@ def score(
     ] = None,
     correlate: Annotated[
         int | None,
-        typer.Option(min=3, metavar="K", help="Draw K (24 say a little), train each, correlate scores and results."),
+        typer.Option(
+            min=3, metavar="K", help="Draw K (24 without a number), train each, correlate scores and results."
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Of each training for --correlate.")] = 1,
     raw: Annotated[

@@ -128,11 +128,12 @@ def correlation(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
 
 def curves(rows: Sequence[Mapping[str, Any]], original: Mapping[str, Any], metric: str) -> str:
     """Mean and standard deviation over MACs, a line a row of the comparison's tables; a dotted line marks the
-    original."""
+    original. Rows without a number are left out."""
+    rows = [row for row in rows if row[metric]["mean"] is not None]
     with _style():
         figure, axes = _figure("curves", 3.8)
         names = list(dict.fromkeys(row["row"] for row in rows))
-        apart = 0.006 * max(row["macs"] for row in rows) / 1e6  # bars would hide each other
+        apart = 0.006 * max((row["macs"] for row in rows), default=0) / 1e6  # bars would hide each other
         for number, name in enumerate(names):
             mine = sorted((row for row in rows if row["row"] == name), key=lambda row: row["macs"])
             shift = (number - (len(names) - 1) / 2) * apart
@@ -141,7 +142,8 @@ def curves(rows: Sequence[Mapping[str, Any]], original: Mapping[str, Any], metri
             look: dict[str, Any] = {"marker": "osD^vX"[number % 6], "linestyle": ("-", "--", ":")[number // 3 % 3]}
             spreads = [row[metric]["sd"] or 0.0 for row in mine]
             axes.errorbar(*places, spreads, color=colour, label=name, markersize=5, capsize=2, linewidth=1, **look)
-        axes.axhline(original[metric], color=_FAINT, linestyle=":", label="original")
+        if original[metric] is not None:
+            axes.axhline(original[metric], color=_FAINT, linestyle=":", label="original")
         axes.locator_params(axis="x", nbins=6)
         axes.set(xlabel="million MACs", ylabel=f"{metric} on test images")
         figure.legend(loc="outside upper left", ncols=3, fontsize=8)
