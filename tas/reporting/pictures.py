@@ -146,7 +146,8 @@ def curves(rows: Sequence[Mapping[str, Any]], original: Mapping[str, Any], metri
             axes.axhline(original[metric], color=_FAINT, linestyle=":", label="original")
         axes.locator_params(axis="x", nbins=6)
         axes.set(xlabel="million MACs", ylabel=f"{metric} on test images")
-        figure.legend(loc="outside upper left", ncols=3, fontsize=8)
+        if rows or original[metric] is not None:
+            figure.legend(loc="outside upper left", ncols=3, fontsize=8)
         return _svg(figure)
 
 
