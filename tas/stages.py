@@ -21,6 +21,7 @@ from tas.files import json_text, write_json, write_lines
 from tas.folder import RunFolder
 from tas.importance import orders
 from tas.latency import MEASURE, latencies
+from tas.latency.explaining import by_layer
 from tas.latency.measuring import this_machine
 from tas.latency.table import write as write_table
 from tas.methods import OnRow, SearchResult, front, search
@@ -208,6 +209,13 @@ def measured(current: Run, source: Any, found: Mapping[str, Architecture]) -> di
     table = current.prepared.latency
     if table is None:
         return {}
+    for label, architecture in found.items():
+        rows = by_layer(current.prepared.space, architecture)
+        if idle := [row["layer"] for row in rows if row["idle"]]:
+            where = f" ({label})" if len(found) > 1 else ""
+            current.warn(
+                f"Layers of the student{where} whose MACs fell, but not their latency, by the table: {', '.join(idle)}."
+            )
     if table.machine != this_machine(table.target):
         current.warn(
             f"The latency table was measured on {table.machine['device']} ({table.machine['node']}), not here: the "
