@@ -281,6 +281,7 @@ def evaluate(
     """Metric and loss of a network, of a recipe's original, or of a student folder on a named split."""
     from tas.files import write_json
     from tas.judging import evaluate_target
+    from tas.reporting.tables import decimal
 
     if weights is not None and Path(network).is_dir():
         raise BadRecipe(f"--weights is for networks without their own, {network} is a folder that holds some")
@@ -289,7 +290,7 @@ def evaluate(
     found = evaluate_target(network, split, lambda name: _recipe(name, [*(overrides or ()), *extra]))
     if out:
         write_json(out, found)
-    show(as_json, found, (list(found), [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in found.values()]]))
+    show(as_json, found, (list(found), [[decimal(v) if isinstance(v, float) else str(v) for v in found.values()]]))
 
 
 @app.command()

@@ -127,7 +127,7 @@ def score(
     for remark in found["remarks"]:
         print(f"warning: {remark}", file=sys.stderr)
     metric = found["metric"]
-    original = f"The original reaches {found['original'][metric]:.2f} on the same images. "
+    original = f"The original reaches {tables.decimal(found['original'][metric])} on the same images. "
     note = tables.weights_note(recipe.initialize.importance)
     show(as_json, found, tables.score_rows(found["scores"], metric), original + note)
 

@@ -48,6 +48,11 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
+def rounded(value: float) -> float:
+    """To six significant figures, whatever the size: 91.7312 percent, and an error of 0.0000123457."""
+    return float(f"{value:.6g}")
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from tas.comparison import saved
 from tas.errors import BadRecipe
 from tas.exporting import SUFFIXES, export, facts, load, note
-from tas.originals import build
+from tas.files import rounded
+from tas.fitting import require_judged
+from tas.originals import build, check_runs
 from tas.preparation import Prepared, data_of, device_of, objective_of, original_of, prepare, require_member
 from tas.recipe import Recipe
 from tas.reporting.tables import lost_note
@@ -116,9 +118,11 @@ def evaluate_target(target: str, split: str, recipe_of: Callable[[str], Recipe])
     """Metric, loss, number of images and of parameters on a split; `target` and `recipe_of` as for `network_at`."""
     network, recipe = network_at(target, recipe_of)
     judge, data = objective_of(recipe.objective), data_of(recipe.data).split(split)
+    check_runs(network, next(data.take(2).batches(2))[0])
+    require_judged(network, data, judge)
     found = evaluate(network, data, judge, device=device_of(recipe.machine))
     counted = {"images": len(data), "params": sum(parameter.numel() for parameter in network.parameters())}
-    return {"network": target, "split": split, **{k: round(v, 4) for k, v in found.items()}, **counted}
+    return {"network": target, "split": split, **{k: rounded(v) for k, v in found.items()}, **counted}
 
 
 def export_target(

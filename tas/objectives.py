@@ -48,8 +48,8 @@ def objective(
     """
     if direction not in ("max", "min"):
         raise BadRecipe(f"objective.direction is 'max' or 'min', got {direction!r}")
-    chosen_loss = cross_entropy if loss is None else _function("loss", loss)
-    chosen_metric = top1 if metric is None else _function("metric", metric)
+    chosen_loss = cross_entropy if loss is None else loss_function("objective.loss", loss)
+    chosen_metric = top1 if metric is None else loss_function("objective.metric", metric)
     name = name or ("top1" if metric is None else metric.rpartition(":")[2].rpartition(".")[2])
     return Objective(chosen_loss, chosen_metric, name, direction == "max")
 
@@ -78,12 +78,12 @@ def _logits(outputs: Any) -> Tensor:
     return outputs
 
 
-def _function(role: str, path: str) -> Callable[[Any, Any], Tensor]:
+def loss_function(key: str, path: str) -> Callable[[Any, Any], Tensor]:
+    """The function of two arguments that an import path names, or the module (torch.nn:L1Loss). key: of the recipe, for
+    messages."""
     found = imported(path, BadRecipe)
     if isinstance(found, type) and issubclass(found, nn.Module):
         return found()  # torch.nn:L1Loss, and the like
     if not callable(found):
-        raise BadRecipe(
-            f"objective.{role} must name a function of (outputs, targets), {path!r} is a {type(found).__name__}"
-        )
+        raise BadRecipe(f"{key} must name a function of (outputs, targets), {path!r} is a {type(found).__name__}")
     return found

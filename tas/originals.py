@@ -85,7 +85,9 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
 
 
 def _form(value: Any) -> str:
-    """[1, 3, 8, 8], and the type where it is not the usual one."""
+    """[1, 3, 8, 8], and the type where it is not the usual one; of anything but a tensor only what it is."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
     kind = "" if value.dtype is torch.float32 else f" {str(value.dtype).removeprefix('torch.')}"
     return f"{list(value.shape)}{kind}"
 

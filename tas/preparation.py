@@ -14,21 +14,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tas import cost
 from tas.calibration import modes_restored
 from tas.data import Data, load
-from tas.distillation import find_taps, require_teacher
+from tas.distillation import LOSSES, find_taps, require_teacher
 from tas.distillation.inversion import require_batch_norm
 from tas.distillation.synthesis import check_settings
 from tas.errors import BadData, BadNetwork, BadRecipe, Untraceable
+from tas.fitting import doubts, require_agreement, require_judged
 from tas.importing import imported
 from tas.latency import MEASURE, Table, measure_latency, with_latency
 from tas.latency.table import fingerprint
 from tas.methods.baselines import uniform
-from tas.objectives import Objective, objective
+from tas.objectives import Objective, loss_function, objective
 from tas.originals import build, check_runs, load_weights
 from tas.recipe import DataSource, Latency, Limits, Machine, Network, ObjectiveNames, Recipe, examples
 from tas.space import Budget, SearchSpace
 from tas.tracing import Traced, trace
 from tas.tracing.independent import independent_macs
-from tas.training.evaluation import class_check
 
 _MEASURES = {"macs": "MACs", "params": "parameters", MEASURE: "latency"}
 
@@ -47,6 +47,8 @@ class Prepared:
     budgets: Mapping[str, Budget]  # by what people call them
     teachers: tuple[nn.Module | None, ...] = (None,)  # None: the original
     latency: Table | None = None  # where the recipe has a section `latency`, or a budget of it
+    soft_loss: Callable[[Any, Any], Tensor] | None = None  # where distill.loss names a function
+    doubts: tuple[str, ...] = ()
 
     @property
     def space(self) -> SearchSpace:
@@ -82,13 +84,15 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     judge = objective_of(recipe.objective)
     network = original_of(recipe.network, recipe.seed)
     data = data_of(recipe.data)
-    source = source_of(recipe, network, example_inputs(recipe.network, network, data, judge))
+    source = source_of(recipe, network, example_inputs(recipe.network, network, data))
     require_choices(source.space)
     teachers = _teachers(recipe, network, data)
-    _check_training(recipe, source)
+    outputs, targets = require_judged(network, data.train, judge)
+    soft_loss = _check_training(recipe, source, outputs, targets)
     source, table = timed(recipe, source, progress)
     budgets = budgets_of(source.space, recipe.budgets)
-    prepared = Prepared(recipe, device, data, judge, network, source, budgets, teachers, table)
+    doubted = tuple(doubts(targets, judge, recipe.distill.loss, recipe.distill.alpha))
+    prepared = Prepared(recipe, device, data, judge, network, source, budgets, teachers, table, soft_loss, doubted)
     _check_synthesis(prepared)
     return prepared
 
@@ -133,13 +137,19 @@ def _teachers(recipe: Recipe, network: nn.Module, data: Data) -> tuple[nn.Module
         teacher = build(asked.name, asked.kwargs, "distill.teacher")
         load_weights(teacher, str(asked.weights), "distill.teacher.weights")
         if recipe.distill.alpha:
-            require_teacher(network, teacher, next(data.train.take(2).batches(2))[0])
+            own_loss = recipe.distill.loss not in LOSSES
+            require_teacher(network, teacher, next(data.train.take(2).batches(2))[0], own_loss)
         found.append(teacher)
     return tuple(found) or (None,)
 
 
-def _check_training(recipe: Recipe, source: Any) -> None:
-    """What students are trained by, as far as it names parts or files."""
+def _check_training(recipe: Recipe, source: Any, outputs: Any, targets: Any) -> Callable[[Any, Any], Tensor] | None:
+    """What students are trained by, as far as it names parts, files or functions, or asks for outputs of a form: those
+    of the original and the targets of two examples are given. The function that distill.loss names, if any."""
+    how = recipe.distill
+    soft_loss = None if how.loss in LOSSES else loss_function("distill.loss", how.loss)
+    if how.alpha:
+        require_agreement(outputs, targets, how.loss, soft_loss, how.temperature)
     if recipe.distill.taps:
         if not isinstance(source, Traced):
             raise BadRecipe("distill.taps compare channels that a trace follows; network.supernet has rules of its own")
@@ -150,6 +160,7 @@ def _check_training(recipe: Recipe, source: Any) -> None:
     if recipe.initialize.checkpoint is not None:
         early = build(recipe.network.name, recipe.network.kwargs)
         load_weights(early, recipe.initialize.checkpoint, "initialize.checkpoint")
+    return soft_loss
 
 
 def timed(
@@ -214,33 +225,25 @@ def original_of(section: Network, seed: int = 0) -> nn.Module:
     return network
 
 
-def example_inputs(
-    section: Network, network: nn.Module, data: Data | None = None, judge: Objective | None = None
-) -> Any:
+def example_inputs(section: Network, network: nn.Module, data: Data | None = None) -> Any:
     """Two inputs, from the data where none are described, that the network has been seen to take.
 
-    The data's are tried in any case: a network that refuses them, or has too few classes, is told of before a run.
+    The data's are tried in any case: a network that refuses them is told of before a run.
     """
     if section.described:
         check_runs(network, examples(section.described))
     elif data is None:
         raise BadRecipe("the shape of an input is needed: give --shape or network.shape, such as 1,3,224,224")
     inputs = None if data is None else next(data.train.take(2).batches(2))[0]
-    if isinstance(inputs, Tensor):
+    if inputs is not None:
         check_runs(network, inputs)
-        if section.shape is not None and inputs.shape[1:] != section.shape[1:]:  # costs would be those of other inputs
-            raise BadRecipe(
-                f"network.shape is that of the data's inputs, {[1, *inputs.shape[1:]]}, got {list(section.shape)}: "
-                "leave it out, or resize the data (data.size)"
-            )
-        if data is not None and judge is not None:
-            _check_outputs(network, inputs, class_check(data.train, judge))
+    given = section.shape
+    if isinstance(inputs, Tensor) and given is not None and inputs.shape[1:] != given[1:]:  # costs would be others'
+        raise BadRecipe(
+            f"network.shape is that of the data's inputs, {[1, *inputs.shape[1:]]}, got {list(given)}: "
+            "leave it out, or resize the data (data.size)"
+        )
     return examples(section.described, batch=2) if section.described else inputs
-
-
-def _check_outputs(network: nn.Module, inputs: Tensor, check: Callable[[Any], None]) -> None:
-    with modes_restored(network), torch.no_grad():
-        check(network.eval()(inputs))
 
 
 def require_choices(space: SearchSpace) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from tas.data import Data, Split
 from tas.errors import BadData, BadRecipe
 from tas.exporting import load, save
-from tas.files import json_text, write_json, write_lines
+from tas.files import json_text, rounded, write_json, write_lines
 from tas.folder import RunFolder
 from tas.importance import orders
 from tas.latency import MEASURE, latencies
@@ -56,7 +56,7 @@ class Run:
         """Metric and loss of a finished network on the test images."""
         prepared = self.prepared
         found = evaluate(network, judged_on(prepared.data), prepared.objective, device=prepared.device)
-        return {name: round(value, 4) for name, value in found.items()}
+        return {name: rounded(value) for name, value in found.items()}
 
     def staged(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return self.folder.stage(name, work)
@@ -76,7 +76,7 @@ def opened(prepared: Prepared, folder: str | Path, display: Display | None = Non
     if prepared.latency is not None:
         write_table(prepared.latency, record.path / "latency.json")
     current = Run(prepared, record, display or Display(), Events(record.path / "events"))
-    for note in grouped(prepared.space.notes):
+    for note in (*grouped(prepared.space.notes), *prepared.doubts):
         current.warn(note)
     return current
 

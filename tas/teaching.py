@@ -56,7 +56,8 @@ def taught(
             generator=torch.Generator().manual_seed(seed),
             alpha=how.alpha,
             temperature=how.temperature,
-            soft=how.loss,
+            soft="kd" if prepared.soft_loss else how.loss,  # type: ignore[arg-type]  # one of LOSSES
+            soft_loss=prepared.soft_loss,
             teacher_dtype=how.teacher_dtype,
             taps=taps,
             tap_weight=how.tap_weight,

@@ -311,7 +311,7 @@ def test_within_noise_is_said_beside_the_best_and_beside_the_original() -> None:
     assert found["original"]["err"] == 9.25
     found |= {"cells": listed, "rows": rows_of({**found, "cells": listed}), "budgets": {"b": {"macs": 51, "params": 4}}}
     header, rows = comparison.comparison_rows(found, "b")
-    assert rows[0][:2] == ["original", "9.25 ± 1.77"]
+    assert rows[0][:2] == ["original", "9.250 ± 1.768"]
     assert rows[0][header.index("n")] == "2"
     remarks = [row[-1] for row in rows[1:]]
     assert remarks == ["best", "within noise of the best", "within noise of the original"]

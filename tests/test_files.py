@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tas.files import json_text, whole, write_json, write_lines
+from tas.files import json_text, rounded, whole, write_json, write_lines
 
 
 def test_a_file_that_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
@@ -46,3 +46,11 @@ def test_a_value_that_json_cannot_hold_leaves_the_file_that_was_there(tmp_path: 
         write_json(tmp_path / "a" / "x.json", {"b": object()})
     assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"b": 1}
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"), [(91.73123456, 91.7312), (0.0000123456789, 0.0000123457), (0.0, 0.0), (100.0, 100.0)]
+)
+def test_numbers_of_files_have_six_figures_whatever_their_size(value: float, kept: float) -> None:
+    assert rounded(value) == kept
+    assert math.isnan(rounded(math.nan))

@@ -17,7 +17,7 @@ ROWS = (
     "augment data mixing objectives training timing",
     "importance scoring correlation forgetting initialization distillation",
     "methods",
-    "exporting latency originals recipe preparation folder reporting",
+    "exporting latency originals recipe fitting preparation folder reporting",
     "stages teaching comparison synthesizing judging joining correlating planning",
     "outcomes predictions cells populations comparing",
     "runner printing commands",

@@ -129,3 +129,28 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.
         "search: step 60 of 260, about 24 s left loss 1.0",
         "search: step 160 of 260, about 27 s left loss 1.0",
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        ([98.3, 4.2], ".2f"),
+        ([0.8371, 0.84], ".4f"),
+        ([0.05, None], ".5f"),
+        ([4.2e-7, 1e-9], ".3e"),
+        ([1234.5], ".2f"),
+        ([0.0], ".2f"),
+        ([None, float("nan")], ".2f"),
+        ([-3.25], ".3f"),
+    ],
+)
+def test_a_column_of_metrics_has_four_figures_and_two_decimals_at_least(values: list[float | None], form: str) -> None:
+    assert tables.figures(values) == form
+
+
+def test_errors_that_are_small_are_told_apart() -> None:
+    costs = {"macs": 1000, "params": 10, "loss": 1.0}
+    metrics = {"original": {"mse": 0.000412, **costs}, "student": {"mse": 0.000437, "spread": 0.00002, "n": 2, **costs}}
+    rows = tables.result_rows(metrics, "mse")[1]
+    assert rows[0][1] == "0.0004120"
+    assert rows[1][1:3] == ["0.0004370 ± 0.0000200", "+0.0000250"]

@@ -81,14 +81,21 @@ def kd(
 
 
 def require_alike(student: Any, teacher: Any) -> None:
-    """`BadNetwork` unless both are logits of one shape."""
+    """`BadNetwork` unless both are logits of one shape, of two classes at least: the softmax of one number is 1,
+    whatever it is."""
     both = isinstance(student, Tensor) and isinstance(teacher, Tensor)
     if not both or student.shape != teacher.shape:
         found = " and ".join(described(outputs) for outputs in (student, teacher))
         raise BadNetwork(
             f"soft targets need one tensor of logits, of one shape, from student and teacher; got {found}; "
             + ("take a teacher of the same classes, or " if both else "")
-            + "pass soft_loss(student_outputs, teacher_outputs) to compare other outputs"
+            + "pass soft_loss(student_outputs, teacher_outputs), distill.loss in a recipe, to compare other outputs"
+        )
+    if student.dim() < 2 or student.shape[1] < 2:
+        raise BadNetwork(
+            "soft targets compare logits [batch, classes] of two classes at least, the outputs are "
+            f"{described(student)}; for a regression pass a soft_loss of both outputs (distill.loss in a recipe), such "
+            "as torch.nn.functional:mse_loss, or set alpha to 0"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from tas.distillation import inversion
+from tas.distillation import LOSSES, inversion
 from tas.errors import BadRecipe
 from tas.latency.target import Target
 from tas.methods import adaptive_bn, differentiable, netadapt, optuna_study, tuned
@@ -282,12 +282,14 @@ class Distillation(TrainingPlan):
     """A training plan, and the loss (1 - alpha) CE + alpha x agreement with the teacher + tap_weight x taps.
 
     loss: "kd" T^2 KL (TAS: alpha 0.9, T 4), "dkd" decoupled (alpha 0.5), "dist" correlations (alpha 0.5); see
-    `tas.distillation.losses`. temperature: the T. teacher: another network than the original, or a list of them, which
-    teach by the mean of their probabilities at T. teacher_dtype: what teachers run in, by default `dtype`. taps:
-    modules of the original, by name or glob ("layer*"), whose outputs the student's are drawn to by a normalised
-    squared error on the channels that both have; tap_weight: of their mean."""
+    `tas.distillation.losses`; or the import path of a function of the outputs of student and teacher that gives the
+    mean over the batch, such as torch.nn.functional:mse_loss for a regression. temperature: the T. teacher: another
+    network than the original, or a list of them, which teach by the mean of their probabilities at T. teacher_dtype:
+    what teachers run in, by default `dtype`. taps: modules of the original, by name or glob ("layer*"), whose outputs
+    the student's are drawn to by a normalised squared error on the channels that both have; tap_weight: of their
+    mean."""
 
-    loss: Literal["kd", "dkd", "dist"] = "kd"
+    loss: str = "kd"
     alpha: float = 0.9
     temperature: float = 4.0
     teacher: Annotated[tuple[Teacher, ...], BeforeValidator(_several)] = ()
@@ -297,6 +299,16 @@ class Distillation(TrainingPlan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.loss not in LOSSES and ":" not in self.loss:
+            raise BadRecipe(
+                f"distill.loss is one of {', '.join(LOSSES)}, or the import path package.module:function of a loss of "
+                f"two outputs, got {self.loss!r}"
+            )
+        if ":" in self.loss and len(self.teacher) > 1:
+            raise BadRecipe(
+                "several teachers teach by the mean of their probabilities, for distill.loss "
+                f"{', '.join(LOSSES)}; got {self.loss!r} with {len(self.teacher)} teachers: leave one of them"
+            )
         if not 0 <= self.alpha <= 1 or self.temperature <= 0:
             found = f"{self.alpha} and {self.temperature}"
             raise BadRecipe(f"distill.alpha lies in [0, 1] and distill.temperature above 0, got {found}")

@@ -11,7 +11,7 @@ from tas.files import write_text
 from tas.reporting import pictures
 from tas.reporting.forgetting import forgetting_parts
 from tas.reporting.page import read_json, write_page
-from tas.reporting.tables import decimal, short
+from tas.reporting.tables import decimal, figures, short
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -63,13 +63,22 @@ def comparison_rows(found: Mapping[str, Any], budget: str) -> Table:
     header = ["network", *tops, "to original", "MACs", "speed-up", "compression"]
     header += [f"ms, batch {batch}" for batch in batches] + ["n", "remarks"]
     spreads = original["spread"]
+    forms = {top: figures(group[top]["mean"] for group in [spreads, *rows]) for top in tops}
     shown = [
-        ["original", *(_mean(spreads[name]) for name in tops), "", short(original["macs"]), "1.00", "1.00"]
+        [
+            "original",
+            *(_mean(spreads[name], form) for name, form in forms.items()),
+            "",
+            short(original["macs"]),
+            "1.00",
+            "1.00",
+        ]
         + [_milliseconds(found["latency"].get("original", {}), batch) for batch in batches]
         + [str(len(spreads[metric]["values"])), ""]
     ]
     for row in rows:
-        cells = [row["row"], *(_mean(row[name]) for name in tops), _beyond(row[metric]["mean"], original[metric])]
+        cells = [row["row"], *(_mean(row[name], form) for name, form in forms.items())]
+        cells += [_beyond(row[metric]["mean"], original[metric], forms[metric])]
         cells += [short(row["macs"]), f"{row['speedup']:.2f}", f"{row['compression']:.2f}"]
         cells += [_milliseconds(row["latency"], batch) for batch in batches]
         shown.append([*cells, str(len(row["seeds"])), _remarks(row, metric, found["budgets"][budget])])
@@ -79,9 +88,10 @@ def comparison_rows(found: Mapping[str, Any], budget: str) -> Table:
 def seed_rows(found: Mapping[str, Any]) -> Table:
     """Every cell: what one seed gave."""
     metric = found["metric"]
+    form = figures(cell[metric] for cell in found["cells"])
     header = ["budget", "network", "seed", metric, "MACs", "params"]
     rows = [
-        [cell["budget"], cell["row"], str(cell["seed"]), decimal(cell[metric]), short(cell["macs"])]
+        [cell["budget"], cell["row"], str(cell["seed"]), decimal(cell[metric], form), short(cell["macs"])]
         + [short(cell["params"])]
         for cell in found["cells"]
     ]
@@ -149,12 +159,12 @@ def _remarks(row: Mapping[str, Any], metric: str, limits: Mapping[str, float]) -
     return "; ".join([*said, *other])
 
 
-def _mean(value: Mapping[str, Any]) -> str:
-    return decimal(value["mean"]) + ("" if value["sd"] is None else f" ± {value['sd']:.2f}")
+def _mean(value: Mapping[str, Any], form: str) -> str:
+    return decimal(value["mean"], form) + ("" if value["sd"] is None else f" ± {value['sd']:{form}}")
 
 
-def _beyond(one: float | None, other: float | None) -> str:
-    return "–" if one is None or other is None else f"{one - other:+.2f}"
+def _beyond(one: float | None, other: float | None, form: str) -> str:
+    return "–" if one is None or other is None else f"{one - other:+{form}}"
 
 
 def _milliseconds(latency: Mapping[str, Any], batch: str) -> str:

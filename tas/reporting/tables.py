@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from rich.table import Table
@@ -31,9 +31,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def decimal(value: float | None, form: str = ".2f") -> str:
-    """ "no number" for NaN, which files hold as None."""
-    return f"{value:{form}}" if is_number(value) else "no number"
+def figures(values: Iterable[float | None]) -> str:
+    """The format of a column of metrics: as many decimals as give its largest value four figures, two at least. So
+    98.30 percent stay as they are, and errors of 0.0004 are told apart."""
+    largest = max((abs(value) for value in values if is_number(value)), default=0.0)
+    if largest == 0 or largest >= 10:
+        return ".2f"
+    return f".{3 - math.floor(math.log10(largest))}f" if largest >= 1e-4 else ".3e"
+
+
+def decimal(value: float | None, form: str | None = None) -> str:
+    """In `form`, by default the `figures` of the value alone; "no number" for NaN, which files hold as None."""
+    return f"{value:{form or figures([value])}}" if is_number(value) else "no number"
 
 
 def is_number(value: float | None) -> TypeGuard[float]:
@@ -46,11 +55,11 @@ def _minus(one: float | None, other: float | None) -> float | None:
 
 def tuned_rows(course: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the trials of a study over hyper-parameters; a star marks the ones that were chosen."""
-    tuned = list(chosen)
+    tuned, form = list(chosen), figures(row.get("recalibrated") for row in course)
     rows = []
     for row in course:
         end = "diverged" if row["diverged"] else "pruned" if row["pruned"] else ""
-        best = decimal(row["recalibrated"]) if "recalibrated" in row else ""
+        best = decimal(row["recalibrated"], form) if "recalibrated" in row else ""
         star = "*" if row["hyperparameters"] == chosen else ""
         rows.append([f"{row['trial']}{star}", best, f"{row['epoch']}", end])
         rows[-1] += [f"{row['hyperparameters'][name]:.4g}" for name in tuned]
@@ -59,16 +68,16 @@ def tuned_rows(course: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -
 
 def result_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table that a run ends with; `metric` names the key that decides."""
-    original = metrics["original"]
+    original, form = metrics["original"], figures(row[metric] for row in metrics.values())
     header = ["network", metric, "difference", "MACs", "params", "of MACs"]
     timed = [name for name in _MILLISECONDS if name in original]
     rows = []
     for name, row in metrics.items():
-        spread = f" ± {row['spread']:.2f}" if row.get("spread") is not None else ""
-        difference = "" if name == "original" else decimal(_minus(row[metric], original[metric]), "+.2f")
+        spread = f" ± {row['spread']:{form}}" if row.get("spread") is not None else ""
+        difference = "" if name == "original" else decimal(_minus(row[metric], original[metric]), f"+{form}")
         share = f"{row['macs'] / original['macs']:.1%}"
         rows.append(
-            [name, f"{decimal(row[metric])}{spread}", difference, short(row["macs"]), short(row["params"]), share]
+            [name, f"{decimal(row[metric], form)}{spread}", difference, short(row["macs"]), short(row["params"]), share]
         )
         rows[-1] += [milliseconds(row, key) for key in timed]
     return [*header, *(_MILLISECONDS[key] for key in timed)], rows
@@ -102,10 +111,10 @@ def size_on_disk(row: Mapping[str, Any]) -> str:
 
 def start_rows(decided: Mapping[str, Any], metric: str) -> tuple[list[str], list[list[str]]]:
     """The starts that `initialize.weights: auto` has tried; a star marks the one that students get."""
-    rows = []
+    rows, form = [], figures(row[metric] for row in decided["rows"])
     for row in decided["rows"]:
         star = "*" if row["weights"] == decided["chosen"] else ""
-        rows.append([f"{row['weights']}{star}", decimal(row[metric]), decimal(row["loss"], ".3f")])
+        rows.append([f"{row['weights']}{star}", decimal(row[metric], form), decimal(row["loss"], ".3f")])
     return ["start of the weights", metric, "loss"], rows
 
 
@@ -172,17 +181,22 @@ def kept_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def score_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
     """Candidates as `candidates.jsonl` has them."""
-    return _score_header(metric), [_score_row(s, str(number)) for number, s in enumerate(scores, 1)]
+    form = _score_figures(scores)
+    return _score_header(metric), [_score_row(s, str(number), form) for number, s in enumerate(scores, 1)]
 
 
 def _score_header(metric: str) -> list[str]:
     return ["", f"{metric}, recalibrated", "raw", "images", "MACs", "params"]
 
 
-def _score_row(score: Mapping[str, Any], otherwise: str) -> list[str]:
+def _score_figures(scores: Sequence[Mapping[str, Any]]) -> str:
+    return figures(s[key] for s in scores for key in ("recalibrated", "raw"))
+
+
+def _score_row(score: Mapping[str, Any], otherwise: str, form: str) -> list[str]:
     """Named by what it was chosen for, or else `otherwise`."""
-    value = decimal(score["recalibrated"] if is_number(score["loss"]) else None)
-    raw = "–" if score["raw"] is None else decimal(score["raw"])
+    value = decimal(score["recalibrated"] if is_number(score["loss"]) else None, form)
+    raw = "–" if score["raw"] is None else decimal(score["raw"], form)
     sizes = [short(score["macs"]), short(score["params"])]
     return [_mark(score) or otherwise, value, raw, str(score["images"]), *sizes]
 
@@ -197,7 +211,7 @@ def _mark(score: Mapping[str, Any]) -> str:
 def front_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
     """Those on the Pareto front of several budgets, by ascending cost."""
     best = sorted((s for s in scores if s["front"]), key=lambda s: s["macs"])
-    return _score_header(metric), [_score_row(s, "") for s in best]
+    return _score_header(metric), [_score_row(s, "", _score_figures(best)) for s in best]
 
 
 def lost_note(scores: Sequence[Mapping[str, Any]]) -> str:
@@ -217,8 +231,10 @@ def weights_note(importance: str) -> str:
 def candidate_rows(candidates: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
     """Candidates of `tas score --correlate`, with what they reached."""
     header = ["", f"{metric} after training", "recalibrated", "raw", "blocks", "MACs", "params"]
+    kinds = ("reached", "recalibrated", "raw")
+    form = figures(row[key] for row in candidates for key in kinds)
     rows = [
-        [str(number), *(f"{row[key]:.2f}" for key in ("reached", "recalibrated", "raw")), str(row["depth"])]
+        [str(number), *(decimal(row[key], form) for key in kinds), str(row["depth"])]
         + [short(row["macs"]), short(row["params"])]
         for number, row in enumerate(candidates, 1)
     ]

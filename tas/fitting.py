@@ -1,0 +1,77 @@
+"""Whether network, data, losses and metric fit together: seen on two examples, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tas.calibration import modes_restored
+from tas.data import Split
+from tas.distillation.losses import decoupled, described, require_alike
+from tas.errors import BadRecipe, TasError
+from tas.objectives import Objective
+from tas.training import call
+from tas.training.evaluation import class_check
+
+
+def require_judged(network: nn.Module, split: Split, judge: Objective) -> tuple[Any, Any]:
+    """The outputs of the network for two examples of `split`, in eval mode, and their targets.
+
+    `BadData` where a label has no output; `BadRecipe` where loss or metric refuse these, or give something else than
+    tensors.
+    """
+    inputs, targets = next(split.take(2).batches(2))
+    with modes_restored(network), torch.no_grad():
+        outputs = call(network.eval(), inputs)
+    class_check(split, judge)(outputs)
+    _tried("objective.loss", judge.loss, outputs, targets, "the data's targets")
+    _tried("objective.metric", judge.metric, outputs, targets, "the data's targets", scalar=False)
+    return outputs, targets
+
+
+def require_agreement(
+    outputs: Any, targets: Any, soft: str, soft_loss: Callable[[Any, Any], Tensor] | None, temperature: float
+) -> None:
+    """A `TasError` unless the loss between student and teacher, both of which give such outputs, can be taken."""
+    if soft_loss is not None:
+        _tried("distill.loss", soft_loss, outputs, outputs, "the teacher's")
+    elif soft == "dkd":
+        decoupled(outputs, outputs, targets, temperature)
+    else:
+        require_alike(outputs, outputs)
+
+
+def doubts(targets: Any, judge: Objective, soft: str, alpha: float) -> list[str]:
+    """What can be meant so, but rarely is: soft targets beside targets that are no classes."""
+    if not alpha or ":" in soft or judge.name == "top1" or not isinstance(targets, Tensor):
+        return []
+    if not targets.dtype.is_floating_point:
+        return []
+    return [
+        f"The targets are real numbers, and distill.loss {soft} takes the outputs for logits of classes that exclude "
+        "one another (softmax over dimension 1). For a regression, or several labels an example, name a loss of the "
+        "outputs of student and teacher, such as torch.nn.functional:mse_loss, as distill.loss, or set distill.alpha "
+        "to 0."
+    ]
+
+
+def _tried(
+    key: str, function: Callable[[Any, Any], Any], outputs: Any, other: Any, what: str, scalar: bool = True
+) -> None:
+    given = f"of the network's outputs {described(outputs)} and {what} {described(other)}"
+    try:
+        value = function(outputs, other)
+    except TasError:
+        raise
+    except Exception as problem:  # the user's code may fail in any way
+        reason = (str(problem).strip().splitlines() or [""])[0][:200]
+        name = getattr(function, "__name__", type(function).__name__)
+        raise BadRecipe(
+            f"{key} is a function {given}, but {name} fails: {type(problem).__name__}: {reason}"
+        ) from problem
+    form = "the mean over the batch, a tensor of one number" if scalar else "a tensor, one number an example"
+    if not isinstance(value, Tensor) or (scalar and value.numel() != 1):
+        raise BadRecipe(f"{key} gives {form}, {given}; got {described(value)}")

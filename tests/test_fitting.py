@@ -1,0 +1,166 @@
+"""What network, data, losses and metric do to one another is seen on two examples, before anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from tiny_task import TinyNet, recipe_values
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from tas import recipe
+from tas.distillation import distill, soft_targets
+from tas.errors import BadNetwork, BadRecipe, TasError
+from tas.judging import evaluate_target
+from tas.reporting.progress import Display
+from tas.reporting.tables import figures
+from tas.runner import run
+from tas.training import TrainingPlan
+
+HERE = __name__
+
+
+class Heights(nn.Module):
+    """A regression of two features, or of one."""
+
+    def __init__(self, outputs: int = 2) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Flat(Heights):
+    """One number an example, and no dimension for it."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, 0]
+
+
+def heights(outputs: int = 2) -> dict[str, TensorDataset]:
+    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
+    y = 1e-3 * (x[:, :outputs] if outputs else x[:, 0])
+    return {"train": TensorDataset(x[:64], y[:64]), "test": TensorDataset(x[64:], y[64:])}
+
+
+def error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).abs().mean(1)
+
+
+def of_other_sizes(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.mse_loss(outputs.reshape(-1, 7), targets)
+
+
+def a_float(outputs: Tensor, targets: Tensor) -> float:
+    return 0.5
+
+
+def a_value_an_example(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def regression(*overrides: str, network: str = "Heights") -> recipe.Recipe:
+    values: dict[str, Any] = {
+        "network": {"name": f"{HERE}:{network}"},
+        "data": {"name": f"{HERE}:heights"},
+        "objective": {"loss": "torch.nn.functional:mse_loss", "metric": f"{HERE}:error", "direction": "min"},
+        "budget": {"macs": "60%"},
+        "original": {"epochs": 2, "batch": 32, "lr": 0.01},
+        "search": {"method": "adaptive_bn", "candidates": 2, "images": 32},
+        "distill": {"epochs": 2, "batch": 32, "lr": 0.01, "loss": "torch.nn.functional:mse_loss"},
+        "machine": {"threads": 1},
+    }
+    return recipe.parse(values, overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.loss=HERE:of_other_sizes", r"objective.loss .* outputs \[2, 3\] and .* targets \[2\], but of_oth"),
+        ("objective.loss=HERE:a_value_an_example", r"objective.loss gives the mean over the batch.*got \[2\]"),
+        ("objective.loss=HERE:a_float", "objective.loss gives the mean over the batch.*got float"),
+        ("objective.metric=HERE:of_other_sizes", "objective.metric is a function .* but of_other_sizes fails"),
+        ("objective.metric=HERE:a_float", "objective.metric gives a tensor, one number an example.*got float"),
+        ("distill.loss=HERE:of_other_sizes", r"distill.loss is a function .* the teacher's \[2, 3\], but"),
+        ("distill.loss=HERE:nothing", "has no attribute 'nothing'"),
+        ("distill.loss=mse", "distill.loss is one of kd, dkd, dist, or the import path .* got 'mse'"),
+    ],
+)
+def test_a_loss_or_metric_that_cannot_be_taken_is_refused_before_anything_is_written(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(BadRecipe, match=message):
+        run(recipe.parse(recipe_values(tmp_path), [override.replace("HERE", HERE)]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("network", "outputs"), [("Flat", 0), ("Heights", 1)])
+def test_one_output_has_no_soft_targets(tmp_path: Path, network: str, outputs: int) -> None:
+    """The softmax of one number is 1, so their loss would be 0 for every student."""
+    overrides = [
+        "distill.loss=kd",
+        "objective.metric=torch.nn.functional:l1_loss",
+        f"data.kwargs={{outputs: {outputs}}}",
+    ]
+    if outputs:
+        overrides.append("network.kwargs={outputs: 1}")
+    with pytest.raises(BadNetwork, match=r"two classes at least.*mse_loss, or set alpha to 0"):
+        run(regression(*overrides, network=network), tmp_path / "run")
+    with pytest.raises(BadNetwork, match="two classes at least"):
+        soft_targets(torch.zeros(4, 1), torch.ones(4, 1))
+    with pytest.raises(BadNetwork, match="two classes at least"):
+        distill(Heights(1), Heights(1), heights(1), TrainingPlan(epochs=1), generator=torch.Generator())
+
+
+def test_a_loss_of_both_outputs_by_import_path_draws_the_student_to_the_teacher(tmp_path: Path) -> None:
+    """Targets are near 0 and count nothing; the teacher answers 3 whatever it sees."""
+    torch.manual_seed(0)
+    teacher = Heights()
+    nn.init.zeros_(teacher.body[4].weight)
+    nn.init.constant_(teacher.body[4].bias, 3.0)
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pt")
+    taught = regression(
+        f"distill.teacher={{name: {HERE}:Heights, weights: {tmp_path / 'teacher.pt'}}}",
+        "distill.alpha=1.0",
+        "distill.epochs=30",
+        "distill.optimizer=adamw",
+    )
+    metrics = run(taught, tmp_path / "run", display=Display(Console(quiet=True)))
+    assert metrics["student"]["error"] == pytest.approx(3.0, abs=0.3)
+    assert "real numbers" not in (tmp_path / "run" / "run.json").read_text()
+
+
+def test_soft_targets_beside_real_targets_are_doubted(tmp_path: Path) -> None:
+    run(regression("distill.loss=kd"), tmp_path / "run", until="original", display=Display(Console(quiet=True)))
+    assert "targets are real numbers, and distill.loss kd" in (tmp_path / "run" / "run.json").read_text()
+
+
+def test_several_teachers_need_probabilities() -> None:
+    with pytest.raises(BadRecipe, match=r"mean of their probabilities.*leave one"):
+        regression("distill.teacher=[{name: original}, {name: original}]")
+
+
+def test_small_errors_keep_their_figures(tmp_path: Path) -> None:
+    metrics = run(regression(), tmp_path / "run", display=Display(Console(quiet=True)))
+    losses = [row["loss"] for row in metrics.values()]
+    assert any(round(loss, 4) != loss for loss in losses), losses
+    form = figures(row["error"] for row in metrics.values())
+    assert f">{metrics['student']['error']:{form}}<" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_student_on_data_of_another_kind_is_one_line(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(TinyNet().state_dict(), tmp_path / "tiny.pt")
+    values = recipe_values(tmp_path) | {"network": {"name": "tiny_task:TinyNet", "weights": str(tmp_path / "tiny.pt")}}
+    for override, message in (
+        (f"data={{name: {HERE}:heights}}", "the network refuses an input of shape"),
+        (f"objective.metric={HERE}:of_other_sizes", "objective.metric is a function"),
+    ):
+        with pytest.raises(TasError, match=message):
+            evaluate_target("tiny.yaml", "test", lambda _, o=override: recipe.parse(values, [o]))
