@@ -99,9 +99,8 @@ def space(
     from tas.reporting import tables
 
     recipe = _recipe(network, overrides, shapes=shape)
-    data = preparation.data_of(recipe.data) if _is_file(network) and not recipe.network.described else None
     original = preparation.original_of(recipe.network, recipe.seed)
-    inputs = preparation.example_inputs(recipe.network, original, data)
+    inputs = preparation.example_inputs(recipe.network, original, preparation.data_of_inputs(recipe))
     start = time.perf_counter()
     found = preparation.source_of(recipe, original, inputs).space
     seconds = time.perf_counter() - start
@@ -155,7 +154,7 @@ def run(
     from tas import commands
 
     if plan:
-        return commands.plan(_recipe(str(recipe), overrides), as_json)
+        return commands.plan(_recipe_in(recipe, overrides), as_json)
     return _finish(recipe, out, overrides, as_json)
 
 
@@ -173,7 +172,7 @@ def synthesize(recipe: RecipePath, out: Out = None, overrides: Set = None, as_js
     """
     from tas import commands
 
-    commands.synthesize(_recipe(str(recipe), overrides), _folder(recipe, out), as_json)
+    commands.synthesize(_recipe_in(recipe, overrides), _folder(recipe, out), as_json)
 
 
 @app.command()
@@ -228,10 +227,10 @@ def score(
     from tas import commands
 
     if correlate is None:
-        return commands.score(_recipe(str(recipe), overrides), architectures, sample, learned, out, raw, as_json)
+        return commands.score(_recipe_in(recipe, overrides), architectures, sample, learned, out, raw, as_json)
     if architectures is not None or sample is not None:
         raise BadRecipe("--correlate draws its architectures: leave out --architectures and --sample")
-    chosen = _recipe(str(recipe), overrides)
+    chosen = _recipe_in(recipe, overrides)
     return commands.correlate(chosen, _folder(recipe, out), correlate, epochs, learned, as_json)
 
 
@@ -250,7 +249,7 @@ def compare(
     from tas import commands
 
     changes = [*(overrides or ()), *(["compare.forgetting=true"] if forgetting else [])]
-    commands.compare(_recipe(str(recipe), changes), _folder(recipe, out), as_json)
+    commands.compare(_recipe_in(recipe, changes), _folder(recipe, out), as_json)
 
 
 @app.command()
@@ -332,22 +331,31 @@ def report(
 def _finish(path: Path, out: Path | None, overrides: list[str] | None, as_json: bool, **options: Any) -> None:
     from tas import commands
 
-    commands.finish(_recipe(str(path), overrides), _folder(path, out), as_json, **options)
+    commands.finish(_recipe_in(path, overrides), _folder(path, out), as_json, **options)
 
 
 def _folder(recipe: Path, out: Path | None) -> Path:
     return out or Path("runs") / recipe.stem
 
 
+def _recipe_in(path: Path, overrides: list[str] | None) -> Recipe:
+    if not _is_file(str(path)):
+        raise BadRecipe(
+            f"a recipe is a file that ends in .yaml or .yml, got {path}; `tas init` writes one for a network"
+        )
+    return _recipe(str(path), overrides)
+
+
 def _recipe(name: str, overrides: list[str] | None, shapes: list[str] | None = None) -> Recipe:
     """The recipe of that path; a bare import path becomes one without data and budget."""
+    from tas.preparation import NO_DATA
     from tas.recipe import parse, read
 
     described = ["network.shape=null", f"network.inputs={json.dumps(shapes)}"] if shapes else []
     changes = [*(overrides or ()), *described]
     if _is_file(name):
         return read(name, changes)
-    return parse({"network": {"name": name}, "data": {"name": "none"}, "budget": {}}, changes)
+    return parse({"network": {"name": name}, "data": {"name": NO_DATA}, "budget": {}}, changes)
 
 
 def _is_file(name: str) -> bool:

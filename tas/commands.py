@@ -20,8 +20,9 @@ _DRAWN = 24  # architectures, where a run is named and no number
 def finish(recipe: Recipe, folder: Path, as_json: bool, **options: Any) -> None:
     """Run, then show the result and where it lies."""
     from tas import runner
+    from tas.files import read_json, read_lines
     from tas.reporting import tables
-    from tas.reporting.page import read_json, read_lines, students_of
+    from tas.reporting.page import students_of
 
     metrics = _interruptible(folder, lambda: runner.run(recipe, folder, **options))
     state, students = read_json(folder / "run.json"), students_of(folder)
@@ -71,9 +72,8 @@ def latency(recipe: Recipe, architecture: Path | None, networks: int | None, poi
     from tas.reporting.latency import latency_tables, plain
     from tas.reporting.progress import Display
 
-    data = None if recipe.network.described else preparation.data_of(recipe.data)
     original = preparation.original_of(recipe.network, recipe.seed)
-    inputs = preparation.example_inputs(recipe.network, original, data)
+    inputs = preparation.example_inputs(recipe.network, original, preparation.data_of_inputs(recipe))
     traced = preparation.source_of(recipe, original, inputs)
     preparation.require_choices(traced.space)
     given = None if architecture is None else architectures_in(architecture)[0]

@@ -10,13 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tas.errors import BadRecipe
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to. What was written there takes the place of `path` at once when the block ends,
-    so that a reader, or a crash, finds the old file or the new one; where the block raises, it is gone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    so that a reader, or a crash, finds the old file or the new one; where the block raises, it is gone. `BadRecipe`
+    where nothing can be written there."""
     beside = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        beside.unlink()
+    except OSError as problem:
+        raise BadRecipe(f"{path} cannot be written: {problem.strerror}; choose another place") from problem
     try:
         yield beside
         os.replace(beside, path)
@@ -41,6 +49,23 @@ def write_json(path: Path, value: Any) -> None:
 def write_lines(path: Path, values: Iterable[Any]) -> None:
     """One JSON value a line."""
     write_text(path, "".join(json_text(value) + "\n" for value in values))
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file, None where there is no such file; `BadRecipe` where it is no JSON."""
+    return _parsed(path, path.read_text()) if path.is_file() else None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The values of a file with one JSON value a line, none where there is no such file; `BadRecipe` as above."""
+    return [_parsed(path, line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _parsed(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as problem:
+        raise BadRecipe(f"{path} must be JSON, as runs write it: {problem}; restore it, or run again") from problem
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

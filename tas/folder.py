@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from tas.errors import BadRecipe
-from tas.files import write_json, write_text
-from tas.recipe import Recipe, difference, dump
+from tas.files import read_json, write_json, write_text
+from tas.recipe import Recipe, difference, dump, read
 
 
 class RunFolder:
@@ -29,7 +28,7 @@ class RunFolder:
         self.path = Path(path)
         file = self.path / "run.json"
         begun = {"title": title, "metric": metric, "stages": {}, "warnings": []}
-        self.state: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else begun
+        self.state: dict[str, Any] = read_json(file) or begun
         self._texts = {
             "recipe.yaml": dump(recipe),
             "environment.json": json.dumps(environment(recipe.seed, device), indent=2) + "\n",
@@ -91,12 +90,20 @@ def check_owner(path: str | Path, recipe: Recipe) -> None:
         return
     if not (path / "recipe.yaml").is_file():
         raise BadRecipe(f"{path} is neither empty nor a run folder (no recipe.yaml); choose another --out")
-    before, now = yaml.safe_load((path / "recipe.yaml").read_text()), recipe.model_dump(mode="json")
+    before, now = read(path / "recipe.yaml").model_dump(mode="json"), recipe.model_dump(mode="json")
     for values in (before, now):
         for name in ("machine", "title", "compare"):
             values.pop(name, None)
     if found := difference(before, now):
-        raise BadRecipe(f"{path} belongs to another recipe: {found}; choose another --out")
+        raise BadRecipe(f"{path} belongs to another recipe: {found}; choose another --out. {_reuse(path)}".rstrip())
+
+
+def _reuse(path: Path) -> str:
+    """How another folder goes on from what is done in this one."""
+    trained, found = path / "original" / "student.safetensors", path / "architecture.json"
+    said = [f"its original: --set network.weights={trained}"] if trained.is_file() else []
+    said += [f"its architecture: tas distill --architecture {found}"] if found.is_file() else []
+    return f"What is done here can be used there: {'; '.join(said)}" if said else ""
 
 
 def environment(seed: int, device: torch.device) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from tas.space import Budget, SearchSpace
 from tas.tracing import Traced, trace
 from tas.tracing.independent import independent_macs
 
+NO_DATA = "none"  # the name of the data in a recipe that was made of an import path
 _MEASURES = {"macs": "MACs", "params": "parameters", MEASURE: "latency"}
 
 
@@ -212,7 +213,14 @@ def objective_of(names: ObjectiveNames) -> Objective:
 
 
 def data_of(source: DataSource) -> Data:
+    if source.name == NO_DATA:
+        raise BadData("a network alone has no data: name some with --data and --root, or give a recipe")
     return load(**source.model_dump())
+
+
+def data_of_inputs(recipe: Recipe) -> Data | None:
+    """The data whose inputs the network is tried on; None where inputs are described, or a network is named alone."""
+    return None if recipe.network.described or recipe.data.name == NO_DATA else data_of(recipe.data)
 
 
 def original_of(section: Network, seed: int = 0) -> nn.Module:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tas.errors import BadRecipe
 from tas.files import json_text, rounded, whole, write_json, write_lines
 
 
@@ -54,3 +55,11 @@ def test_a_value_that_json_cannot_hold_leaves_the_file_that_was_there(tmp_path: 
 def test_numbers_of_files_have_six_figures_whatever_their_size(value: float, kept: float) -> None:
     assert rounded(value) == kept
     assert math.isnan(rounded(math.nan))
+
+
+def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "a.json", tmp_path / "file" / "deep" / "a.json"):
+        with pytest.raises(BadRecipe, match=r"a\.json cannot be written: .*; choose another place"):
+            write_json(place, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,15 @@ def test_norms_fold_into_the_layers_before_them_and_nowhere_else() -> None:
     assert isinstance(net.norm2, nn.BatchNorm2d)
     assert isinstance(net.sum_norm, nn.BatchNorm2d)
     assert isinstance(net.norm, nn.Identity)
+
+
+@pytest.mark.slow
+def test_an_opset_that_torch_cannot_convert_to_is_refused_quietly(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    disabled = logging.root.manager.disable
+    with pytest.raises(BadNetwork, match="at opset 18 and cannot convert it to 5: ask for 18"):
+        tas.export(small(), tmp_path / "student.onnx", inputs=images(5, 3), opset=5)
+    assert not list(tmp_path.iterdir())
+    assert "Traceback" not in capfd.readouterr().err
+    assert logging.root.manager.disable == disabled

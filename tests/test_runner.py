@@ -14,6 +14,7 @@ from tiny_task import TinyNet, recipe_values, trained_weights, write_data
 import tas
 from tas import distillation, recipe
 from tas.errors import BadData, BadNetwork, BadRecipe, Infeasible, TasError, Untraceable
+from tas.folder import RunFolder, check_owner
 from tas.reporting.progress import Display
 from tas.runner import run
 
@@ -119,7 +120,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 
 def test_another_recipe_may_not_use_the_folder(finished: Path) -> None:
     before = (finished / "recipe.yaml").read_text()
-    with pytest.raises(BadRecipe, match=r"belongs to another recipe: distill\.epochs was 2, is 3"):
+    with pytest.raises(BadRecipe, match=r"belongs to another recipe: distill\.epochs was 2, is 3.*original/student"):
         run(values_of(finished.parent, "distill.epochs=3"), finished, display=QUIET)
     assert (finished / "recipe.yaml").read_text() == before
     run(values_of(finished.parent, "machine.threads=1", "title=other"), finished, display=QUIET)
@@ -253,3 +254,13 @@ def test_a_refused_command_leaves_what_a_finished_folder_says_of_its_run(finishe
     with pytest.raises(BadRecipe, match="another architecture"):
         tas.run(values_of(finished.parent), finished, architecture=other, display=QUIET)
     assert (finished / "environment.json").read_text() == before + " "
+
+
+def test_a_run_whose_record_is_broken_is_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"title": ')
+    with pytest.raises(BadRecipe, match=r"run\.json must be JSON.*restore it"):
+        RunFolder(tmp_path / "run", values_of(tmp_path), "t", "top1", torch.device("cpu"))
+    (tmp_path / "run" / "recipe.yaml").write_text("seed: [")
+    with pytest.raises(BadRecipe, match=r"recipe\.yaml, line 1 is not YAML"):
+        check_owner(tmp_path / "run", values_of(tmp_path))

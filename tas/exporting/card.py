@@ -34,7 +34,7 @@ def _results(record: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     lines = [[name, *(_text(row.get(column, "")) for column in columns)] for name, row in rows.items()]
-    return f"## What it reaches\n\n{_grid(['', *columns], lines)}\n\nMetrics in percent unless they are losses."
+    return f"## What it reaches\n\n{_grid(['', *columns], lines)}\n\ntop1 and top5 in percent."
 
 
 def _use(record: Mapping[str, Any]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +74,32 @@ def write_torch(exported: Any, path: Path) -> int | None:
 
 
 def write_onnx(exported: Any, path: Path, opset: int) -> int:
-    """One file with the weights inside; the opset that it states, which is another one where torch cannot convert."""
+    """One file with the weights inside; the opset that it states. `BadNetwork` where torch cannot convert to it."""
     import onnx
 
     try:
-        with warnings.catch_warnings():
+        with _unlogged(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(exported, (), path, opset_version=opset, external_data=False, dynamo=True, verbose=False)
     except Exception as problem:
         raise BadNetwork(f"ONNX cannot hold the network at opset {opset}: {_line(problem)}") from problem
-    return next(entry.version for entry in onnx.load(path).opset_import if entry.domain in ("", "ai.onnx"))
+    stated: int = next(entry.version for entry in onnx.load(path).opset_import if entry.domain in ("", "ai.onnx"))
+    if stated != opset:
+        raise BadNetwork(
+            f"torch writes the network at opset {stated} and cannot convert it to {opset}: ask for {stated}"
+        )
+    return stated
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """torch and its converter log what they try, with tracebacks of what did not work; errors are told by us."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def torch_runtime(path: Path) -> Run:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tas.errors import BadRecipe
-from tas.files import write_text
+from tas.files import read_json, write_text
 from tas.reporting import pictures
 from tas.reporting.forgetting import forgetting_parts
-from tas.reporting.page import read_json, write_page
+from tas.reporting.page import write_page
 from tas.reporting.tables import decimal, figures, short
 
 Table = tuple[list[str], list[list[str]]]

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tas.files import read_json
 from tas.forgetting import ENOUGH
-from tas.reporting.page import read_json
 
 FILE = "forgetting.json"
 PICTURES = "exemplars"

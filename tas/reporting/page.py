@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tas.errors import BadRecipe
-from tas.files import write_text
+from tas.files import read_json, read_lines, write_text
 from tas.reporting import pictures, tables
 from tas.reporting.synthesis import synthesis_parts
 
@@ -120,20 +119,3 @@ def students_of(folder: Path) -> dict[str, dict[str, int]]:
     """The architectures that a run has found: the one of "student", or those of several budgets by the budget."""
     one, several = read_json(folder / "architecture.json"), read_json(folder / "architectures.json")
     return {row["budget"]: row["architecture"] for row in several or ()} or ({"student": one} if one else {})
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file, None where there is no such file; `BadRecipe` where it is no JSON."""
-    return _parsed(path, path.read_text()) if path.is_file() else None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The values of a file with one JSON value a line, none where there is no such file; `BadRecipe` as above."""
-    return [_parsed(path, line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def _parsed(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as problem:
-        raise BadRecipe(f"{path} must be JSON, as runs write it: {problem}; restore it, or run again") from problem

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tas.errors import BadRecipe
 from tas.reporting import pictures, tables
 from tas.reporting.cautions import cautions, difference_rows, listed
 from tas.reporting.page import write_page
@@ -22,10 +21,7 @@ def write_runs(folders: Sequence[str | Path], page: str | Path) -> list[str]:
     cannot be written.
     """
     runs = seen([Path(folder) for folder in folders])
-    try:
-        write_page(Path(page), "runs.html.jinja", _content(runs))
-    except OSError as problem:
-        raise BadRecipe(f"cannot write the page {page}: {problem.strerror}; name another --out") from problem
+    write_page(Path(page), "runs.html.jinja", _content(runs))
     return cautions(runs)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from tas.errors import BadRecipe
-from tas.files import json_text
-from tas.reporting.page import read_json, students_of
+from tas.files import json_text, read_json
+from tas.reporting.page import students_of
 
 
 @dataclass(frozen=True)
