@@ -68,20 +68,22 @@ def _counted(arguments: list[str]) -> list[str]:
 @app.command()
 def init(
     network: Annotated[str, typer.Argument(help="Import path of the network, package.module:attribute.")],
-    shape: Annotated[str, typer.Option(help="Shape of an input, batch first, such as 1,3,224,224.")],
+    shape: Shape = None,
     out: Annotated[Path, typer.Option("--out", help="The recipe to write.")] = Path("recipe.yaml"),
     as_json: Json = False,
 ) -> None:
     """Write a commented recipe for a network, after trying the network on an input."""
     from tas.files import write_text
     from tas.originals import build, check_runs
-    from tas.recipe import examples, input_shape, template
+    from tas.recipe import examples, template
 
     if out.exists():
         raise BadRecipe(f"{out} is there already; choose another --out")
-    size = input_shape(shape)
-    check_runs(build(network), examples([shape]))
-    write_text(out, template(network, size))
+    if not shape:
+        raise BadRecipe("the shape of an input is needed: give --shape, such as 1,3,224,224")
+    text = template(network, shape)
+    check_runs(build(network), examples(shape))
+    write_text(out, text)
     show(as_json, {"recipe": str(out)}, f"Wrote {out}. Name your data in it, then: tas run {out} --plan")
 
 

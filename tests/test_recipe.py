@@ -131,7 +131,7 @@ def test_the_json_schema_explains_every_option_of_every_search() -> None:
 def test_the_json_schema_explains_how_images_are_synthesized_and_the_template_shows_its_defaults() -> None:
     described = recipe.Recipe.model_json_schema()["$defs"]["Synthesize"]
     assert [name for name in described["properties"] if name not in described["description"]] == []
-    lines = recipe.template("a:b", (1, 3, 8, 8)).splitlines()
+    lines = recipe.template("a:b", ["1,3,8,8"]).splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("# synthesize:"))
     shown = [line.removeprefix("#   ") for line in lines[start + 1 : lines.index("", start)]]
     found = recipe.parse({**BASE, "synthesize": yaml.safe_load("\n".join(shown))}).synthesize
@@ -140,7 +140,7 @@ def test_the_json_schema_explains_how_images_are_synthesized_and_the_template_sh
 
 
 def test_the_other_searches_of_the_template_are_right_too(tmp_path: Path) -> None:
-    lines = recipe.template("a:b", (1, 3, 8, 8)).splitlines()
+    lines = recipe.template("a:b", ["1,3,8,8"]).splitlines()
     others = [line.removeprefix("## ") for line in lines if line.startswith("## ")][1:]
     found = "\n".join(others).split("search:")[1:]
     read = [recipe.parse({**BASE, "search": yaml.safe_load(text.partition("\n")[2])}).search for text in found]
@@ -177,7 +177,7 @@ def test_a_section_mirrors_the_function_that_takes_it(section: type[Any], functi
 
 
 def test_the_template_is_a_recipe(tmp_path: Path) -> None:
-    text = recipe.template("their.package:build", (1, 3, 224, 224))
+    text = recipe.template("their.package:build", ["1,3,224,224"])
     (tmp_path / "r.yaml").write_text(text)
     found = recipe.read(tmp_path / "r.yaml")
     assert found.network.name == "their.package:build"
@@ -187,10 +187,29 @@ def test_the_template_is_a_recipe(tmp_path: Path) -> None:
 
 def test_the_commented_keys_of_the_template_are_right_too(tmp_path: Path) -> None:
     lines = []
-    for line in recipe.template("a:b", (1, 3, 8, 8)).splitlines():
+    for line in recipe.template("a:b", ["1,3,8,8"]).splitlines():
         indent = line[: len(line) - len(line.lstrip())]
         bare = line.lstrip().removeprefix("# ")
         lines.append(indent + bare if ": " in bare or bare.endswith(":") else line)
     text = "\n".join(line for line in lines if not line.startswith(("A run of", "command line")))
     (tmp_path / "r.yaml").write_text(text)
     assert recipe.read(tmp_path / "r.yaml").initialize.importance == "l1"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "given"),
+    [
+        (["1,16:int64:0-49"], {"inputs": ["1,16:int64:0-49"]}),
+        (["1,1,16,16", "1,5"], {"inputs": ["1,1,16,16", "1,5"]}),
+        (["image=1,1,16,16", "mask=1,16:bool"], {"inputs": ["image=1,1,16,16", "mask=1,16:bool"]}),
+        (["1,6"], {"shape": [1, 6]}),
+    ],
+)
+def test_the_template_of_other_inputs_names_the_users_own_data(
+    tmp_path: Path, shapes: list[str], given: dict[str, Any]
+) -> None:
+    (tmp_path / "r.yaml").write_text(recipe.template("their.package:build", shapes))
+    values = yaml.safe_load((tmp_path / "r.yaml").read_text())
+    assert values["network"] == {"name": "their.package:build", **given}
+    assert values["data"] == {"name": "their.package:data"}
+    assert recipe.read(tmp_path / "r.yaml").network.described == tuple(shapes)

@@ -1,6 +1,6 @@
 """A run as one YAML file: strict (an unknown key names the nearest right one), frozen, read alone."""
 
-from tas.recipe.inputs import examples, input_shape, parse_inputs
+from tas.recipe.inputs import examples, parse_inputs
 from tas.recipe.reading import difference, dump, parse, read, template
 from tas.recipe.sections import (
     SEARCHES,
@@ -43,7 +43,6 @@ __all__ = [
     "difference",
     "dump",
     "examples",
-    "input_shape",
     "parse",
     "parse_inputs",
     "read",

@@ -36,14 +36,6 @@ class Input:
         return torch.randint(self.low, self.high + 1, sizes, generator=generator).to(dtype)
 
 
-def input_shape(text: str) -> tuple[int, ...]:
-    """ "1,3,224,224" -> (1, 3, 224, 224): the one input of a network."""
-    sizes = _sizes(text)
-    if len(sizes) < 2:
-        raise BadRecipe(f"--shape takes sizes from 1, batch first, such as 1,3,224,224; got {text!r}")
-    return sizes
-
-
 def parse_inputs(texts: Sequence[str]) -> tuple[Input, ...]:
     """`BadRecipe` where one is malformed, or they do not go together."""
     inputs = tuple(_parse(text) for text in texts)

@@ -8,12 +8,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from string import Template
 from typing import Any, get_args, get_type_hints
 
 import yaml
 from pydantic import ValidationError
 
 from tas.errors import BadRecipe
+from tas.recipe.inputs import parse_inputs
 from tas.recipe.sections import FORMS, SEARCHES, Recipe, Section
 
 
@@ -50,10 +52,21 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
-def template(network: str, shape: Sequence[int]) -> str:
-    """A commented recipe for the network of that import path, to be completed by hand."""
-    text = (Path(__file__).parent / "template.yaml").read_text()
-    return text.replace("NETWORK", network).replace("SHAPE", str(list(shape))).replace("SIZE", str(shape[-1]))
+def template(network: str, shapes: Sequence[str]) -> str:
+    """A commented recipe for the network of that import path, whose inputs are described as `--shape` takes them, to be
+    completed by hand: with a folder of pictures where there is one input that can be one, else with the user's data."""
+    first, *others = parse_inputs(shapes)
+    plain = not others and not first.name and first.dtype == "float32"
+    given = f"shape: {list(first.sizes)}" if plain else f"inputs: {json.dumps(list(shapes))}"
+    pictures = plain and len(first.sizes) == 4
+    data = _filled(
+        "pictures.yaml" if pictures else "own_data.yaml", size=first.sizes[-1], package=network.partition(":")[0]
+    )
+    return _filled("template.yaml", network=network, input=given, data=data.rstrip())
+
+
+def _filled(name: str, **values: Any) -> str:
+    return Template((Path(__file__).parent / name).read_text()).substitute(values)
 
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> str:
