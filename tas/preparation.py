@@ -22,6 +22,7 @@ from tas.fitting import doubts, require_agreement, require_judged
 from tas.importing import imported
 from tas.latency import MEASURE, Table, measure_latency, with_latency
 from tas.latency.table import fingerprint
+from tas.methods import optuna_study
 from tas.methods.baselines import uniform
 from tas.objectives import Objective, loss_function, objective
 from tas.originals import build, check_runs, load_weights
@@ -91,6 +92,9 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     outputs, targets = require_judged(network, data.train, judge)
     soft_loss = _check_training(recipe, source, outputs, targets)
     source, table = timed(recipe, source, progress)
+    if isinstance(recipe.search, optuna_study.Settings):
+        for given in optuna_study.warm_starts(recipe.search):
+            require_member(source.space, given, "an architecture of search.warm_start")
     budgets = budgets_of(source.space, recipe.budgets)
     doubted = tuple(doubts(targets, judge, recipe.distill.loss, recipe.distill.alpha))
     prepared = Prepared(recipe, device, data, judge, network, source, budgets, teachers, table, soft_loss, doubted)

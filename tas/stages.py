@@ -131,8 +131,9 @@ def chance(split: Split, objective: Objective, reached: float | None) -> str:
     if reached > 100 * (often + 3 * math.sqrt(often * (1 - often) / len(split))):
         return ""
     return (
-        f"The original classifies {reached:.1f} % of {len(split):,} {split.name} images, which guessing does too "
-        f"({100 * often:.1f} %): check its weights, and mean and std of the data. Scores of its parts mean nothing."
+        f"The original classifies {reached:.1f} % of {len(split):,} {split.name} images, within three standard errors "
+        f"of guessing ({100 * often:.1f} %): check its weights, and mean and std of the data. Scores of its parts mean "
+        "nothing."
     )
 
 

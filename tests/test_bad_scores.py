@@ -84,7 +84,7 @@ def test_a_class_without_a_held_out_image_is_said(score: Score, tmp_path: Path) 
 def test_the_original_is_judged_on_the_images_of_the_scores_and_chance_is_said(score: Score, tmp_path: Path) -> None:
     values = recipe_values(tmp_path)
     found = strict(score(values, "--sample", 1, "--json")[1])  # random weights
-    assert any("which guessing does too" in remark for remark in found["remarks"])
+    assert any("three standard errors of guessing" in remark for remark in found["remarks"])
     largest = prepare(parse(values)).space.largest()
     (tmp_path / "one.json").write_text(json.dumps(dict(largest)))
     found = strict(score(values, "--architectures", tmp_path / "one.json", "--raw", "--json")[1])
@@ -98,7 +98,7 @@ def test_a_run_with_an_original_at_chance_level_warns_and_one_above_does_not(tmp
     run(parse(values), tmp_path / "bad", display=QUIET, until="search")
     run(parse(recipe_values(tmp_path)), tmp_path / "good", display=QUIET, until="original")
     warned = [json.loads((tmp_path / name / "run.json").read_text())["warnings"] for name in ("bad", "good")]
-    assert [any("which guessing does too" in said for said in each) for each in warned] == [True, False]
+    assert [any("three standard errors of guessing" in said for said in each) for each in warned] == [True, False]
 
 
 def test_a_candidate_without_a_number_is_counted_and_null_in_json(

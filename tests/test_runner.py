@@ -191,6 +191,12 @@ def test_students_of_a_search_network_with_its_own_rules_start_from_scratch(tmp_
         (TOO_FEW, BadData, "labels must lie in 0..1"),
         ("original=null", BadRecipe, "needs network.weights, or a section `original`"),
         ("data.root=absent.npz", BadData, "absent.npz"),
+        ("search={method: optuna, warm_start: [absent.json]}", BadRecipe, "cannot read architectures from absent.json"),
+        (
+            "search={method: optuna, warm_start: [{stem.0: 3}]}",
+            BadRecipe,
+            "an architecture of search.warm_start must be",
+        ),
         ("machine.device=abacus", BadRecipe, "machine.device must be a device of this machine"),
     ],
 )
