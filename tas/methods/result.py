@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ class SearchResult:
     probabilities: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     hyperparameters: Mapping[str, float] = field(default_factory=dict)
     supernet: nn.Module | None = field(default=None, compare=False, repr=False)
+
+
+def written(score: Score) -> dict[str, Any]:
+    """A score as plain values, which `read_score` takes."""
+    return {**asdict(score), "architecture": dict(score.architecture)}
+
+
+def read_score(row: Mapping[str, Any]) -> Score:
+    return Score(**{**row, "architecture": Architecture.of(row["architecture"])})
 
 
 def architectures_in(path: Path) -> list[dict[str, int]]:

@@ -19,12 +19,13 @@ from tas import cost
 from tas.data import map_tensors
 from tas.errors import BadRecipe
 from tas.extraction import extract
+from tas.methods.asked import Asked
 from tas.methods.baselines import uniform
 from tas.methods.claims import claimed, take_part
-from tas.methods.optuna_study import Settings, warm_starts
+from tas.methods.optuna_study import Settings, stored, warm_starts
 from tas.methods.result import Row, SearchResult
 from tas.methods.storages import kept
-from tas.methods.study_setup import Asked, opened
+from tas.methods.study_setup import opened
 from tas.sampling import project, sample_many
 from tas.scoring import Judge, Score, judged, ranked
 from tas.space import Architecture, SearchSpace
@@ -34,9 +35,9 @@ from tas.timing import interleaved
 def run(asked: Asked[Settings]) -> SearchResult:
     """Take part in the study until it has its candidates, and read the result from it."""
     settings, space = asked.settings, asked.space
-    with kept(asked.storage) as storage:
+    with kept(stored(asked)) as storage:
         measures = list(settings.measures)
-        study, new = opened(asked, storage, asked.identity(measures=measures), measures)
+        study, new = opened(asked, storage, {"measures": measures}, measures)
         if new:
             _warm_start(asked, study)
         judges: list[Judge] = []  # made for the first candidate: a study that is complete is only read
