@@ -169,12 +169,10 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train the student of an architecture, and its baselines, by distillation."""
-    from tas.methods.result import architectures_in
+    from tas.methods.result import architecture_in
 
-    given = [] if architecture is None else architectures_in(architecture)
-    if len(given) > 1:
-        raise BadRecipe(f"--architecture takes a file with one architecture, {architecture} holds {len(given)}")
-    _finish(recipe, out, overrides, as_json, architecture=given[0] if given else None)
+    given = None if architecture is None else architecture_in(architecture)
+    _finish(recipe, out, overrides, as_json, architecture=given)
 
 
 @app.command()

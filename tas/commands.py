@@ -66,7 +66,7 @@ def latency(recipe: Recipe, architecture: Path | None, networks: int | None, as_
     from tas import preparation
     from tas.latency import check
     from tas.latency.explaining import by_layer
-    from tas.methods.result import architectures_in
+    from tas.methods.result import architecture_in
     from tas.reporting import tables
     from tas.reporting.progress import Display
 
@@ -75,7 +75,7 @@ def latency(recipe: Recipe, architecture: Path | None, networks: int | None, as_
     inputs = preparation.example_inputs(recipe.network, original, data)
     traced = preparation.source_of(recipe, original, inputs)
     preparation.require_choices(traced.space)
-    given = None if architecture is None else architectures_in(architecture)[0]
+    given = None if architecture is None else architecture_in(architecture)
     if given is not None:
         preparation.require_member(traced.space, given, f"the architecture in {architecture}")
     with Display().bar("latency") as bar:

@@ -161,10 +161,12 @@ def _importance(source: Traced, recipe: Recipe) -> dict[str, torch.Tensor]:
 
 
 def _latencies(work: Work, cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of the original, and of every architecture as JSON, at batch 1 and at a larger one: milliseconds, in turns."""
+    """Of the original, and of every architecture as JSON, at batch 1 and at a larger one, which has no
+    more images than there are: milliseconds, in turns."""
     prepared, section = work.current.prepared, work.recipe.compare
     listed = list(dict.fromkeys(Architecture.of(cell["architecture"]) for cell in cells))
-    sizes = sorted({1, section.latency_batch})
+    judged = judged_on(prepared.data)
+    sizes = sorted({1, min(section.latency_batch, len(judged))})
     asked = ["original", *(each.to_json() for each in listed)]
     where = [str(prepared.device), str(torch.get_num_threads()), torch.__version__]
     identity = digest({"of": asked, "sizes": sizes, "repeats": section.latency_repeats, "where": where})
@@ -173,7 +175,7 @@ def _latencies(work: Work, cells: Sequence[Mapping[str, Any]]) -> dict[str, dict
         networks = [work.teacher, *(student_at(work.source, each, "inherit") for each in listed)]
         found: dict[str, dict[str, Any]] = {name: {} for name in asked}
         for size in sizes:
-            inputs, _ = next(judged_on(prepared.data).take(size).batches(size, device=prepared.device))
+            inputs, _ = next(judged.take(size).batches(size, device=prepared.device))
             taken = interleaved(networks, inputs, prepared.device, section.latency_repeats)
             for name, latency in zip(asked, taken, strict=True):
                 found[name][str(size)] = asdict(latency)

@@ -14,9 +14,9 @@ from tas.commands import finish
 from tas.correlating import correlate
 from tas.errors import BadRecipe
 from tas.judging import quick_scores
-from tas.planning import estimate
+from tas.planning import _scored_images, estimate
 from tas.preparation import budgets_of, prepare
-from tas.recipe import Recipe, parse
+from tas.recipe import Differentiable, NetAdapt, Recipe, parse
 from tas.reporting.progress import Display
 from tas.runner import run
 
@@ -167,3 +167,11 @@ def test_what_is_made_at_one_budget_refuses_several(tmp_path: Path) -> None:
     with pytest.raises(BadRecipe, match="at one budget"):
         tas.run(chosen, tmp_path / "run", architecture=prepare(chosen).space.smallest())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_counts_the_images_that_candidates_see() -> None:
+    """Raw scores are another pass; of the searches that do not ask, only the differentiable one takes them."""
+    numbers = {"images": 100, "calibration_images": 300}
+    assert _scored_images(Differentiable(**numbers), train=1000, scores=2) == 2 * (300 + 2 * 100)
+    assert _scored_images(NetAdapt(**numbers), train=1000, scores=2) == 2 * (300 + 100)
+    assert _scored_images(NetAdapt(**numbers), train=400, scores=1) == 200 + 100  # a half has no more

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tas.errors import BadRecipe
+from tas.errors import least, require_rules
 from tas.methods.asked import Asked
 from tas.methods.budgets import best_within
 from tas.methods.result import OnRow, Row, SearchResult
@@ -37,11 +37,8 @@ class Settings:
     raw: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "images", "calibration_images", "rungs"):
-            if getattr(self, name) < 1:
-                raise BadRecipe(f"search.{name} is at least 1, got {getattr(self, name)}")
-        if not 0 < self.keep < 1:
-            raise BadRecipe(f"search.keep lies between 0 and 1, got {self.keep}")
+        rules = least(self, candidates=1, images=1, calibration_images=1, rungs=1)
+        require_rules(self, {**rules, "keep lies between 0 and 1": 0 < self.keep < 1}, "search.")
 
 
 def search(asked: Asked[Settings]) -> tuple[SearchResult, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tas import cost
 from tas.data import Split
 from tas.distribution import ArchitectureDistribution, Selection, temperature
-from tas.errors import BadRecipe, Diverged
+from tas.errors import BadRecipe, Diverged, least, require_rules
 from tas.methods.asked import Asked
 from tas.methods.result import Row
 from tas.supernet import Supernet
@@ -76,15 +76,14 @@ class Settings:
     rows: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "mixed", "candidates", "images", "calibration_images", "rows"):
-            if getattr(self, name) < 1:
-                raise BadRecipe(f"search.{name} is at least 1, got {getattr(self, name)}")
-        for name in ("weight_lr", "architecture_lr", "temperature_start", "temperature_end"):
-            if not getattr(self, name) > 0:
-                raise BadRecipe(f"search.{name} is above 0, got {getattr(self, name)}")
-        for name in ("momentum", "weight_decay", "architecture_decay", "penalty_weight"):
-            if not getattr(self, name) >= 0:
-                raise BadRecipe(f"search.{name} is at least 0, got {getattr(self, name)}")
+        above = ("weight_lr", "architecture_lr", "temperature_start", "temperature_end")
+        from_0 = ("momentum", "weight_decay", "architecture_decay", "penalty_weight")
+        rules = {
+            **least(self, epochs=1, batch=1, mixed=1, candidates=1, images=1, calibration_images=1, rows=1),
+            **{f"{name} is above 0": getattr(self, name) > 0 for name in above},
+            **{f"{name} is at least 0": getattr(self, name) >= 0 for name in from_0},
+        }
+        require_rules(self, rules, "search.")
         if self.momentum >= 1 or not all(0 <= beta < 1 for beta in self.architecture_betas):
             found = f"{self.momentum} and {self.architecture_betas}"
             raise BadRecipe(f"search.momentum and search.architecture_betas lie in [0, 1), got {found}")

@@ -68,7 +68,10 @@ def at_budgets(
 
 
 def table_of(space: SearchSpace, probabilities: Mapping[str, Sequence[float]]) -> Tensor:
-    """Probabilities by name of choice as a table, float64 [choices, widest], 0 in padded columns."""
+    """Probabilities by name of choice as a table, float64 [choices, widest], 0 in padded columns. ValueError where they
+    are not of this space."""
+    if foreign := sorted(set(probabilities) - {choice.name for choice in space.choices}):
+        raise ValueError(f"probabilities belong to another space: this one has no choice {foreign[0]!r}")
     table = torch.zeros(len(space.choices), max((len(c.candidates) for c in space.choices), default=1)).double()
     for row, choice in zip(table, space.choices, strict=True):
         given = probabilities.get(choice.name, ())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tas import cost
 from tas.data import Batches, Split
-from tas.errors import BadRecipe, Diverged, Infeasible
+from tas.errors import BadRecipe, Diverged, Infeasible, least, require_rules
 from tas.extraction import extract
 from tas.importance import reorder
 from tas.methods import checkpoint as checkpoints
@@ -60,17 +60,12 @@ class Settings:
         rules = {
             "reduction lies above 0 and up to 1": 0 < self.reduction <= 1,
             "decay lies above 0 and up to 1": 0 < self.decay <= 1,
-            "steps is at least 0": self.steps >= 0,
-            "batch is at least 1": self.batch >= 1,
             "lr is above 0": self.lr > 0,
             "momentum lies in [0, 1)": 0 <= self.momentum < 1,
             "weight_decay is at least 0": self.weight_decay >= 0,
-            "images is at least 1": self.images >= 1,
-            "calibration_images is at least 1": self.calibration_images >= 1,
+            **least(self, steps=0, batch=1, images=1, calibration_images=1),
         }
-        for rule, kept in rules.items():
-            if not kept:
-                raise BadRecipe(f"search.{rule}, got {getattr(self, rule.split()[0])!r}")
+        require_rules(self, rules, "search.")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tas.errors import BadRecipe
+from tas.errors import BadRecipe, least, require_rules
 from tas.methods.asked import Asked
 from tas.methods.result import SearchResult, architectures_in
 from tas.sampling import require_feasible
@@ -64,7 +64,8 @@ class Settings:
     raw: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, candidates=1, images=1, calibration_images=1, latency_batch=1, latency_repeats=2)
+        rules = least(self, candidates=1, images=1, calibration_images=1, latency_batch=1, latency_repeats=2)
+        require_rules(self, rules, "search.")
         check_study(self)
         for measure in self.measures:
             known("search.measures", measure, get_args(Measure))
@@ -73,12 +74,6 @@ class Settings:
     def asked(self) -> int:
         """How many trials the study is to have."""
         return self.candidates
-
-
-def at_least(settings: Any, **least: int) -> None:
-    for name, number in least.items():
-        if getattr(settings, name) < number:
-            raise BadRecipe(f"search.{name} is at least {number}, got {getattr(settings, name)}")
 
 
 def known(name: str, value: str, values: tuple[str, ...]) -> None:
@@ -91,12 +86,11 @@ def known(name: str, value: str, values: tuple[str, ...]) -> None:
 
 def check_study(settings: Any) -> None:
     """What every study needs: `sampler`, `startup`, `storage`, `stale_after`."""
-    at_least(settings, startup=0)
+    rules = {**least(settings, startup=0), "stale_after is above 0 seconds": settings.stale_after > 0}
+    require_rules(settings, rules, "search.")
     known("search.sampler", settings.sampler, get_args(Sampler))
     if settings.sampler == "gp" and find_spec("scipy") is None:
         raise BadRecipe("search.sampler gp needs SciPy, which is not installed: pip install scipy, or take tpe")
-    if not settings.stale_after > 0:
-        raise BadRecipe(f"search.stale_after is above 0 seconds, got {settings.stale_after}")
     storage = settings.storage
     if storage is not None and not storage.startswith("journal:") and "://" not in storage:
         raise BadRecipe(f"search.storage is journal:PATH or a URL such as sqlite:///PATH, got {storage!r}")

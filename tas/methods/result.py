@@ -62,3 +62,11 @@ def architectures_in(path: Path) -> list[dict[str, int]]:
     if not found:
         raise BadRecipe(f"{path} holds no architecture")
     return found
+
+
+def architecture_in(path: Path) -> dict[str, int]:
+    """The one architecture in a JSON file."""
+    found = architectures_in(path)
+    if len(found) > 1:
+        raise BadRecipe(f"--architecture takes a file with one architecture, {path} holds {len(found)}")
+    return found[0]

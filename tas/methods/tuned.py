@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-from tas.errors import BadRecipe
+from tas.errors import BadRecipe, least, require_rules
 from tas.methods import bilevel
 from tas.methods.asked import Asked
-from tas.methods.optuna_study import Sampler, at_least, check_study, known
+from tas.methods.optuna_study import Sampler, check_study, known
 from tas.methods.result import SearchResult
 from tas.sampling import require_feasible
 
@@ -68,7 +68,7 @@ class Settings(bilevel.Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, trials=1)
+        require_rules(self, least(self, trials=1), "search.")
         check_study(self)
         known("search.pruner", self.pruner, get_args(Pruner))
         if not self.ranges:
