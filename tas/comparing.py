@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tas.cells import Student, Work, digest, kept, original_cell, searched, trained
+from tas.describing import budgets_of, costs, costs_of_original
 from tas.errors import BadRecipe
 from tas.files import write_json
 from tas.folder import check_owner, environment
@@ -23,12 +24,13 @@ from tas.initialization import student_at
 from tas.methods.baselines import magnitude, random, uniform
 from tas.outcomes import original_of_cells, rows_of
 from tas.populations import originals, require_populations, write_forgotten
-from tas.preparation import budgets_of, costs, costs_of_original, prepare
+from tas.preparation import prepare
 from tas.recipe import SEARCHES, Recipe, dump
 from tas.reporting.comparison import write_comparison
 from tas.reporting.progress import Display
+from tas.searching import warn_of_scores
 from tas.space import Architecture
-from tas.stages import judged_on, opened, warn_of_scores, weighted
+from tas.stages import judged_on, opened, weighted
 from tas.synthesizing import rival, synthesized
 from tas.teaching import in_epochs, started
 from tas.timing import interleaved

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tas.describing import describe
 from tas.distribution import ArchitectureDistribution
 from tas.initialization import student_at
 from tas.methods import netadapt
 from tas.methods.baselines import uniform
 from tas.objectives import Objective
-from tas.preparation import Prepared, describe
+from tas.preparation import Prepared
 from tas.recipe import Differentiable, NetAdapt, Tuned
 from tas.scoring import search_splits
 from tas.space import Budget

@@ -12,10 +12,11 @@ import tas
 from tas import recipe
 from tas.commands import finish
 from tas.correlating import correlate
+from tas.describing import budgets_of
 from tas.errors import BadRecipe
 from tas.judging import quick_scores
 from tas.planning import _scored_images, estimate
-from tas.preparation import budgets_of, prepare
+from tas.preparation import prepare
 from tas.recipe import Differentiable, NetAdapt, Recipe, parse
 from tas.reporting.progress import Display
 from tas.runner import run
@@ -91,7 +92,7 @@ def test_a_finished_run_of_several_budgets_is_not_run_again(
     finished: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen, folder = finished
-    monkeypatch.setattr("tas.stages.search", lambda *_, **__: pytest.fail("searched again"))
+    monkeypatch.setattr("tas.searching.search", lambda *_, **__: pytest.fail("searched again"))
     monkeypatch.setattr("tas.teaching.distill", lambda *_, **__: pytest.fail("trained again"))
     assert run(chosen, folder, display=QUIET) == json.loads((folder / "metrics.json").read_text())
 
