@@ -13,7 +13,7 @@ from tas.errors import least, require_rules
 from tas.methods.asked import Asked
 from tas.methods.budgets import best_within
 from tas.methods.result import OnRow, Row, SearchResult
-from tas.sampling import Aim, require_feasible, sample_many
+from tas.sampling import Aim, project, require_feasible, sample_many
 from tas.scoring import Score, raced
 from tas.space import Architecture
 
@@ -22,7 +22,8 @@ from tas.space import Architecture
 class Settings:
     """How to search. In brackets the value of the paper.
 
-    candidates: architectures drawn and scored (1000). aim: how they are drawn, see `tas.sample_many` ("reject").
+    candidates: architectures drawn and scored (1000). aim: how they are drawn, see `tas.sample_many` ("reject"); what
+      a draw leaves of the budget is filled up in random order, but for "reject".
     images, calibration_images: see `tas.score` (10,000 and 13,056).
     rungs, keep: of the race that the candidates run, see `tas.scoring.raced`; 1 rung scores all on all images (1).
     raw: score with inherited statistics too, for the report; takes `images` forwards more a candidate (False).
@@ -57,6 +58,8 @@ def search(asked: Asked[Settings]) -> tuple[SearchResult, ...]:
     for budget in asked.budgets:
         generator = torch.Generator().manual_seed(asked.seed)
         found = sample_many(space, generator, settings.candidates, budget, aim=settings.aim)
+        if settings.aim != "reject":
+            found = project(space, found, budget, generator)
         drawn.append(list(dict.fromkeys(space.architecture(row) for row in found.tolist())))
     chosen = asked.judge()
     course: list[Row] = []

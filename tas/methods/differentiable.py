@@ -20,7 +20,7 @@ from tas.methods.baselines import uniform
 from tas.methods.bilevel import Run, Settings, train_epoch
 from tas.methods.checkpoint import Stateful, resume, save
 from tas.methods.result import SearchResult
-from tas.sampling import draws, most_probable_feasible, require_feasible, tilt
+from tas.sampling import draws, most_probable_feasible, most_probable_filled, require_feasible, tilt
 from tas.scoring import Score, raced, ranked, search_splits
 from tas.space import Architecture, Budget, SearchSpace
 from tas.supernet import Supernet
@@ -153,7 +153,7 @@ def candidates(
     probable = most_probable_feasible(space, table, budget, number)
     drawn = draws(tilt(space, table, budget), generator, 64 * number)
     pool = torch.cat([probable[: -(-number // 2)], drawn[cost.feasible(space, drawn, budget)], probable])
-    return list(dict.fromkeys(space.architecture(row) for row in pool.tolist()))[:number]
+    return most_probable_filled(space, table, budget, pool, number)
 
 
 def _identity(asked: Asked[Settings]) -> dict[str, Any]:
