@@ -196,7 +196,7 @@ def filled(
     movable: Tensor | None = None,
 ) -> Tensor:
     """An architecture [choices] that meets the budget, raised until nothing more fits: one candidate at a time, of the
-    choices that still fit (and are `movable`, bool [choices]) that with the lowest rank(choice, its candidate index)."""
+    choices that still fit (and are `movable`, bool [choices]) the one with the lowest rank(choice, candidate index)."""
     last = torch.tensor([len(choice.candidates) - 1 for choice in space.choices], dtype=torch.long)
     while True:
         possible = indices < last if movable is None else movable & (indices < last)
@@ -209,19 +209,19 @@ def filled(
         indices = raised[choice]
 
 
-def most_probable_filled(
-    space: SearchSpace, table: Tensor, budget: Budget, pool: Tensor, number: int
-) -> list[Architecture]:
-    """The first `number` distinct architectures of `pool` [count, choices], which meet the budget, after each has taken
-    what it leaves of the budget: first the steps that cost the least probability of the table."""
+def spent(space: SearchSpace, table: Tensor, budget: Budget, pool: Tensor, number: int) -> list[Architecture]:
+    """Up to `number` distinct architectures out of `pool` [count, choices], which meet the budget: the first one as it
+    is; the next after each has taken what it leaves of the budget, those steps first that cost the least probability of
+    the table; then, where these coincide, the pool's as they are."""
     steps = table.detach().cpu().double().clamp(min=1e-12).log().diff(dim=-1).neg().tolist()
-    found: dict[Architecture, None] = {}
-    for row in dict.fromkeys(map(tuple, pool.tolist())):
-        raised = filled(space, budget, torch.tensor(row, dtype=torch.long), lambda choice, index: steps[choice][index])
-        found.setdefault(space.architecture(raised.tolist()))
-        if len(found) == number:
-            break
-    return list(found)
+    rows = list(dict.fromkeys(map(tuple, pool.tolist())))
+    found = dict.fromkeys([space.architecture(rows[0])])
+    for row in rows:
+        if len(found) < number:
+            start = torch.tensor(row, dtype=torch.long)
+            raised = filled(space, budget, start, lambda choice, index: steps[choice][index])
+            found.setdefault(space.architecture(raised.tolist()))
+    return list(dict.fromkeys([*found, *map(space.architecture, rows)]))[:number]
 
 
 def most_probable(table: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from tas import cost
 from tas.methods.baselines import uniform
 from tas.methods.result import SearchResult
 from tas.objectives import Objective
-from tas.sampling import in_band, most_probable, most_probable_filled, require_feasible, sample_many, tilt
+from tas.sampling import in_band, most_probable, require_feasible, sample_many, spent, tilt
 from tas.scoring import Score, judge, raced, ranked
 from tas.space import Architecture, Budget, SearchSpace
 from tas.supernet import Supernet
@@ -101,7 +101,7 @@ def candidates_at(
     probable = probable[in_band(space, probable, budget)]
     drawn = sample_many(space, generator, _DRAWS * number, budget, tilted)
     pool = torch.cat([probable[: -(-number // 2)], drawn, probable])
-    return most_probable_filled(space, tilted, budget, pool, number)
+    return spent(space, tilted, budget, pool, number)
 
 
 def best_within(

@@ -20,7 +20,7 @@ from tas.methods.baselines import uniform
 from tas.methods.bilevel import Run, Settings, train_epoch
 from tas.methods.checkpoint import Stateful, resume, save
 from tas.methods.result import SearchResult
-from tas.sampling import draws, most_probable_feasible, most_probable_filled, require_feasible, tilt
+from tas.sampling import draws, most_probable_feasible, require_feasible, spent, tilt
 from tas.scoring import Score, raced, ranked, search_splits
 from tas.space import Architecture, Budget, SearchSpace
 from tas.supernet import Supernet
@@ -149,11 +149,12 @@ def candidates(
     space: SearchSpace, table: Tensor, budget: Budget, number: int, generator: torch.Generator
 ) -> list[Architecture]:
     """Up to `number` distinct architectures that meet the budget: half of them the most probable ones, the most
-    probable first (the mode, if it fits); the others drawn, because probable ones differ in few choices."""
+    probable first (the mode, if it fits); the others drawn, because probable ones differ in few choices. All but the
+    first are filled up (`sampling.spent`): uniform widths use the whole budget too."""
     probable = most_probable_feasible(space, table, budget, number)
     drawn = draws(tilt(space, table, budget), generator, 64 * number)
     pool = torch.cat([probable[: -(-number // 2)], drawn[cost.feasible(space, drawn, budget)], probable])
-    return most_probable_filled(space, table, budget, pool, number)
+    return spent(space, table, budget, pool, number)
 
 
 def _identity(asked: Asked[Settings]) -> dict[str, Any]:
