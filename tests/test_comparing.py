@@ -486,3 +486,9 @@ def test_a_student_folder_is_no_comparison(tmp_path: Path) -> None:
     save(TinyNet(), tmp_path / "student")
     with pytest.raises(BadRecipe, match="neither empty nor a run folder"):
         compare(recipe_in(tmp_path), tmp_path / "student")
+
+
+def test_latency_is_not_measured_at_a_batch_that_the_images_do_not_fill(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, budgets=["60%"], seeds=[0], latency_batch=10_000)
+    found = compare(recipe, tmp_path / "run")
+    assert {batch for one in found["latency"].values() for batch in one} == {"1", str(found["images"]["test"])}
