@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tas.tracing.attributes import AttributeRule, Key, candidates, for_peers, in_units, set_integer
+from tas.tracing.attributes import AttributeRule, candidates, for_peers, in_units
 from tas.tracing.dynamic import outputs_under
 from tas.tracing.identity import Array
+from tas.tracing.places import Key, set_integer
 from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.records import Axis
 from tas.tracing.repair import give_way

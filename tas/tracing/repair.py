@@ -70,7 +70,7 @@ def _follow(recorder: Recorder, record: Record, rule: AttributeRule, dim: int) -
     axes = record.outputs[0].axes()
     if dim >= len(axes) or axes[dim][0] != rule.was or not recorder.carries(axes[dim][1]):
         return False
-    why = f"one attribute, {rule.key[0]} of {rule.module}, is both sizes"
+    why = f"one attribute, {rule.named()}, is both sizes"
     return recorder.tie_counts(rule.rows, axes[dim][1], why)
 
 
@@ -135,7 +135,7 @@ def _merge(recorder: Recorder, rule: AttributeRule, records: list[Record]) -> bo
         if other.module == rule.module and other.operator in _SIZED:
             served += [rows for value in other.outputs for n, rows in value.axes() if n == rule.was]
     served = [rows for rows in served if rows is not None and recorder.carries(rows)]
-    why = f"one attribute, {rule.key[0]} of {rule.module}, is both sizes"
+    why = f"one attribute, {rule.named()}, is both sizes"
     return sum(recorder.tie_counts(served[0], rows, why) for rows in served[1:]) > 0  # all of them, not any
 
 

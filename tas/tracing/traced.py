@@ -11,9 +11,10 @@ import numpy as np
 from torch import nn
 
 from tas.space import SearchSpace
-from tas.tracing.attributes import AttributeRule, with_integer
+from tas.tracing.attributes import AttributeRule
 from tas.tracing.dynamic import Decisions
 from tas.tracing.identity import Array, Rows
+from tas.tracing.places import with_integer
 from tas.tracing.records import Site
 from tas.tracing.regions import Removal
 from tas.tracing.slicing import Cut, copy_sharing, cut_parameters, cut_size, cuts_of, layer_attributes
@@ -109,9 +110,9 @@ class Traced:
                 groups = reads // inside
             found[name] = layer_attributes(module, shapes, groups)
         for rule in self.attribute_rules:
-            own, (name, index) = found.setdefault(rule.module, {}), rule.key
+            own, (name, *steps) = found.setdefault(rule.module, {}), rule.key
             old = own.get(name, getattr(network.get_submodule(rule.module), name))
-            own[name] = with_integer(old, index, rule.was * _count(rule.full, rule.rows, mask) // rule.full)
+            own[name] = with_integer(old, tuple(steps), rule.was * _count(rule.full, rule.rows, mask) // rule.full)
         return found
 
     def cut(self, mask: Array, share: bool = False) -> nn.Module:
