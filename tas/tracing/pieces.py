@@ -127,12 +127,34 @@ def scrambled(t: Recorder, out: Any, x: Tensor, *args: Any, **_: Any) -> None:
     t.current.flow = "pass"
 
 
-def ordered(t: Recorder, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
-    """cumsum, sort, topk, gather ...: nothing of the tensor may be cut."""
-    t.freeze(*t.rows(x), why="all positions are needed")
+def along(t: Recorder, out: Any, x: Tensor, *args: Any, **options: Any) -> None:
+    """cumsum, sort, topk, argsort ...: of the dimension along which it goes nothing may be cut. Of the others it takes
+    every position by itself."""
+    operator, rows = t.current.operator.rstrip("_"), t.rows(x)
+    at = 1 if operator == "topk" else 0  # behind the number to be picked
+    dim = options.get("dim", args[at] if len(args) > at else -1)
+    if rows:
+        t.freeze(rows[dim], why="all positions are needed")
+        rows[dim] = None
     for tensor in tree_leaves(out):
         if isinstance(tensor, Tensor):
-            t.put(tensor, [None] * tensor.dim())
+            t.put(tensor, rows)
+    t.current.flow = "pass" if operator == "cumsum" else "other"
+
+
+def gather(t: Recorder, out: Tensor, x: Tensor, dim: int, index: Tensor, **_: Any) -> None:
+    """Positions along a dimension, listed for each position of the others, of which the first ones are taken."""
+    if not x.dim():
+        return
+    rows, listed = t.rows(x), t.rows(index)
+    t.freeze(rows[dim], why="all positions are needed")
+    for d in range(x.dim()):
+        if d != dim % x.dim() and index.shape[d] == x.shape[d]:
+            t.unify(rows[d], listed[d])
+        else:
+            t.freeze(rows[d], listed[d] if d != dim % x.dim() else None, why="the first positions are picked")
+    t.put(out, [part if d == dim % x.dim() else rows[d] for d, part in enumerate(listed)])
+    t.current.flow = "pass"
 
 
 def index(t: Recorder, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> None:
@@ -203,7 +225,8 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(["slice", "slice_copy"], slice_),
     **dict.fromkeys(["constant_pad_nd", "pad"], pad),
     **dict.fromkeys(["roll", "flip"], scrambled),
-    **dict.fromkeys(["cumsum", "cumprod", "logcumsumexp", "sort", "argsort", "topk", "gather"], ordered),
+    **dict.fromkeys(["cumsum", "cumprod", "logcumsumexp", "sort", "argsort", "topk"], along),
+    "gather": gather,
     **dict.fromkeys(["index", "_unsafe_index"], index),
     **dict.fromkeys(["index_put", "_unsafe_index_put", "_index_put_impl"], index_put),
     "index_select": index_select,
