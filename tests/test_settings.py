@@ -143,6 +143,38 @@ print(load(lambda: Network(Frozen()), {str(tmp_path / "student")!r})(torch.zeros
     assert "torch.Size([2, 5])" in done.stdout, done.stderr
 
 
+class Writes(nn.Module):
+    """What the network writes into the shared settings, its part reads: neither can have a copy of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = SimpleNamespace(width=16, length=0)
+        self.part = Reads(self.context)
+        self.stem = nn.Linear(4, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.context.length = x.shape[1]
+        return self.part(self.stem(x).relu())
+
+
+class Reads(nn.Module):
+    def __init__(self, context: Any) -> None:
+        super().__init__()
+        self.context, self.head = context, nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.reshape(-1, self.context.length, self.context.width))
+
+
+def test_settings_that_a_forward_writes_to_stay_one_object() -> None:
+    network, x = Writes(), torch.randn(2, 5, 4)
+    traced = tas.trace(network, x)
+    assert not traced.attribute_rules
+    student = tas.extract(traced, traced.space.smallest())
+    assert student.context is student.part.context
+    assert student(torch.randn(2, 6, 4)).shape == (2, 6, 3)
+
+
 class Cell(nn.Module):
     def __init__(self, reads: int, hidden: int) -> None:
         super().__init__()

@@ -60,9 +60,10 @@ def candidates(
     chain = list(dict.fromkeys([*record.owners, *_enclosing(record.module)]))
     for name in chain[:3]:
         yield from _listed(network, name, record, kept)
-    for name in chain[:3]:
-        options = _options(network, name, changed, kept)
-        yield from (list(rules) for rules in islice(product(*options), _COMBINATIONS) if len(rules) > 1)
+    for settings in (False, True):
+        for name in chain[:3]:
+            options = _options(network, name, changed, kept, settings)
+            yield from (list(rules) for rules in islice(product(*options), _COMBINATIONS) if len(rules) > 1)
     for name in chain:
         for rules in _options(network, name, around, kept):
             yield from ([rule] for rule in rules)
@@ -118,10 +119,12 @@ def _enclosing(module: str) -> Iterator[str]:
     yield ""
 
 
-def _options(network: nn.Module, name: str, axes: list[Axis], kept: Callable[[Axis], int]) -> list[list[AttributeRule]]:
+def _options(
+    network: nn.Module, name: str, axes: list[Axis], kept: Callable[[Axis], int], settings: bool = True
+) -> list[list[AttributeRule]]:
     """For every integer of a module that is the size of a changed dimension: the rules that it could follow."""
     found = []
-    for key, value in integers(network.get_submodule(name)):
+    for key, value in integers(network.get_submodule(name), settings):
         by_size = {
             kept(axis): AttributeRule(name, key, value, value, axis[1]) for axis in reversed(axes) if axis[0] == value
         }

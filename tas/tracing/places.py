@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -23,17 +22,22 @@ _MOST = 200  # of dicts and objects; larger ones are data
 _DEEPEST = 4  # steps: self.settings.model.sizes[0]
 
 
-def integers(module: nn.Module) -> Iterator[tuple[Key, int]]:
-    """The integers above 1 that a module holds, the nearest first."""
-    return ((key, value) for key, value in _held(module) if _is_size(value))
+def integers(module: nn.Module, settings: bool = True) -> Iterator[tuple[Key, int]]:
+    """The integers above 1 that a module holds, the nearest first; with those in objects of settings."""
+    deepest = _DEEPEST if settings else 2
+    for key, value in _held(module, deepest):
+        if _is_size(value) and (settings or len(key) == 1 or not holds_settings(vars(module).get(key[0]))):
+            yield key, value
 
 
 def lists(module: nn.Module) -> Iterator[tuple[Key, list[Any] | tuple[Any, ...]]]:
     """The tuples and lists that a module holds, of two entries or more."""
-    return ((key, value) for key, value in _held(module) if isinstance(value, (tuple, list)) and 1 < len(value) < _LONGEST)
+    return (
+        (key, value) for key, value in _held(module) if isinstance(value, (tuple, list)) and 1 < len(value) < _LONGEST
+    )
 
 
-def _held(module: nn.Module) -> Iterator[tuple[Key, Any]]:
+def _held(module: nn.Module, deepest: int = _DEEPEST) -> Iterator[tuple[Key, Any]]:
     waiting: list[tuple[Key, Any]] = [
         ((name,), value)
         for name, value in {**_of_class(type(module)), **vars(module)}.items()
@@ -43,7 +47,7 @@ def _held(module: nn.Module) -> Iterator[tuple[Key, Any]]:
         further: list[tuple[Key, Any]] = []
         for key, value in waiting:
             yield key, value
-            if len(key) < _DEEPEST:
+            if len(key) < deepest:
                 further += [((*key, step), part) for step, part in _parts(value)]
         waiting = further
 
@@ -69,6 +73,28 @@ def with_integer(old: Any, steps: Key, value: int) -> Any:
     return new
 
 
+def written(before: nn.Module, after: nn.Module) -> frozenset[tuple[str, str]]:
+    """Modules and their attributes that hold settings which a forward changes, in `after`, a copy of `before` that has
+    run: what one module writes another may read, so that no module can have a copy of its own."""
+    modules = dict(before.named_modules())
+    return frozenset(
+        (name, key)
+        for name, module in after.named_modules()
+        for key, value in vars(modules[name]).items()
+        if key not in _MODULES_OWN and holds_settings(value) and not _alike(value, vars(module).get(key))
+    )
+
+
+def _alike(left: Any, right: Any) -> bool:
+    """Whether two values are the same settings."""
+    if not _is_object(left):
+        return type(left) is type(right) and (left is right or bool(left == right))
+    if not holds_settings(right):
+        return False
+    ours, theirs = fields(left), fields(right)
+    return ours.keys() == theirs.keys() and all(_alike(ours[key], theirs[key]) for key in ours)
+
+
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, (bool, Enum)) and value > 1
 
@@ -86,13 +112,17 @@ def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
 def holds_settings(value: Any) -> bool:
     """Whether an object (a dataclass, a namespace, a configuration) holds settings alone. Of what holds tensors, modules
     or other objects of a library, a copy could be something else: a cache that modules share."""
-    kind = type(value)
-    if isinstance(value, (type, nn.Module, Tensor, Enum, FunctionType, ModuleType)) or _is_torchs(kind):
-        return False
-    if not hasattr(value, "__dict__") and not hasattr(kind, "__slots__"):
+    if not _is_object(value):
         return False
     held = fields(value)
     return 0 < len(held) < _MOST and all(_is_setting(part, 1) for part in held.values())
+
+
+def _is_object(value: Any) -> bool:
+    kind = type(value)
+    if isinstance(value, (type, nn.Module, Tensor, Enum, FunctionType, ModuleType)) or _is_torchs(kind):
+        return False
+    return hasattr(value, "__dict__") or hasattr(kind, "__slots__")
 
 
 def fields(value: Any) -> dict[str, Any]:
@@ -116,7 +146,6 @@ def _is_setting(value: Any, depth: int) -> bool:
     return holds_settings(value)
 
 
-@cache
 def _of_class(kind: type) -> Mapping[str, int]:
     """The integers that a class, or one of those it comes from, gives its instances."""
     found = [vars(parent) for parent in reversed(kind.__mro__) if not _is_torchs(parent) and parent is not object]
@@ -126,7 +155,9 @@ def _of_class(kind: type) -> Mapping[str, int]:
 
 def _slots(kind: type) -> tuple[str, ...]:
     names = vars(kind).get("__slots__", ())
-    return (names,) if isinstance(names, str) else tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+    return (
+        (names,) if isinstance(names, str) else tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+    )
 
 
 def _is_torchs(kind: type) -> bool:

@@ -53,6 +53,7 @@ class Recorder(Watching):
         self.outputs: list[Value] = []  # of the network
         self.freed: list[Value] = []  # those of the outputs whose sizes a rule makes searchable
         self.named: set[str] = set()  # every name that a choice has had
+        self.written: frozenset[tuple[str, str]] = frozenset()  # attributes with settings that a forward changes
         self.current: Record
         self.decisions: Decisions
         self._rows = WeakIdKeyDictionary()
