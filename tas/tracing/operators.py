@@ -21,13 +21,8 @@ HANDLERS: dict[str, Handler] = {
 
 
 def unknown(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
-    """No handler: everything that reaches the operator stays as it is."""
+    """No handler: everything that reaches the operator, or comes from it, stays as it is."""
     inputs = [a for a in tree_leaves((args, options)) if isinstance(a, Tensor)]
-    if not inputs:
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.dtype.is_floating_point:
-                views.created(t, tensor)
-        return
     for tensor in inputs:
         t.freeze(*t.rows(tensor), why=f"tas has no handler for {t.current.operator}")
     for tensor in tree_leaves(out):

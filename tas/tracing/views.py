@@ -83,6 +83,21 @@ def created(t: Recorder, out: Tensor, *_: Any, **__: Any) -> None:
     t.put(out, [_open(t, n) for n in out.shape])
 
 
+def numbered(t: Recorder, out: Tensor, *_: Any, **__: Any) -> None:
+    """arange, linspace: the code chose how many, and each has its number. Only the first ones can be kept, and where
+    numbers are divided by their count all of them are others then."""
+    if out.dtype.is_floating_point:
+        created(t, out)
+        t.ordered += [part for part in t.rows(out) if part is not None]
+        t.mark_inexact(f"numbers follow a width: {t.current.where()}", *t.rows(out))
+
+
+def eye(t: Recorder, out: Tensor, *_: Any, **__: Any) -> None:
+    """Row i has its one in column i: they go together."""
+    rows = _open(t, min(out.shape))
+    t.put(out, [rows, rows] if out.shape[0] == out.shape[1] else [None, None])
+
+
 def _open(t: Recorder, n: int) -> Rows:
     return t.identities.fresh(n) if n > 1 else None
 
@@ -176,6 +191,8 @@ HANDLERS: dict[str, Handler] = {
         ],
         created,
     ),
+    **dict.fromkeys(["arange", "linspace", "logspace"], numbered),
+    "eye": eye,
     "repeat": repeat,
     "glu": glu,
     **dict.fromkeys(["as_strided", "as_strided_copy"], strided),
