@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, product
+from itertools import combinations, islice, product
 
+import numpy as np
 from torch import nn
 
-from tas.tracing.identity import Rows
+from tas.tracing.identity import Rows, same
 from tas.tracing.places import Key, integers, lists
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Axis, Record, Span
 from tas.tracing.units import Units
 
 _NEAR = 6  # records before and behind a failing one whose sizes are tried as well
+_FACTORS = 3  # of a dimension, at most, of which each and any two are tried
 _COMBINATIONS = 16  # of values, where one attribute may become several sizes
 
 
@@ -41,7 +43,7 @@ class AttributeRule:
 
     def says(self, other: AttributeRule) -> bool:
         """Whether it is the same rule."""
-        return self.same_place(other) and self.full == other.full and self.rows is other.rows
+        return self.same_place(other) and self.full == other.full and same(self.rows, other.rows)
 
 
 def in_units(rules: Sequence[AttributeRule], units: Units) -> tuple[AttributeRule, ...]:
@@ -54,10 +56,10 @@ def candidates(
 ) -> Iterator[list[AttributeRule]]:
     """Sets of rules that could mend a replay that fails at `record`, likelier ones first: several attributes at once
     (a view needs the number of heads and their size), then single ones."""
-    changed = [axis for axis in _axes(record) if kept(axis) != axis[0]]
+    changed = [axis for axis in _axes(recorder, record) if kept(axis) != axis[0]]
     near = recorder.records[max(0, record.index - _NEAR) : record.index + _NEAR]
-    around = changed + [axis for r in near for axis in _axes(r) if kept(axis) != axis[0]]
-    chain = list(dict.fromkeys([*record.owners, *_enclosing(record.module)]))
+    around = changed + [axis for r in near for axis in _axes(recorder, r) if kept(axis) != axis[0]]
+    chain = list(dict.fromkeys([*record.owners, *enclosing(record.module)]))
     for name in chain[:3]:
         yield from _listed(network, name, record, kept)
     for settings in (False, True):
@@ -74,12 +76,12 @@ def candidates(
 def for_peers(recorder: Recorder, network: nn.Module, rule: AttributeRule, record: Record) -> list[AttributeRule]:
     """The same rule for the other modules of the class, each with the dimension at the same place of its own call."""
     modules = dict(network.named_modules())
-    kind, place = type(modules[rule.module]), _place(record, rule)
+    kind, place = type(modules[rule.module]), _place(recorder, record, rule)
     home = next((s for s in recorder.spans if s.module == rule.module and s.first <= record.index < s.last), None)
     twins = _in_calls(recorder, home, record) if home is not None else _of_line(recorder, record)
     found = []
     for name, twin in twins if place is not None else ():
-        axes = _axes(twin)
+        axes = _axes(recorder, twin)
         if name == rule.module or type(modules.get(name)) is not kind or place >= len(axes):  # type: ignore[operator]
             continue
         full, rows = axes[place]  # type: ignore[index]
@@ -104,15 +106,32 @@ def _of_line(recorder: Recorder, record: Record) -> Iterator[tuple[str, Record]]
             yield from ((name, twin) for name in twin.owners)
 
 
-def _axes(record: Record) -> list[Axis]:
-    return [(n, rows) for value in (*record.outputs, *record.inputs) for n, rows in value.axes()]
+def _axes(recorder: Recorder, record: Record) -> list[Axis]:
+    """The dimensions of an operator's tensors; then the factors of those that are products: code that splits into
+    [heads x size, ...] multiplies numbers that are no dimension here."""
+    axes = [axis for value in (*record.outputs, *record.inputs) for axis in value.axes()]
+    return axes + [factor for _, rows in axes if rows is not None for factor in factors(recorder, rows)]
 
 
-def _place(record: Record, rule: AttributeRule) -> int | None:
-    return next((i for i, (n, rows) in enumerate(_axes(record)) if rows is rule.rows and n == rule.full), None)
+def factors(recorder: Recorder, rows: Rows) -> Iterator[Axis]:
+    """Of a dimension that is a product, its factors and the products of some of them."""
+    known = recorder.identities.canonical(rows)
+    if known is None or known.shape[1] > _FACTORS:
+        return
+    for count in range(1, known.shape[1] + 1):
+        for some in combinations(range(known.shape[1]), count):
+            part = np.unique(known[:, list(some)], axis=0)
+            if 1 < len(part) < len(known):
+                yield len(part), part
 
 
-def _enclosing(module: str) -> Iterator[str]:
+def _place(recorder: Recorder, record: Record, rule: AttributeRule) -> int | None:
+    axes = _axes(recorder, record)
+    return next((i for i, (n, rows) in enumerate(axes) if n == rule.full and same(rows, rule.rows)), None)
+
+
+def enclosing(module: str) -> Iterator[str]:
+    """A module and those around it, innermost first."""
     while module:
         yield module
         module = module.rpartition(".")[0]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tas.tracing.attributes import AttributeRule
+from tas.tracing.attributes import AttributeRule, enclosing, factors
 from tas.tracing.identity import same
+from tas.tracing.places import integers
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Axis, Record, Span
 
@@ -28,13 +29,14 @@ def give_way(
 
     follow  one attribute serves several sizes, and the code asked for what it now says: they become one
     tie     the code computes a factor from the width of an input (`C // heads`): width and product become one
-    merge   one attribute serves several sizes: they become one
+    merge   one attribute serves several sizes, or several factors of what is split: they become one
     freeze  the sizes that the code did not follow; else everything at the operator, and before it
     """
     return (
         _follow_attribute(recorder, record, asked, kept, rules)
         or _tie_to_input(recorder, record)
         or _merge_served(recorder, record, rules)
+        or _merge_factors(recorder, record)
         or _freeze_asked(recorder, record, asked, kept, why)
         or _freeze_all(recorder, record, kept, why)
     )
@@ -124,6 +126,21 @@ def _merge_served(recorder: Recorder, record: Record, rules: list[AttributeRule]
             twins = [] if span is None else [r for r, s in _twins(recorder, record, span) if s.module == rule.module]
             _merge(recorder, rule, twins)
     return bool(merged)
+
+
+def _merge_factors(recorder: Recorder, record: Record) -> bool:
+    """Code that splits into [heads * size, fewer * size, ...] has one size for all."""
+    if record.operator != "split_with_sizes":
+        return False
+    whole = [axis for value in record.outputs for axis in value.axes() if recorder.carries(axis[1])]
+    found = [*whole, *(axis for _, rows in whole for axis in factors(recorder, rows))]
+    for name in dict.fromkeys([*record.owners, *enclosing(record.module)]):
+        for key, value in integers(recorder.network.get_submodule(name)):
+            alike = [rows for n, rows in found if n == value]
+            why = f"one attribute, {'.'.join(map(str, key))} of {name or 'the network'}, is both sizes"
+            if sum(recorder.tie_counts(alike[0], rows, why) for rows in alike[1:]):
+                return True
+    return False
 
 
 def _merge(recorder: Recorder, rule: AttributeRule, records: list[Record]) -> bool:
