@@ -54,7 +54,7 @@ def _match_modules(modules: dict[str, nn.Module], records: dict[str, Any]) -> No
 
 
 def _like(old: Any, new: Any) -> Any:
-    """A value from JSON in the types of the one it replaces: tuples, keys that are no text, objects that hold settings."""
+    """A value from JSON in the types of the one it replaces: tuples, keys that are no text, objects of settings."""
     if isinstance(old, list | tuple):
         items = map(_like, old, new) if len(old) == len(new) else new
         return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)

@@ -1,4 +1,4 @@
-"""Sizes in objects of settings and in methods that another module calls: found, followed by students, saved and loaded."""
+"""Sizes in objects of settings and in methods that another module calls: found, followed, saved and loaded."""
 
 import argparse
 import subprocess

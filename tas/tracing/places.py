@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 Key = tuple[Any, ...]
-_MODULES_OWN = frozenset(dir(nn.Module)) | frozenset(vars(nn.Module()))
+_MODULES_OWN = frozenset(vars(nn.Module()))
 _LONGEST = 16  # of tuples and lists; longer ones are data
 _MOST = 200  # of dicts and objects; larger ones are data
 _DEEPEST = 4  # steps: self.settings.model.sizes[0]
@@ -110,8 +110,8 @@ def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def holds_settings(value: Any) -> bool:
-    """Whether an object (a dataclass, a namespace, a configuration) holds settings alone. Of what holds tensors, modules
-    or other objects of a library, a copy could be something else: a cache that modules share."""
+    """Whether an object (a dataclass, a namespace, a configuration) holds settings alone. Of what holds tensors or
+    modules, a copy could be something else: a cache that modules share."""
     if not _is_object(value):
         return False
     held = fields(value)

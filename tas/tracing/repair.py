@@ -30,6 +30,7 @@ def give_way(
     follow  one attribute serves several sizes, and the code asked for what it now says: they become one
     tie     the code computes a factor from the width of an input (`C // heads`): width and product become one
     merge   one attribute serves several sizes, or several factors of what is split: they become one
+    ratio   the code takes width // n positions of a dimension: its parts keep their ratios
     freeze  the sizes that the code did not follow; else everything at the operator, and before it
     """
     return (
@@ -37,6 +38,7 @@ def give_way(
         or _tie_to_input(recorder, record)
         or _merge_served(recorder, record, rules)
         or _merge_factors(recorder, record)
+        or _tie_parts(recorder, record)
         or _freeze_asked(recorder, record, asked, kept, why)
         or _freeze_all(recorder, record, kept, why)
     )
@@ -140,6 +142,22 @@ def _merge_factors(recorder: Recorder, record: Record) -> bool:
             why = f"one attribute, {'.'.join(map(str, key))} of {name or 'the network'}, is both sizes"
             if sum(recorder.tie_counts(alike[0], rows, why) for rows in alike[1:]):
                 return True
+    return False
+
+
+def _tie_parts(recorder: Recorder, record: Record) -> bool:
+    """Of a slice: the parts that are taken from its dimension, by this operator and others."""
+    if record.operator != "slice":
+        return False
+    for (n, rows), (m, part) in zip(record.inputs[0].axes(), record.outputs[0].axes(), strict=True):
+        if n == m or not recorder.carries(part):
+            continue
+        whole: Any = recorder.identities.canonical(rows)
+        known = [p for p in map(recorder.identities.canonical, recorder.apart) if p is not None]
+        parts = sorted((p for p in known if np.isin(p, whole).all()), key=len)
+        why = f"its size is a share of a width: {record.where()}"
+        pairs = [(np.repeat(parts[0], len(p) // len(parts[0]), 0), p) for p in parts if len(p) % len(parts[0]) == 0]
+        return sum(recorder.tie_counts(less, p, why) for less, p in pairs if not same(less, p)) > 0
     return False
 
 

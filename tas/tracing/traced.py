@@ -97,9 +97,12 @@ class Traced:
     def attributes(self, network: nn.Module, cuts: Mapping[str, Cut], mask: Array) -> dict[str, dict[str, Any]]:
         """By module, the attributes that must be set to run at these cuts."""
         touched = dict.fromkeys(name.rpartition(".")[0] for name in cuts)
-        found = {}
+        found, done = {}, set[int]()
         for name in touched:
             module = network.get_submodule(name)
+            if id(module) in done:  # under another name, by which nothing is known of it
+                continue
+            done.add(id(module))
             shapes = {}
             for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 cut = cuts.get(f"{name}.{key}" if name else key, {})
