@@ -20,6 +20,8 @@ from tas.printing import show
 if TYPE_CHECKING:
     from tas.recipe import Recipe
 
+_CORRELATED = "24"  # architectures, where --correlate has no number
+
 app = typer.Typer(
     name="tas",
     help="Cut a trained network to a budget: search widths and depths by gradient, distill, report.",
@@ -47,10 +49,20 @@ Shape = Annotated[
 def main() -> None:
     """Run the command line; errors that the user can mend take one or two lines and exit 2."""
     try:
-        app()
+        app(_counted(sys.argv[1:]))
     except TasError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+
+
+def _counted(arguments: list[str]) -> list[str]:
+    """`tas score --correlate` without a number means 24."""
+    found = list(arguments)
+    for place, argument in reversed(list(enumerate(arguments))):
+        rest = arguments[place + 1 :]
+        if arguments[0] == "score" and argument == "--correlate" and not (rest and rest[0].lstrip("-").isdigit()):
+            found.insert(place + 1, _CORRELATED)
+    return found
 
 
 @app.command()
@@ -82,21 +94,21 @@ def space(
     as_json: Json = False,
 ) -> None:
     """What can be searched in a network, what is kept and why, and how small it can become; trains nothing."""
-    from tas import preparation
+    from tas import describing, parts
     from tas.files import write_json
     from tas.reporting import tables
 
     recipe = _recipe(network, overrides, shapes=shape)
-    data = preparation.data_of(recipe.data) if _is_file(network) and not recipe.network.described else None
-    original = preparation.original_of(recipe.network, recipe.seed)
-    inputs = preparation.example_inputs(recipe.network, original, data)
+    data = parts.data_of(recipe.data) if _is_file(network) and not recipe.network.described else None
+    original = parts.original_of(recipe.network, recipe.seed)
+    inputs = parts.example_inputs(recipe.network, original, data)
     start = time.perf_counter()
-    found = preparation.source_of(recipe, original, inputs).space
+    found = parts.source_of(recipe, original, inputs).space
     seconds = time.perf_counter() - start
-    preparation.require_choices(found)
+    describing.require_choices(found)
     asked = [limits for limits in recipe.budgets if limits.macs or limits.params]
-    limits = preparation.budgets_of(found, asked)
-    described = preparation.survey(found, original, inputs, seconds, limits)
+    limits = describing.budgets_of(found, asked)
+    described = describing.survey(found, original, inputs, seconds, limits)
     if out:
         write_json(out, described)
     show(as_json, described, *tables.space_tables(described))
@@ -112,6 +124,12 @@ def latency(
     check: Annotated[
         int | None, typer.Option("--check", min=3, metavar="N", help="Measure N networks that the table has not seen.")
     ] = None,
+    staircase: Annotated[
+        int | None,
+        typer.Option(
+            min=5, metavar="N", help="Which multiple of channels saves time? N sizes of the slowest layers: 33, say."
+        ),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -122,7 +140,7 @@ def latency(
     """
     from tas import commands
 
-    commands.latency(_recipe(network, overrides, shapes=shape), architecture, check, as_json)
+    commands.latency(_recipe(network, overrides, shapes=shape), architecture, check, staircase, as_json)
 
 
 @app.command()
@@ -169,12 +187,10 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train the student of an architecture, and its baselines, by distillation."""
-    from tas.methods.result import architectures_in
+    from tas.methods.result import architecture_in
 
-    given = [] if architecture is None else architectures_in(architecture)
-    if len(given) > 1:
-        raise BadRecipe(f"--architecture takes a file with one architecture, {architecture} holds {len(given)}")
-    _finish(recipe, out, overrides, as_json, architecture=given[0] if given else None)
+    given = None if architecture is None else architecture_in(architecture)
+    _finish(recipe, out, overrides, as_json, architecture=given)
 
 
 @app.command()
@@ -191,7 +207,9 @@ def score(
     ] = None,
     correlate: Annotated[
         int | None,
-        typer.Option(min=3, metavar="K", help="Draw K (24 say a little), train each, correlate scores and results."),
+        typer.Option(
+            min=3, metavar="K", help="Draw K (24 without a number), train each, correlate scores and results."
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Of each training for --correlate.")] = 1,
     raw: Annotated[
@@ -295,12 +313,17 @@ def export(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
-    """Write report.html of a run folder again."""
-    from tas.reporting import write_report
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run folder, or several.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PAGE", help="The page about several runs; by default runs.html.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write report.html of a run folder again, or one page that sets several runs beside each other."""
+    from tas import commands
 
-    page = write_report(folder)
-    show(as_json, {"report": str(page)}, str(page))
+    commands.report(folders, out, as_json)
 
 
 def _finish(path: Path, out: Path | None, overrides: list[str] | None, as_json: bool, **options: Any) -> None:

@@ -61,42 +61,45 @@ def plan(recipe: Recipe, as_json: bool) -> None:
     show(as_json, found, *tables.plan_tables(found))
 
 
-def latency(recipe: Recipe, architecture: Path | None, networks: int | None, as_json: bool) -> None:
+def latency(recipe: Recipe, architecture: Path | None, networks: int | None, points: int | None, as_json: bool) -> None:
     """The latency table of a network on the recipe's target, and what it says."""
-    from tas import preparation
+    from tas import describing, parts
     from tas.latency import check
     from tas.latency.explaining import by_layer
-    from tas.methods.result import architectures_in
-    from tas.reporting import tables
+    from tas.latency.staircase import divisor, staircases
+    from tas.methods.result import architecture_in
+    from tas.reporting.latency import latency_tables, plain
     from tas.reporting.progress import Display
 
-    data = None if recipe.network.described else preparation.data_of(recipe.data)
-    original = preparation.original_of(recipe.network, recipe.seed)
-    inputs = preparation.example_inputs(recipe.network, original, data)
-    traced = preparation.source_of(recipe, original, inputs)
-    preparation.require_choices(traced.space)
-    given = None if architecture is None else architectures_in(architecture)[0]
+    data = None if recipe.network.described else parts.data_of(recipe.data)
+    original = parts.original_of(recipe.network, recipe.seed)
+    inputs = parts.example_inputs(recipe.network, original, data)
+    traced = parts.source_of(recipe, original, inputs)
+    describing.require_choices(traced.space)
+    given = None if architecture is None else architecture_in(architecture)
     if given is not None:
-        preparation.require_member(traced.space, given, f"the architecture in {architecture}")
+        describing.require_member(traced.space, given, f"the architecture in {architecture}")
     with Display().bar("latency") as bar:
-        timed, table = preparation.timed(recipe, traced, lambda done, rounds: bar(done, rounds, ""), always=True)
+        timed, table = parts.timed(recipe, traced, lambda done, rounds: bar(done, rounds, ""), always=True)
     assert table is not None
     checked = check(timed, table, networks) if networks else None
+    stairs = staircases(timed, table.target, points, table.rounds) if points else []
     offset, scale = table.fit
     found = {
         "target": asdict(table.target),
         "machine": dict(table.machine),
-        "table": str(preparation.table_file(recipe.latency or Latency(), traced)),
+        "table": str(parts.table_file(recipe.latency or Latency(), traced)),
         "pieces": len(table.samples),
         "rounds": table.rounds,
         "spread": table.spread,
         "offset_ms": offset,
         "scale": scale,
         "layers": by_layer(timed.space, given),
-        "feasibility": preparation.feasibility(timed.space),
+        "feasibility": describing.feasibility(timed.space),
         **({} if checked is None else {"check": {**asdict(checked), "too_noisy": checked.too_noisy}}),
+        **({"divisor": divisor(stairs), "staircases": [plain(each) for each in stairs]} if points else {}),
     }
-    show(as_json, found, f"Target: {table.target}.", *tables.latency_tables(found))
+    show(as_json, found, f"Target: {table.target}.", *latency_tables(found))
 
 
 def score(
@@ -169,6 +172,21 @@ def join(folder: Path, overrides: list[str], as_json: bool) -> None:
 
     found = _interruptible(folder, lambda: joining.join(folder, overrides))
     show(as_json, found, f"{found['trials']} of the {found['of']} trials of {folder} were done here.")
+
+
+def report(folders: list[Path], out: Path | None, as_json: bool) -> None:
+    """The page of one run, in its folder, or one about several."""
+    from tas.reporting import write_report, write_runs
+
+    if len(folders) > 1:
+        page = out or Path("runs.html")
+        said = write_runs(folders, page)
+        show(as_json, {"report": str(page), "cautions": said}, *said, str(page))
+        return
+    if out is not None:
+        raise BadRecipe("--out is for a page about several runs; that of one run is report.html in its folder")
+    page = write_report(folders[0])
+    show(as_json, {"report": str(page)}, str(page))
 
 
 def export(

@@ -20,7 +20,8 @@ def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     found: "metric", "higher_is_better", "original" (`original_of_cells`), "cells", and "latency" by architecture
     (JSON) and batch. Every row says in which "facts" it differs from the first one of its budget, the first search, and
-    its `verdict` beside the best row and beside the original.
+    its `verdict` beside the best row and beside the original. A row with a cell whose metric is no number says how many
+    there are ("lost" of its spread, which is of the others) and is never the best.
     """
     metric, original = found["metric"], found["original"]
     grouped: dict[tuple[str, str], list[Cell]] = {}
@@ -29,37 +30,47 @@ def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [_row(found, budget, name, cells) for (budget, name), cells in grouped.items()]
     for budget in dict.fromkeys(row["budget"] for row in rows):
         mine = [row for row in rows if row["budget"] == budget]
-        best = (max if found["higher_is_better"] else min)(mine, key=lambda row: row[metric]["mean"])
+        whole = [row[metric] for row in mine if not row[metric]["lost"]]
+        best = (max if found["higher_is_better"] else min)(whole, key=lambda one: one["mean"], default=_NOTHING)
         for row in mine:
             row["beside_original"] = verdict(row[metric], original["spread"][metric])
-            ties = row[metric]["mean"] == best[metric]["mean"]
-            row["verdict"] = "best" if ties else verdict(row[metric], best[metric])
+            ties = row[metric]["mean"] == best["mean"] and not row[metric]["lost"]
+            row["verdict"] = "best" if ties else verdict(row[metric], best)
             row["differs"] = {name: value for name, value in row["facts"].items() if value != mine[0]["facts"][name]}
     return rows
 
 
 def original_of_cells(cells: Sequence[Cell]) -> dict[str, Any]:
     """The original, or the mean of several: its metrics and costs, and "spread" of each metric."""
-    numbers = {key: [cell[key] for cell in cells] for key, value in cells[0].items() if isinstance(value, int | float)}
-    means = {key: statistics.fmean(values) for key, values in numbers.items()}
+    numeric = [key for key, value in cells[0].items() if value is None or isinstance(value, int | float)]
+    spreads = {key: spread([cell[key] for cell in cells]) for key in numeric}
+    means = {key: value["mean"] for key, value in spreads.items()}
     whole = {key: round(means[key]) for key in ("macs", "params")}
-    return {**means, **whole, "spread": {key: spread(values) for key, values in numbers.items() if key not in whole}}
+    return {**means, **whole, "spread": {key: value for key, value in spreads.items() if key not in whole}}
 
 
 def verdict(one: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     """Compared with the best row of a budget, or with the original: "within noise" where the means differ by no more
-    than the pooled spread, sqrt((sd1^2 + sd2^2) / 2), "" where they differ by more, "one seed" where there is no
-    spread to go by."""
+    than the pooled spread, sqrt((sd1^2 + sd2^2) / 2), "" where they differ by more or one has no number, "one seed"
+    where there is no spread to go by."""
+    if one["mean"] is None or best["mean"] is None:
+        return ""
     if one["sd"] is None or best["sd"] is None:
         return "one seed"
     pooled = math.sqrt((one["sd"] ** 2 + best["sd"] ** 2) / 2)
     return "within noise" if abs(one["mean"] - best["mean"]) <= pooled else ""
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation (None of one value) and the values."""
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "sd": sd, "values": list(values)}
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean (None of no number), standard deviation (None of fewer than two), the values, and how many were "lost": no
+    number, which files hold as None."""
+    numbers = [value for value in values if value is not None and math.isfinite(value)]
+    mean = statistics.fmean(numbers) if numbers else None
+    sd = statistics.stdev(numbers) if len(numbers) > 1 else None
+    return {"mean": mean, "sd": sd, "values": list(values), "lost": len(values) - len(numbers)}
+
+
+_NOTHING = spread([])
 
 
 def _row(found: Mapping[str, Any], budget: str, name: str, cells: Sequence[Cell]) -> dict[str, Any]:

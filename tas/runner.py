@@ -11,16 +11,19 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from tas import loading
 from tas.comparison import baselines, distilled
+from tas.describing import costs_of_original, require_member, row_name
 from tas.errors import BadRecipe
 from tas.files import write_json
 from tas.folder import check_owner
-from tas.preparation import costs_of_original, prepare, require_member, row_name
+from tas.preparation import prepare
 from tas.recipe import Recipe, read
 from tas.reporting import write_report
 from tas.reporting.page import read_json
 from tas.reporting.progress import Display
-from tas.stages import Run, judged_on, measured, opened, original, searched, weighted
+from tas.searching import measured, searched
+from tas.stages import Run, judged_on, opened, original, weighted
 from tas.synthesizing import rival, synthesized
 
 Stage = Literal["original", "search", "distill"]
@@ -62,7 +65,8 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
     network, facts = original(current)
     path = current.folder.path / "metrics.json"
     metrics = read_json(path) or {}  # rows that were finished before stay, also where this call stops earlier
-    metrics["original"] = {**facts, **costs_of_original(current.prepared.space)}
+    held = sum(tensor.nbytes for tensor in network.state_dict().values())
+    metrics["original"] = {**facts, **costs_of_original(current.prepared.space), "bytes": held}
     write_json(path, metrics)
     if until == "original":
         return metrics
@@ -71,7 +75,7 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
     found, budgets = searched(current, source, network, given), current.prepared.budgets
     taken = measured(current, source, found)
     if taken:
-        metrics["original"]["measured_ms"] = taken["original"]["median"]
+        metrics["original"] |= _measured(taken["original"])
         write_json(path, metrics)
     if until == "search":
         return metrics
@@ -80,10 +84,16 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
         for name, architectures in rivals.items():
             row, place = row_name(name, label, budgets), _place(name, label, budgets)
             metrics[row] = distilled(current, row, place, architectures, source, network)
+            metrics[row]["bytes"] = (path.parent / place / loading.WEIGHTS).stat().st_size
             if name == "student" and taken:
-                metrics[row]["measured_ms"] = taken[label]["median"]
+                metrics[row] |= _measured(taken[label])
             write_json(path, metrics)
     return metrics
+
+
+def _measured(taken: Mapping[str, float]) -> dict[str, float]:
+    """The median of the whole network, and its quartiles."""
+    return {"measured_ms": taken["median"], "measured_low_ms": taken["low"], "measured_high_ms": taken["high"]}
 
 
 def _place(name: str, label: str, budgets: Collection[str]) -> str:

@@ -172,6 +172,21 @@ def test_score_draws_by_rates_or_from_what_a_run_learned(shell: Shell, task: Pat
     assert "Scored with the original's weights" in out
 
 
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [(["--correlate"], 24), (["--correlate", "--epochs", "2"], 24), (["--correlate", "5"], 5), (["--correlate=7"], 7)],
+)
+def test_correlate_without_a_number_means_24(
+    shell: Shell, task: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], count: int
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("tas.commands.correlate", lambda recipe, folder, count, *rest: asked.append(count))
+    assert shell("score", task / "tiny.yaml", *given)[0] == 0
+    assert asked[0] == count
+    assert shell("score", task / "tiny.yaml", "--correlate", "2")[0] == 2
+    assert shell("space", "--correlate")[0] == 2
+
+
 def test_score_correlates_in_the_folder_of_the_run(shell: Shell, task: Path) -> None:
     code, out, _ = shell("score", task / "tiny.yaml", "--correlate", 3, "--out", task / "run")
     assert code == 0

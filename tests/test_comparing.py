@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from test_methods import chain
@@ -18,11 +19,12 @@ from tas.comparing import compare, searches
 from tas.errors import BadRecipe, Infeasible
 from tas.exporting import save
 from tas.methods.baselines import magnitude, random, uniform
+from tas.methods.storages import kept
 from tas.objectives import top1, top5
 from tas.outcomes import original_of_cells, rows_of, spread, verdict
 from tas.preparation import prepare
 from tas.recipe import Recipe, parse
-from tas.reporting import comparison
+from tas.reporting import comparison, pictures
 from tas.space import Choice, Factor, LayerCost, SearchSpace, Term
 from tas.timing import interleaved
 
@@ -291,7 +293,7 @@ def test_rows_are_means_with_the_best_and_what_is_within_noise_of_it() -> None:
     found = {"metric": "err", "higher_is_better": False, "original": originals, "latency": {}}
     rows = {row["row"]: row for row in rows_of({**found, "cells": listed})}
     assert {name: row["verdict"] for name, row in rows.items()} == {"a": "best", "b": "within noise", "c": ""}
-    assert rows["a"]["err"] == {"mean": 5.0, "sd": pytest.approx(math.sqrt(2)), "values": [4.0, 6.0]}
+    assert rows["a"]["err"] == {"mean": 5.0, "sd": pytest.approx(math.sqrt(2)), "values": [4.0, 6.0], "lost": 0}
     assert rows["a"]["speedup"] == pytest.approx(2.0)
     assert rows["a"]["compression"] == 3.0
     assert {row["row"]: row["verdict"] for row in rows_of({**found, "cells": listed, "higher_is_better": True})} == {
@@ -335,6 +337,52 @@ def test_facts_that_change_from_seed_to_seed_are_shown_as_a_range() -> None:
     rows = rows_of({**found, "cells": listed})
     assert rows[1]["differs"] == {"epochs": "21 to 23"}
     assert [row["verdict"] for row in rows] == ["best", "best"]  # equal to the last digit
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan, math.inf])
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_metric_that_is_no_number_is_named_and_never_best(nothing: float | None, higher: bool) -> None:
+    values = {"a": [9.0, 9.5], "b": [nothing, 9.9 if higher else 0.1], "c": [nothing, nothing]}
+    listed = [cell(name, seed, value) for name, two in values.items() for seed, value in enumerate(two)]
+    originals = original_of_cells([{"err": 3.0, "loss": nothing, "macs": 101, "params": 12}])
+    found = {"metric": "err", "higher_is_better": higher, "original": originals, "latency": {}, "cells": listed}
+    found |= {"rows": rows_of(found), "budgets": {"b": {"macs": 51, "params": 4}}}
+    by_name = {row["row"]: row for row in found["rows"]}
+    assert {name: row["verdict"] for name, row in by_name.items()} == {"a": "best", "b": "one seed", "c": ""}
+    assert (by_name["b"]["err"]["mean"], by_name["c"]["err"]["mean"]) == (values["b"][1], None)
+    _, shown = comparison.comparison_rows(found, "b")
+    assert shown[2][-1] == "err is no number in 1 of 2 seeds; one seed"
+    assert (shown[3][1], shown[3][-1]) == ("no number", "err is no number in 2 of 2 seeds")
+    assert comparison.seed_rows(found)[1][2][3] == "no number"
+    assert pictures.curves(found["rows"], originals, "err").count("<svg") == 1
+    alone = {**found, "cells": listed[4:]}
+    assert [row["verdict"] for row in rows_of(alone)] == [""]
+    assert pictures.curves(rows_of(alone), {**originals, "err": None}, "err")
+
+
+@pytest.mark.parametrize("storage", ["journal:{}/studies.journal", "sqlite:///{}/studies.db"])
+def test_cells_of_two_budgets_and_seeds_have_studies_of_their_own_in_one_storage(tmp_path: Path, storage: str) -> None:
+    where = storage.format(tmp_path)
+    method = {"method": "optuna", "candidates": 3, "startup": 2, "images": 32, "calibration_images": 32}
+    asked = recipe_in(tmp_path, budgets=["60%", "80%"], methods=[{**method, "storage": where}])
+    found = compare(asked, tmp_path / "run")
+    with kept(where) as opened:
+        studies = {name: optuna.load_study(study_name=name, storage=opened).trials for name in names_in(opened)}
+    assert len(studies) == 4
+    assert all(name.startswith("tas-") for name in studies)
+    assert all(len(trials) >= 3 for trials in studies.values())
+    searched = {(c["budget"], c["seed"]) for c in found["cells"] if c["row"] == "optuna"}
+    assert len(searched) == 4
+    again = compare(asked, tmp_path / "run")
+    assert again["cells"] == found["cells"]
+    with kept(where) as opened:
+        assert {name: len(optuna.load_study(study_name=name, storage=opened).trials) for name in names_in(opened)} == {
+            name: len(trials) for name, trials in studies.items()
+        }
+
+
+def names_in(storage: Any) -> list[str]:
+    return sorted(optuna.get_all_study_names(storage))
 
 
 # Global magnitude.
@@ -438,3 +486,9 @@ def test_a_student_folder_is_no_comparison(tmp_path: Path) -> None:
     save(TinyNet(), tmp_path / "student")
     with pytest.raises(BadRecipe, match="neither empty nor a run folder"):
         compare(recipe_in(tmp_path), tmp_path / "student")
+
+
+def test_latency_is_not_measured_at_a_batch_that_the_images_do_not_fill(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, budgets=["60%"], seeds=[0], latency_batch=10_000)
+    found = compare(recipe, tmp_path / "run")
+    assert {batch for one in found["latency"].values() for batch in one} == {"1", str(found["images"]["test"])}

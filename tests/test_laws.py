@@ -84,7 +84,7 @@ FOUND = {
     "standardised_with_a_gain": (2, 0),
     "norm_inside_every_head": (1, 0),
     "linear_network": (2, 0),
-    "local_response": (1, 0),
+    "local_response": (2, 0),
     "channel_softmax_and_layer_norm": (2, 0),
     "batch_of_three": (2, 0),
     "sizes_equal_to_channels": (2, 0),

@@ -61,7 +61,7 @@ def measure_latency(
         for done in range(table.rounds, rounds):
             order = sorted(forwards)
             random.Random(done).shuffle(order)
-            table = _with_round(table, {key: _once(forwards[key], device, calls[key]) for key in order})
+            table = _with_round(table, {key: once(forwards[key], device, calls[key]) for key in order})
             if file is not None:
                 write(table, file)
             if progress:
@@ -82,11 +82,11 @@ def measured_whole(
             order = list(range(len(forwards)))
             random.Random(done).shuffle(order)
             for index in order:
-                taken[index].append(_once(forwards[index], device, calls[index]))
+                taken[index].append(once(forwards[index], device, calls[index]))
     return [tuple(samples) for samples in taken]
 
 
-def _once(forward: Forward, device: torch.device, calls: int) -> float:
+def once(forward: Forward, device: torch.device, calls: int) -> float:
     """Milliseconds, as one round has them."""
     return 1e3 * min(seconds(forward, device, calls) for _ in range(_TRIES))
 

@@ -11,7 +11,7 @@ from tas.files import write_text
 from tas.reporting import pictures
 from tas.reporting.forgetting import forgetting_parts
 from tas.reporting.page import read_json, write_page
-from tas.reporting.tables import short
+from tas.reporting.tables import decimal, short
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -69,10 +69,10 @@ def comparison_rows(found: Mapping[str, Any], budget: str) -> Table:
         + [str(len(spreads[metric]["values"])), ""]
     ]
     for row in rows:
-        cells = [row["row"], *(_mean(row[name]) for name in tops), f"{row[metric]['mean'] - original[metric]:+.2f}"]
+        cells = [row["row"], *(_mean(row[name]) for name in tops), _beyond(row[metric]["mean"], original[metric])]
         cells += [short(row["macs"]), f"{row['speedup']:.2f}", f"{row['compression']:.2f}"]
         cells += [_milliseconds(row["latency"], batch) for batch in batches]
-        shown.append([*cells, str(len(row["seeds"])), _remarks(row, found["budgets"][budget])])
+        shown.append([*cells, str(len(row["seeds"])), _remarks(row, metric, found["budgets"][budget])])
     return header, shown
 
 
@@ -81,7 +81,7 @@ def seed_rows(found: Mapping[str, Any]) -> Table:
     metric = found["metric"]
     header = ["budget", "network", "seed", metric, "MACs", "params"]
     rows = [
-        [cell["budget"], cell["row"], str(cell["seed"]), f"{cell[metric]:.2f}", short(cell["macs"])]
+        [cell["budget"], cell["row"], str(cell["seed"]), decimal(cell[metric]), short(cell["macs"])]
         + [short(cell["params"])]
         for cell in found["cells"]
     ]
@@ -134,8 +134,10 @@ def _of(found: Mapping[str, Any], budget: str) -> list[dict[str, Any]]:
     return [row for row in found["rows"] if row["budget"] == budget]
 
 
-def _remarks(row: Mapping[str, Any], limits: Mapping[str, float]) -> str:
+def _remarks(row: Mapping[str, Any], metric: str, limits: Mapping[str, float]) -> str:
     said, noise = [], [name for name in ("best", "original") if row[_BESIDE[name]] == "within noise"]
+    if row[metric]["lost"]:
+        said.append(f"{metric} is no number in {row[metric]['lost']} of {len(row['seeds'])} seeds")
     if row["verdict"] in ("best", "one seed"):
         said.append(row["verdict"])
     if noise:
@@ -148,7 +150,11 @@ def _remarks(row: Mapping[str, Any], limits: Mapping[str, float]) -> str:
 
 
 def _mean(value: Mapping[str, Any]) -> str:
-    return f"{value['mean']:.2f}" + ("" if value["sd"] is None else f" ± {value['sd']:.2f}")
+    return decimal(value["mean"]) + ("" if value["sd"] is None else f" ± {value['sd']:.2f}")
+
+
+def _beyond(one: float | None, other: float | None) -> str:
+    return "–" if one is None or other is None else f"{one - other:+.2f}"
 
 
 def _milliseconds(latency: Mapping[str, Any], batch: str) -> str:

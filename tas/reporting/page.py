@@ -48,11 +48,13 @@ def _content(folder: Path) -> dict[str, Any]:
     }
     if space and len(students) == 1:
         drawn = {"Sizes before and after": pictures.sizes(space, *students.values()), **drawn}
+    if space and len(students) > 1:
+        drawn = {"Sizes at each budget": pictures.beside(space, students), **drawn}
     several = any("front" in row for row in candidates)
     return {
         "title": run["title"],
         "summary": _summary(metrics, metric),
-        "result": tables.result_rows(metrics, metric) if metrics else None,
+        "result": tables.page_rows(metrics, metric) if metrics else None,
         "synthesis": synthesis_parts(folder, run["stages"].get("synthesize")),
         "correlations": _correlations(agreement) if agreement else None,
         "starts": _starts(run["stages"].get("initialize"), metric),
@@ -121,10 +123,17 @@ def students_of(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file, None where there is no such file."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    """The value in a JSON file, None where there is no such file; `BadRecipe` where it is no JSON."""
+    return _parsed(path, path.read_text()) if path.is_file() else None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The values of a file with one JSON value a line, none where there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """The values of a file with one JSON value a line, none where there is no such file; `BadRecipe` as above."""
+    return [_parsed(path, line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _parsed(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as problem:
+        raise BadRecipe(f"{path} must be JSON, as runs write it: {problem}; restore it, or run again") from problem

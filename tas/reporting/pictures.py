@@ -6,7 +6,7 @@ matplotlib paints with marker colours, which are then replaced by the page's CSS
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -128,11 +128,12 @@ def correlation(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
 
 def curves(rows: Sequence[Mapping[str, Any]], original: Mapping[str, Any], metric: str) -> str:
     """Mean and standard deviation over MACs, a line a row of the comparison's tables; a dotted line marks the
-    original."""
+    original. Rows without a number are left out."""
+    rows = [row for row in rows if row[metric]["mean"] is not None]
     with _style():
         figure, axes = _figure("curves", 3.8)
         names = list(dict.fromkeys(row["row"] for row in rows))
-        apart = 0.006 * max(row["macs"] for row in rows) / 1e6  # bars would hide each other
+        apart = 0.006 * max((row["macs"] for row in rows), default=0) / 1e6  # bars would hide each other
         for number, name in enumerate(names):
             mine = sorted((row for row in rows if row["row"] == name), key=lambda row: row["macs"])
             shift = (number - (len(names) - 1) / 2) * apart
@@ -141,11 +142,66 @@ def curves(rows: Sequence[Mapping[str, Any]], original: Mapping[str, Any], metri
             look: dict[str, Any] = {"marker": "osD^vX"[number % 6], "linestyle": ("-", "--", ":")[number // 3 % 3]}
             spreads = [row[metric]["sd"] or 0.0 for row in mine]
             axes.errorbar(*places, spreads, color=colour, label=name, markersize=5, capsize=2, linewidth=1, **look)
-        axes.axhline(original[metric], color=_FAINT, linestyle=":", label="original")
+        if original[metric] is not None:
+            axes.axhline(original[metric], color=_FAINT, linestyle=":", label="original")
         axes.locator_params(axis="x", nbins=6)
         axes.set(xlabel="million MACs", ylabel=f"{metric} on test images")
-        figure.legend(loc="outside upper left", ncols=3, fontsize=8)
+        if rows or original[metric] is not None:
+            figure.legend(loc="outside upper left", ncols=3, fontsize=8)
         return _svg(figure)
+
+
+def runs(points: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Every network of several runs over MACs: a colour and a marker a run, students filled and joined by a line,
+    baselines hollow, originals faint."""
+    with _style():
+        figure, axes = _figure("runs", 3.8)
+        names = list(dict.fromkeys(point["run"] for point in points))
+        for name, kind in dict.fromkeys((point["run"], point["network"]) for point in points):
+            mine = [point for point in points if (point["run"], point["network"]) == (name, kind)]
+            mine.sort(key=lambda point: point["macs"])
+            marker, colour = _look(names.index(name))
+            student = kind == "student"
+            look: dict[str, Any] = {"marker": marker, "color": _FAINT if kind == "original" else colour}
+            look |= {"fillstyle": "full", "label": name} if student else {"fillstyle": "none", "linestyle": "none"}
+            macs = [point["macs"] / 1e6 for point in mine]
+            values, spreads = ([point[key] for point in mine] for key in ("value", "spread"))
+            axes.errorbar(macs, values, spreads, markersize=6, capsize=2, linewidth=1, **look)
+        axes.locator_params(axis="x", nbins=6)
+        axes.set(xlabel="million MACs", ylabel=f"{metric} on test images", xlim=(0, None))
+        axes.set_title("filled: students; hollow: baselines; grey: originals", fontsize=8, loc="left")
+        figure.legend(loc="outside upper left", ncols=_columns(names), fontsize=8)
+        return _svg(figure)
+
+
+def beside(space: Mapping[str, Any], columns: Mapping[str, Mapping[str, int]]) -> str:
+    """What several students keep of each size, a row a choice, a marker a student."""
+    with _style():
+        choices = space["choices"]
+        figure, axes = _figure("beside", 1.1 + 0.22 * len(choices) + 0.14 * len(columns))
+        full = [choice.get("original", choice["candidates"][-1]) for choice in choices]
+        axes.barh(range(len(choices)), 1.0, color=_FAINT, alpha=0.35, height=0.72)
+        for number, (name, kept) in enumerate(columns.items()):
+            marker, colour = _look(number)
+            parts = [kept[choice["name"]] / size for choice, size in zip(choices, full, strict=True)]
+            rows = [row + 0.4 * ((number + 0.5) / len(columns) - 0.5) for row in range(len(choices))]
+            axes.plot(parts, rows, marker=marker, color=colour, linestyle="none", markersize=4.5, label=name)
+        axes.set_yticks(range(len(choices)), [choice["name"] for choice in choices], fontsize=8)
+        axes.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+        axes.set_ylim(len(choices) - 0.4, -0.6)
+        axes.set_xlim(0, 1.05)
+        figure.legend(loc="outside upper left", ncols=_columns(columns), fontsize=8)
+        return _svg(figure)
+
+
+def _columns(names: Iterable[str]) -> int:
+    """Of a legend as wide as a picture."""
+    return 1 if max(map(len, names)) > 24 else 2
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Marker and colour of the n-th of several."""
+    return "osD^vX"[number % 6], (_MAIN, _OTHER, _INK)[number % 3]
 
 
 def standalone(picture: str) -> str:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 Rows = Mapping[str, Mapping[str, Any]]
 
-_MILLISECONDS = {"latency_ms": "latency, ms", "measured_ms": "measured, ms"}  # by the table, and whole
+_MILLISECONDS = {"latency_ms": "latency, ms", "measured_ms": "measured, ms"}  # by the table, and whole (quartiles)
 
 
 def short(number: float) -> str:
@@ -70,8 +70,34 @@ def result_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]
         rows.append(
             [name, f"{decimal(row[metric])}{spread}", difference, short(row["macs"]), short(row["params"]), share]
         )
-        rows[-1] += [f"{row[key]:.3g}" if key in row else "–" for key in timed]
+        rows[-1] += [milliseconds(row, key) for key in timed]
     return [*header, *(_MILLISECONDS[key] for key in timed)], rows
+
+
+def page_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]:
+    """The same for the page, which has room for the size of the weights on disk."""
+    header, rows = result_rows(metrics, metric)
+    sizes = [size_on_disk(row) for row in metrics.values()]
+    return [*header, "on disk"], [[*cells, size] for cells, size in zip(rows, sizes, strict=True)]
+
+
+def milliseconds(row: Mapping[str, Any], key: str) -> str:
+    """ "2.31", or "2.31 (2.29–2.40)" where quartiles are known; a dash where nothing was measured."""
+    if key not in row:
+        return "–"
+    low, high = (row.get(key.replace("_ms", end)) for end in ("_low_ms", "_high_ms"))
+    spread = f" ({digits(low)}–{digits(high)})" if is_number(low) and is_number(high) else ""
+    return f"{digits(row[key])}{spread}"
+
+
+def digits(value: float) -> str:
+    """Three digits: "0.890", "1.40", "112"."""
+    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
+
+
+def size_on_disk(row: Mapping[str, Any]) -> str:
+    """Of the weights; a dash where a run has not noted it."""
+    return f"{row['bytes'] / 1e6:.2f} MB" if "bytes" in row else "–"
 
 
 def start_rows(decided: Mapping[str, Any], metric: str) -> tuple[list[str], list[list[str]]]:
@@ -104,60 +130,8 @@ def feasibility_rows(feasibility: Rows) -> tuple[list[str], list[list[str]]]:
     if "latency_ms" in largest:
         header += ["ms", "of ms"]
         for cells, row in zip(rows, feasibility.values(), strict=True):
-            cells += [f"{row['latency_ms']:.3g}", f"{row['latency_ms'] / largest['latency_ms']:.1%}"]
+            cells += [digits(row["latency_ms"]), f"{row['latency_ms'] / largest['latency_ms']:.1%}"]
     return header, rows
-
-
-def latency_rows(layers: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """The rows of `tas latency`: what each layer takes, and with an architecture what it takes there."""
-    header = ["layer", "ms", "of latency", "of MACs"]
-    if layers and "ms_there" in layers[0]:
-        header += ["ms there", "MACs kept", "latency kept", ""]
-    rows = []
-    for row in layers:
-        rows.append([row["layer"], f"{row['ms']:.4f}", f"{row['of_latency']:.1%}", f"{row['of_macs']:.1%}"])
-        if "ms_there" in row:
-            kept = [f"{row[key]:.0%}" if row[key] is not None else "–" for key in ("macs_kept", "latency_kept")]
-            rows[-1] += [f"{row['ms_there']:.4f}", *kept, "MACs fell, latency did not" if row["idle"] else ""]
-    return header, rows
-
-
-def latency_tables(found: Mapping[str, Any]) -> list[Any]:
-    """All of `tas latency`."""
-    offset, scale = found["offset_ms"], found["scale"]
-    lines: list[Any] = [
-        latency_rows(found["layers"]),
-        feasibility_rows(found["feasibility"]),
-        f"Measured on {found['machine']['device']}, torch {found['machine']['torch']}.",
-        f"{found['pieces']} distinct pieces, {found['rounds']} rounds, spread {found['spread']:.1%} (half the distance "
-        f"of the quartiles). A network takes {offset:.4f} ms + {scale:.2f} x the sum of its pieces.",
-        f"The table: {found['table']}",
-    ]
-    if found["spread"] > 0.05:
-        lines.append("Too noisy: measure more rounds, or on a quieter machine.")
-    if checked := found.get("check"):
-        aim = "too noisy to tell" if checked["too_noisy"] else "beside networks that the table has not seen"
-        lines += [
-            check_rows(checked),
-            f"Spearman {checked['spearman']:.3f}, median error {checked['error']:.1%} ({checked['error_fitted']:.1%} "
-            f"after a fit to them), spread {checked['spread']:.1%}: {aim}.",
-        ]
-    return lines
-
-
-def check_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """A latency table beside networks that it has not seen."""
-    pairs = zip(found["predicted"], found["measured"], strict=True)
-    rows = [
-        [
-            f"{said:.3f}",
-            f"{true['median']:.3f}",
-            f"{true['low']:.3f}-{true['high']:.3f}",
-            f"{said / true['median'] - 1:+.1%}",
-        ]
-        for said, true in pairs
-    ]
-    return ["table, ms", "measured, ms", "quartiles", "error"], rows
 
 
 def choice_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -66,7 +66,9 @@ def _owned(network: nn.Module) -> int:
 def law_3(original: nn.Module, traced: Traced, inputs: Any, close: Close) -> None:
     before = {name: tensor.clone() for name, tensor in original.state_dict().items()}
     supernet = Supernet(traced).eval()
-    close("law 3", supernet(inputs, one_hot(traced.space.original())), _outputs(original, inputs))
+    with same_noise():
+        whole = supernet(inputs, one_hot(traced.space.original()))
+    close("law 3", whole, _outputs(original, inputs))
     train_a_little(supernet.train(), inputs, [traced.space.largest(), traced.space.smallest()])
     for name, tensor in original.state_dict().items():
         assert torch.equal(tensor, before[name]), f"law 3: training a supernet changed {name} of the original"
@@ -87,9 +89,10 @@ def law_4(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close,
 
 
 def _outputs(network: nn.Module, inputs: Any) -> Any:
-    """In eval mode, leaving nothing behind: a cache of results with gradients could not be copied any more."""
+    """In eval mode, with the same random numbers, leaving nothing behind: a cache of results with gradients could not
+    be copied any more."""
     args, kwargs = as_call(inputs)
-    with unchanged(network.modules()):
+    with unchanged(network.modules()), same_noise():
         return network.eval()(*args, **kwargs)
 
 
@@ -144,15 +147,17 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _keep_is_a_prefix_of_the_permuted(
     traced: Traced, architecture: Architecture, inputs: Any, close: Close, generator: torch.Generator
 ) -> None:
-    orders = _orders(traced, generator)
-    keep = {name: sorted(order[: traced.groups[name].kept(architecture)]) for name, order in orders.items()}
-    arranged = {name: keep[name] + [u for u in range(traced.sizes[name]) if u not in keep[name]] for name in orders}
+    arrangement = orders(traced, generator)
+    keep = {name: sorted(order[: traced.groups[name].kept(architecture)]) for name, order in arrangement.items()}
+    arranged = {
+        name: keep[name] + [u for u in range(traced.sizes[name]) if u not in keep[name]] for name in arrangement
+    }
     picked = extract(traced, architecture, keep=keep)
     leading = extract(permute(traced, arranged), architecture)
     close("law 4 (keep)", _outputs(picked, inputs), _outputs(leading, inputs))
 
 
-def _orders(traced: Traced, generator: torch.Generator) -> dict[str, list[int]]:
+def orders(traced: Traced, generator: torch.Generator) -> dict[str, list[int]]:
     free = [(name, size) for name, size in traced.sizes.items() if name not in traced.ordered]
     return {name: torch.randperm(size, generator=generator).tolist() for name, size in free}
 
@@ -179,8 +184,8 @@ def law_5(space: SearchSpace, generator: torch.Generator) -> None:
         assert same, f"law 5: gradient of {measure} {ours}, finite difference {slope}"
 
 
-def law_6(original: nn.Module, traced: Traced, inputs: Any, close: Close, generator: torch.Generator) -> None:
-    reordered = permute(traced, _orders(traced, generator)).network
+def law_6(original: nn.Module, traced: Traced, inputs: Any, close: Close, orders: dict[str, list[int]]) -> None:
+    reordered = permute(traced, orders).network
     close("law 6", _outputs(reordered, inputs), _outputs(original, inputs))
 
 
@@ -206,10 +211,13 @@ def law_8(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close,
         with without_noise(supernet.network):
             if traced.exact:
                 student, wide = extract(supernet, chosen[1]), drawn_wide(supernet, traced, one_hot(chosen[1]), inputs)
-                close(f"law 8 (one candidate, training {training})", wide, student(*args, **kwargs))
+                with same_noise():
+                    alone = student(*args, **kwargs)
+                close(f"law 8 (one candidate, training {training})", wide, alone)
             leaves, draw = _draw(traced, generator, extremes=not training)
             reference = drawn_wide(supernet, traced, draw, inputs)
-            fast = supernet(inputs, draw)
+            with same_noise():
+                fast = supernet(inputs, draw)
         close(f"law 8 (training {training})", fast, reference)
         ours, theirs = (
             torch.autograd.grad(_square(output), [*leaves.values()], allow_unused=True, retain_graph=True)

@@ -165,7 +165,8 @@ class _Wide:
 
     def run(self, inputs: Any) -> Any:
         args, kwargs = as_call(inputs)
-        return functional_call(self.network, self.scaled, args, kwargs, tie_weights=False)
+        with same_noise():
+            return functional_call(self.network, self.scaled, args, kwargs, tie_weights=False)
 
 
 def _is_plain(module: nn.Module) -> bool:

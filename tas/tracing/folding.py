@@ -18,6 +18,7 @@ from tas.tracing.regions import Region
 from tas.tracing.units import Units
 
 Carries = Callable[[Value], bool]
+_ZEROS = {"zeros", "new_zeros", "zeros_like"}
 
 
 def fold_widths(recorder: Recorder, units: Units) -> tuple[dict[str, tuple[Site, ...]], list[tuple[Rows, str]]]:
@@ -69,6 +70,7 @@ class _Carried:
         self._units = units
         self._known: dict[int, tuple[Value, frozenset[str]]] = {}
         self._summed: dict[int, list[tuple[int, frozenset[str], Site | None]]] = {}
+        self._zeros = _zeros(recorder)
         self.records: dict[str, list[Record]] = defaultdict(list)
         for record in recorder.records:
             names = (units.groups_of(rows) for _, rows, _ in record.contracted)
@@ -81,6 +83,10 @@ class _Carried:
             self._known[id(value)] = (value, names)
         return self._known[id(value)][1]
 
+    def factored(self, value: Value, choice: str) -> bool:
+        """Whether a factor on the channels of a choice matters to a value."""
+        return value.real and value.made_by not in self._zeros and choice in self(value)
+
     def along(self, rows: Rows) -> frozenset[str]:
         return self._units.groups_of(rows)
 
@@ -91,13 +97,23 @@ class _Carried:
         return self._summed[record.index]
 
 
+def _zeros(recorder: Recorder) -> set[int]:
+    """The records that give zeros, which any factor leaves as they are: memory that is then written into."""
+    found: set[int] = set()
+    for record in recorder.records:
+        shown = record.flow == "pass" and record.inputs and all(value.made_by in found for value in record.inputs)
+        if shown or record.operator in _ZEROS:
+            found.add(record.index)
+    return found
+
+
 def _fold_width(
     recorder: Recorder, carried: _Carried, uses: Mapping[Site, set[int]], choice: str
 ) -> tuple[tuple[Site, ...], str]:
     """The sites of a choice, and why there are none that serve."""
 
     def carries(value: Value) -> bool:
-        return value.real and choice in carried(value)
+        return carried.factored(value, choice)
 
     def scales(site: Site) -> bool:
         return choice in carried.along(recorder.tensors[site[0]][site[1]])
@@ -173,7 +189,7 @@ def _spread(carried: _Carried, choice: str, marked: set[int]) -> tuple[dict[int,
     reached: dict[int, set[int]] = {}
     conflict: set[int] = set()
     for record in carried.records[choice]:
-        mine = [value for value in record.inputs if value.real and choice in carried(value)]
+        mine = [value for value in record.inputs if carried.factored(value, choice)]
         paths = [reached.get(value.made_by, set()) for value in mine]
         source = set().union(*paths)
         summed = any(choice in names for _, names, _ in carried.summed(record))
@@ -195,6 +211,7 @@ def _keeps_factor(record: Record, mine: list[Value], factored: list[bool]) -> bo
         return all(factored) and len(mine) == len(record.inputs)
     if record.flow == "multiply":
         return sum(factored) == 1
-    if record.flow == "pass":  # slopes of a prelu are no operand
-        return all(f or any(value.sites) for f, value in zip(factored, mine, strict=True))
+    if record.flow == "pass":
+        slopes = "prelu" in record.operator  # they are no operand
+        return all(f or (slopes and any(value.sites)) for f, value in zip(factored, mine, strict=True))
     return record.flow == "product" and len(record.scales) < 2  # the bias of a depthwise layer would lack the factor

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tas.tracing import pieces, pointwise, products, recurrent, views
+from tas.tracing import comparisons, lines, pieces, pointwise, products, recurrent, spatial, transforms, views
 from tas.tracing.recording import Handler, Recorder
 
 HANDLERS: dict[str, Handler] = {
@@ -16,13 +16,22 @@ HANDLERS: dict[str, Handler] = {
     **products.HANDLERS,
     **views.HANDLERS,
     **pieces.HANDLERS,
+    **spatial.HANDLERS,
+    **lines.HANDLERS,
+    **comparisons.HANDLERS,
+    **transforms.HANDLERS,
     **recurrent.HANDLERS,
 }
 
 
 def unknown(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
-    """No handler: everything that reaches the operator, or comes from it, stays as it is."""
+    """No handler: everything that reaches the operator stays as it is."""
     inputs = [a for a in tree_leaves((args, options)) if isinstance(a, Tensor)]
+    if not inputs:
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.dtype.is_floating_point:
+                views.counted(t, tensor)
+        return
     for tensor in inputs:
         t.freeze(*t.rows(tensor), why=f"tas has no handler for {t.current.operator}")
     for tensor in tree_leaves(out):

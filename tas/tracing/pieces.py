@@ -54,6 +54,7 @@ def split(t: Recorder, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 
     for part in out:
         stop = start + part.shape[dim]
         t.put(part, [*rows[:dim], None if whole is None else whole[start:stop], *rows[dim + 1 :]])
+        t.keep_origin(x, part, _but(x.dim(), dim))
         if whole is not None and len(out) > 1:
             t.apart.append(whole[start:stop])
         if equal and whole is not None:
@@ -62,12 +63,18 @@ def split(t: Recorder, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 
     t.current.flow = "pass"
 
 
+def _but(dims: int, dim: int) -> list[int | None]:
+    """The dimensions that parts of a tensor show whole: all but the one along which they are taken."""
+    return [None if d == dim else d for d in range(dims)]
+
+
 def unbind(t: Recorder, out: Sequence[Tensor], x: Tensor, dim: int = 0) -> None:
     dim %= x.dim()
     rows = t.rows(x)
     t.freeze(rows[dim], why="taken apart one by one")
     for part in out:
         t.put(part, rows[:dim] + rows[dim + 1 :])
+        t.keep_origin(x, part, [d for d in range(x.dim()) if d != dim])
     t.current.flow = "pass"
 
 
@@ -76,6 +83,7 @@ def select(t: Recorder, out: Tensor, x: Tensor, dim: int, _: int) -> None:
     rows = t.rows(x)
     t.freeze(rows[dim], why="one position is picked")
     t.put(out, rows[:dim] + rows[dim + 1 :])
+    t.keep_origin(x, out, [d for d in range(x.dim()) if d != dim])
     t.current.flow = "pass"
 
 
@@ -97,6 +105,7 @@ def slice_(
     if cut is not None and out.shape[dim] == 1:
         t.freeze(cut, why="one position is picked")
     t.put(out, [*rows[:dim], cut if out.shape[dim] > 1 else None, *rows[dim + 1 :]])
+    t.keep_origin(x, out, range(x.dim()) if len(range(n)[start:stop:step]) == n else _but(x.dim(), dim))
     t.current.flow = "pass"
 
 
@@ -117,46 +126,6 @@ def pad(t: Recorder, out: Tensor, x: Tensor, amounts: Sequence[int], value: floa
     t.current.flow = "pass" if not value else "other"
 
 
-def scrambled(t: Recorder, out: Any, x: Tensor, *args: Any, **_: Any) -> None:
-    """roll, flip: the touched dimensions must stay whole."""
-    name = t.current.operator
-    dims = args[-1] if name == "flip" or len(args) > 1 else range(x.dim())
-    rows = t.rows(x)
-    t.freeze(*(rows[d] for d in dims), why="positions change places")
-    t.put(out, rows)
-    t.current.flow = "pass"
-
-
-def along(t: Recorder, out: Any, x: Tensor, *args: Any, **options: Any) -> None:
-    """cumsum, sort, topk, argsort ...: of the dimension along which it goes nothing may be cut. Of the others it takes
-    every position by itself."""
-    operator, rows = t.current.operator.rstrip("_"), t.rows(x)
-    at = 1 if operator == "topk" else 0  # behind the number to be picked
-    dim = options.get("dim", args[at] if len(args) > at else -1)
-    if rows:
-        t.freeze(rows[dim], why="all positions are needed")
-        rows[dim] = None
-    for tensor in tree_leaves(out):
-        if isinstance(tensor, Tensor):
-            t.put(tensor, rows)
-    t.current.flow = "pass" if operator == "cumsum" else "other"
-
-
-def gather(t: Recorder, out: Tensor, x: Tensor, dim: int, index: Tensor, **_: Any) -> None:
-    """Positions along a dimension, listed for each position of the others, of which the first ones are taken."""
-    if not x.dim():
-        return
-    rows, listed = t.rows(x), t.rows(index)
-    t.freeze(rows[dim], why="all positions are needed")
-    for d in range(x.dim()):
-        if d != dim % x.dim() and index.shape[d] == x.shape[d]:
-            t.unify(rows[d], listed[d])
-        else:
-            t.freeze(rows[d], listed[d] if d != dim % x.dim() else None, why="the first positions are picked")
-    t.put(out, [part if d == dim % x.dim() else rows[d] for d, part in enumerate(listed)])
-    t.current.flow = "pass"
-
-
 def index(t: Recorder, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> None:
     t.put(out, _indexed(t, x, indices))
     t.current.flow = "pass"
@@ -169,6 +138,12 @@ def index_put(t: Recorder, out: Tensor, x: Tensor, indices: Sequence[Tensor | No
         if d <= len(written) and values.shape[-d] > 1:
             t.unify(written[-d], part)
     t.put(out, t.rows(x))
+    t.current.flow = "pass"
+
+
+def masked_select(t: Recorder, out: Tensor, x: Tensor, mask: Tensor) -> None:
+    t.freeze(*t.rows(x), *t.rows(mask), why="picked by a mask")
+    t.put(out, [None])
 
 
 def _indexed(t: Recorder, x: Tensor, indices: Sequence[Tensor | None]) -> list[Rows]:
@@ -192,14 +167,6 @@ def _indexed(t: Recorder, x: Tensor, indices: Sequence[Tensor | None]) -> list[R
     return kept[:at] + [None] * width + kept[at:]
 
 
-def index_select(t: Recorder, out: Tensor, x: Tensor, dim: int, _: Tensor) -> None:
-    rows = t.rows(x)
-    t.freeze(rows[dim], why="picked by an index")
-    rows[dim] = None
-    t.put(out, rows)
-    t.current.flow = "pass"
-
-
 def roi_align(t: Recorder, out: Any, x: Tensor, regions: Tensor, *_: Any) -> None:
     """torchvision's roi_align, roi_pool: regions of pictures; channels stay."""
     rows = t.rows(x)
@@ -216,6 +183,17 @@ def embedding(t: Recorder, out: Tensor, weight: Tensor, indices: Tensor, *_: Any
     t.current.flow, t.current.scales = "product", t.site(weight, 1)
 
 
+def embedding_bag(t: Recorder, out: Sequence[Tensor], weight: Tensor, *rest: Any) -> None:
+    """Sums, means or maxima of rows; behind them, what a gradient needs."""
+    rows = t.rows(weight)
+    weights = (part for tensor in rest if isinstance(tensor, Tensor) for part in t.rows(tensor))
+    t.freeze(rows[0], *weights, why="rows of an embedding")
+    for tensor in out[1:]:
+        t.put(tensor, [None] * tensor.dim())
+    t.put(out[0], [None, rows[1]])
+    t.current.flow, t.current.scales = "product", t.site(weight, 1)
+
+
 HANDLERS: dict[str, Handler] = {
     "cat": cat,
     "stack": stack,
@@ -224,12 +202,10 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(["select", "select_copy"], select),
     **dict.fromkeys(["slice", "slice_copy"], slice_),
     **dict.fromkeys(["constant_pad_nd", "pad"], pad),
-    **dict.fromkeys(["roll", "flip"], scrambled),
-    **dict.fromkeys(["cumsum", "cumprod", "logcumsumexp", "sort", "argsort", "topk"], along),
-    "gather": gather,
     **dict.fromkeys(["index", "_unsafe_index"], index),
     **dict.fromkeys(["index_put", "_unsafe_index_put", "_index_put_impl"], index_put),
-    "index_select": index_select,
+    "masked_select": masked_select,
     **dict.fromkeys(["roi_align", "roi_pool"], roi_align),
     "embedding": embedding,
+    **dict.fromkeys(["_embedding_bag", "_embedding_bag_forward_only"], embedding_bag),
 }

@@ -1,4 +1,4 @@
-"""Handlers of the operators that treat every channel alone: elementwise, norms, pooling, reductions."""
+"""Handlers of the operators that treat every channel alone: elementwise, norms, reductions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ _ZERO_STAYS_ZERO = {
     *("relu", "leaky_relu", "silu", "gelu", "hardswish", "tanh", "elu", "celu", "selu", "mish", "abs", "neg", "square"),
     *("dropout", "native_dropout", "clone", "detach", "alias", "_to_copy", "contiguous", "sign", "sin", "erf", "sqrt"),
     *("prelu", "_prelu_kernel", "rrelu_with_noise", "copy", "round", "floor", "trunc", "hardshrink", "softshrink"),
+    *("complex", "_conj", "_neg_view", "conj_physical", "_conj_physical"),
 }
-_SAME_TENSOR = {"clone", "detach", "alias", "_to_copy", "contiguous"}
+_SAME_TENSOR = {"clone", "detach", "alias", "_to_copy", "contiguous", "_conj"}
 _MORE_POINTWISE = {
     *("copy", "lerp", "native_dropout", "clamp", "hardtanh", "_to_copy", "clone", "masked_fill", "where", "addcmul"),
     *("addcdiv", "zeros_like", "ones_like", "rand_like", "empty_like", "full_like", "randn_like", "bernoulli", "alias"),
     *("detach", "lift_fresh", "lift_fresh_copy", "contiguous", "rrelu_with_noise", "fill", "zero", "nan_to_num"),
     *("hardswish", "hardsigmoid", "silu", "mish", "gelu", "elu", "leaky_relu", "polar", "normal", "uniform", "random"),
+    *("exponential", "geometric", "cauchy", "log_normal", "log_sigmoid_forward", "complex", "_conj", "_neg_view"),
+    *("conj_physical", "_conj_physical", "bucketize"),
 }
 
 
@@ -37,6 +40,8 @@ def pointwise(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
         t.current.flow = "add" if not any(numbers) else "other"
     elif name == "mul":
         t.current.flow = "multiply"
+        if t.sums_over_one:
+            t.current.products = [list(zip(out.shape, t.rows(out), strict=True))]
     elif name == "div":
         t.current.flow = "multiply" if len(inputs) < 2 or not any(t.carries(r) for r in t.rows(inputs[1])) else "other"
     elif name in ("hardtanh", "clamp"):
@@ -141,17 +146,18 @@ def group_norm(t: Recorder, out: Any, x: Tensor, weight: Any, bias: Any, *sizes:
     t.current.scales = t.scaling(*((w, 0) for w in tensors))
 
 
-def over_space(t: Recorder, out: Any, x: Tensor, *_: Any, **__: Any) -> None:
-    """Pooling, resizing, mirror padding: channels stay, what lies behind them is spatial."""
-    name = t.current.operator
-    spatial = next((n for n in (1, 2, 3) if f"{n}d" in name), 2)
-    at = x.dim() - spatial
-    rows = t.rows(x)
-    t.freeze(*rows[at:], why="a spatial size")
-    for tensor in tree_leaves(out):
-        if isinstance(tensor, Tensor):
-            t.put(tensor, rows[:at] + [None] * (tensor.dim() - at))
-    t.current.flow = "pass"
+def cross(t: Recorder, out: Tensor, a: Tensor, b: Tensor, *, dim: int = -1) -> None:
+    t.freeze(t.rows(a)[dim], t.rows(b)[dim], why="three coordinates")
+    broadcast(t, out, [a, b])
+    t.current.flow = "multiply"
+
+
+def searched(t: Recorder, out: Tensor, edges: Tensor, x: Tensor, **_: Any) -> None:
+    """searchsorted: of every number its place among sorted ones."""
+    t.freeze(t.rows(edges)[-1], why="all positions are needed")
+    for part, mine in zip(t.rows(edges)[:-1], t.rows(x), strict=False):
+        t.unify(part, mine)
+    t.put(out, t.rows(x))
 
 
 def along(t: Recorder, out: Any, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
@@ -182,12 +188,12 @@ def reduction(t: Recorder, out: Any, x: Tensor, *args: Any, **options: Any) -> N
             else:
                 t.put(tensor, [r for d, r in enumerate(rows) if d not in gone])
     mixed = [rows[d] for d in gone if t.carries(rows[d])]
-    if name == "sum" and mixed:
+    if name in ("sum", "nansum") and mixed:
         t.current.flow = "product"
         t.current.contracted = tuple((0, part, None) for part in mixed)
     elif mixed:
         t.mark_inexact(f"reduced over channels: {t.current.where()}", *mixed)
-    elif name in ("mean", "sum", "amax", "max"):
+    elif name in ("mean", "sum", "nansum", "amax", "max", "amin", "min", "aminmax"):
         t.current.flow = "pass"
 
 
@@ -205,22 +211,23 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(["native_layer_norm", "_fused_rms_norm", "rms_norm"], layer_norm),
     "native_group_norm": group_norm,
     "_weight_norm_interface": weight_norm,
-    **dict.fromkeys(
-        [
-            *(f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("avg", "max", "adaptive_avg", "_adaptive_avg")),
-            *(f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("adaptive_max",)),
-            *(f"max_pool{n}d_with_indices" for n in (2, 3)),
-            *(f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d")),
-            *("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_nearest_exact2d", "grid_sampler_2d"),
-            *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"),
-        ],
-        over_space,
-    ),
+    "linalg_cross": cross,
+    "searchsorted": searched,
     **dict.fromkeys(["_softmax", "_safe_softmax", "_log_softmax", "softmax"], along),
     **dict.fromkeys(
         [
             *("mean", "sum", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "norm", "prod"),
-            *("linalg_vector_norm", "logsumexp", "argmax", "argmin", "any", "all"),
+            *(
+                "linalg_vector_norm",
+                "logsumexp",
+                "argmax",
+                "argmin",
+                "any",
+                "all",
+                "nansum",
+                "aminmax",
+                "count_nonzero",
+            ),
         ],
         reduction,
     ),

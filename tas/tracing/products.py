@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -77,6 +78,56 @@ def _grouped(
     axes = (channels, given), (channels // groups, inside[1])
     t.grouped[t.current.module] = axes
     return t.identities.canonical(made), t.identities.canonical(inside[1])
+
+
+def deformed_convolution(
+    t: Recorder,
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    bias: Tensor,
+    *rest: Any,
+) -> None:
+    """torchvision's deform_conv2d: offsets and masks belong to points of the picture and taps of the kernel."""
+    groups, offset_groups, given = rest[6], rest[7], t.rows(x)
+    t.freeze(*t.rows(offset)[1:], *t.rows(mask)[1:], why="one position a tap of the kernel")
+    t.freeze(*given[2:], why="a spatial size")
+    if offset_groups > 1:
+        sizes = [offset_groups, x.shape[1] // offset_groups]
+        t.identities.factor(given[1], sizes, t.current.where(), [False, True])
+    convolution(t, out, x, weight, bias, [1, 1], None, None, False, None, groups)
+
+
+def trilinear(
+    t: Recorder, out: Tensor, a: Tensor, weight: Tensor, b: Tensor, *expanded: Sequence[int], **_: Any
+) -> None:
+    """Three tensors with dimensions of one put in, multiplied and summed (nn.Bilinear: a, weight [out, a, b], b)."""
+    *ones, summed = expanded[:4]
+    n = a.dim() + len(ones[0])
+    grid: list[Axis] = []
+    for axis in range(n):
+        parts: list[Axis] = []
+        for x, put_in in zip((a, weight, b), ones, strict=True):
+            if axis not in put_in:
+                d = axis - sum(other < axis for other in put_in)
+                parts.append((x.shape[d], t.rows(x)[d]))
+        size = max(part[0] for part in parts)
+        alike = [rows for m, rows in parts if m == size]
+        for other in alike[1:] if size > 1 else ():
+            t.unify(alike[0], other)
+        grid.append((size, alike[0]))
+    t.put(out, [rows for axis, (_, rows) in enumerate(grid) if axis not in summed])
+    t.current.products, t.current.flow = [grid], "product"
+    t.current.scales = t.site(weight, 0) if 0 not in summed else ()
+    columns = {axis: next(iter(t.site(weight, axis - len(ones[1]))), None) for axis in summed}
+    t.current.contracted = tuple(
+        (place, grid[axis][1], columns[axis])
+        for axis in summed
+        for place, put_in in ((0, ones[0]), (2, ones[2]))
+        if axis not in put_in
+    )
 
 
 def linear(t: Recorder, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -156,6 +207,8 @@ def dot(t: Recorder, out: Tensor, a: Tensor, b: Tensor) -> None:
 
 HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(["convolution", "_convolution", "mkldnn_convolution"], convolution),
+    "deform_conv2d": deformed_convolution,
+    "_trilinear": trilinear,
     "linear": linear,
     **dict.fromkeys(["mm", "bmm", "mv"], matmul),
     **dict.fromkeys(["addmm", "baddbmm", "addmv"], added_matmul),

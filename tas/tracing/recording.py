@@ -24,6 +24,7 @@ from tas.tracing.whole import Whole
 Handler = Callable[..., None]
 _OWN = f"{Path(__file__).parent}/"
 _TORCH = f"{Path(torch.__file__).parent}/"
+_ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "pow", "remainder", "fmod", "floor_divide"}
 _TORCHS = ("aten", "prims", "torchvision", "")  # namespaces of operators; the last: functions that count as one
 
 
@@ -73,7 +74,7 @@ class Recorder(Watching):
             self._first_name[name] = first.setdefault(id(tensor), name)
             if tensor in self._rows:
                 self.tensors[name] = self._rows[tensor]
-            elif tensor.dtype.is_floating_point:
+            elif is_real(tensor):
                 rows = tuple(self.identities.fresh(n) if n > 1 else None for n in tensor.shape)
                 self._rows[tensor] = self.tensors[name] = rows
                 self._origin[tensor] = (name, tuple(range(tensor.dim())))
@@ -92,6 +93,11 @@ class Recorder(Watching):
 
     def unify(self, left: Rows, right: Rows) -> None:
         self.identities.unify(left, right, self.current.where())
+
+    @property
+    def sums_over_one(self) -> bool:
+        """Whether the operator at work is an `einsum` over one position: a product, though computed elementwise."""
+        return self._whole.summing
 
     def made_by(self, tensor: Tensor) -> Record | None:
         """The record that computed a tensor last."""
@@ -157,7 +163,8 @@ class Recorder(Watching):
     def tie_heads(self, name: str, module: nn.MultiheadAttention) -> None:
         """torch's own attention computes the head size as embedding // heads: the embedding is heads x head size."""
         why = f"the embedding is heads x head size: {name}"
-        given, made_of = (self.rows(w)[1] for w in (module.in_proj_weight, module.out_proj.weight))
+        reads = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight
+        given, made_of = (self.rows(weight)[1] for weight in (reads, module.out_proj.weight))
         self.tie_counts(given, made_of, why)
         sizes = [module.num_heads, module.embed_dim // module.num_heads]
         inside = self.identities.factor(made_of, sizes, why, [True, True])[1]
@@ -242,7 +249,7 @@ class Recorder(Watching):
         for bits in before:
             union |= bits
         index = len(self.records)
-        (source, owners), numbers = self._called_from(), fractions((args, given))
+        (source, owners), numbers = self._called_from(), numbers_in(operator, (args, given))
         self.current = Record(index, operator, self._stack[-1], source, values, union, tuple(before), owners, numbers)
         for tensor in inputs:
             known = self._origin.get(tensor)
@@ -305,7 +312,7 @@ class Recorder(Watching):
     def _value(self, tensor: Tensor) -> Value:
         made_by = max(self._maker.get(tensor, -1), self._written.get(_storage(tensor), (-1, 0))[0])
         sites = tuple(next(iter(self.site(tensor, d)), None) for d in range(tensor.dim()))
-        return Value(tuple(tensor.shape), tuple(self.rows(tensor)), made_by, tensor.dtype.is_floating_point, sites)
+        return Value(tuple(tensor.shape), tuple(self.rows(tensor)), made_by, is_real(tensor), sites)
 
     def _ancestors(self, tensor: Tensor) -> int:
         return int(self._descends.get(tensor, 0)) | self._written.get(_storage(tensor), (-1, 0))[1]
@@ -329,7 +336,7 @@ def _hooks(recorder: Recorder) -> Iterator[None]:
         name = recorder._stack.pop()
         first, values, taken, at, alone = opened.pop()
         recorder.spans.append(Span(name, first, len(recorder.records), values))
-        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+        if isinstance(module, nn.MultiheadAttention):
             recorder.tie_heads(name, module)
         nones = len(output) - 1 if type(output) is tuple and all(other is None for other in output[1:]) else -1
         made = output[0] if nones >= 0 else output
@@ -369,11 +376,24 @@ def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.named_buffers(remove_duplicate=False)
 
 
-def fractions(tree: Any) -> tuple[float, ...]:
-    """The floating-point numbers among an operator's arguments."""
+def is_real(tensor: Tensor) -> bool:
+    """Whether it holds numbers that a factor makes sense for: real or complex, as opposed to whole."""
+    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
+
+
+def numbers_in(operator: str, tree: Any) -> tuple[float, ...]:
+    """The numbers among an operator's arguments that it computes with: fractions, and whole ones in arithmetic (sizes
+    and dimensions elsewhere)."""
+    kinds = (float, int) if operator.rstrip("_") in _ARITHMETIC else (float,)
+    return tuple(_numbers(tree, kinds))
+
+
+def _numbers(tree: Any, kinds: tuple[type, ...]) -> Iterator[float]:
     if isinstance(tree, (tuple, list, dict)):  # torch's own flattening takes a third of a replay
-        return tuple(f for part in (tree.values() if isinstance(tree, dict) else tree) for f in fractions(part))
-    return (tree,) if isinstance(tree, float) else ()
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            yield from _numbers(part, kinds)
+    elif type(tree) in kinds:
+        yield tree
 
 
 def _tensors(tree: Any) -> list[Tensor]:

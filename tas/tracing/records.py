@@ -26,7 +26,7 @@ class Value:
     shape: tuple[int, ...]
     rows: tuple[Rows, ...]
     made_by: int
-    real: bool  # of floating point
+    real: bool  # of floating point, or complex
     sites: tuple[Site | None, ...]  # for each dimension, the parameter dimension that it shows, if it shows one
 
     def axes(self) -> list[Axis]:

@@ -30,7 +30,7 @@ def give_way(
     follow  one attribute serves several sizes, and the code asked for what it now says: they become one
     tie     the code computes a factor from the width of an input (`C // heads`): width and product become one
     merge   one attribute serves several sizes, or several factors of what is split: they become one
-    ratio   the code takes width // n positions of a dimension: its parts keep their ratios
+    part    the code takes a whole fraction of a width (`[: C // 2]`): all such parts become equal
     freeze  the sizes that the code did not follow; else everything at the operator, and before it
     """
     return (
@@ -145,22 +145,6 @@ def _merge_factors(recorder: Recorder, record: Record) -> bool:
     return False
 
 
-def _tie_parts(recorder: Recorder, record: Record) -> bool:
-    """Of a slice: the parts that are taken from its dimension, by this operator and others."""
-    if record.operator != "slice":
-        return False
-    for (n, rows), (m, part) in zip(record.inputs[0].axes(), record.outputs[0].axes(), strict=True):
-        if n == m or not recorder.carries(part):
-            continue
-        whole: Any = recorder.identities.canonical(rows)
-        known = [p for p in map(recorder.identities.canonical, recorder.apart) if p is not None]
-        parts = sorted((p for p in known if np.isin(p, whole).all()), key=len)
-        why = f"its size is a share of a width: {record.where()}"
-        pairs = [(np.repeat(parts[0], len(p) // len(parts[0]), 0), p) for p in parts if len(p) % len(parts[0]) == 0]
-        return sum(recorder.tie_counts(less, p, why) for less, p in pairs if not same(less, p)) > 0
-    return False
-
-
 def _merge(recorder: Recorder, rule: AttributeRule, records: list[Record]) -> bool:
     """Make all sizes one that the attribute is used for, at these records and where its module cuts or shapes."""
     if rule.was != rule.full:
@@ -174,11 +158,33 @@ def _merge(recorder: Recorder, rule: AttributeRule, records: list[Record]) -> bo
     return sum(recorder.tie_counts(served[0], rows, why) for rows in served[1:]) > 0  # all of them, not any
 
 
+def _tie_parts(recorder: Recorder, record: Record) -> bool:
+    """Also at the same place of the other calls of modules of the class."""
+    changed = _equal_parts(recorder, record)
+    for span in reversed(_enclosing(recorder, record)[-1:]):
+        for twin, _ in _twins(recorder, record, span):
+            changed |= _equal_parts(recorder, twin)
+    return changed
+
+
+def _equal_parts(recorder: Recorder, record: Record) -> bool:
+    if record.operator != "slice":
+        return False
+    changed = False
+    for (whole, rows), (part, _) in zip(record.inputs[0].axes(), record.outputs[0].axes(), strict=True):
+        known = recorder.identities.canonical(rows)
+        if known is not None and part < whole and whole % part == 0:
+            why = f"a part of it is a fraction of the width: {record.where()}"
+            parts = [known[at : at + part] for at in range(part, whole, part)]
+            changed |= sum(recorder.tie_counts(known[:part], other, why) for other in parts) > 0  # all of them, not any
+    return changed
+
+
 def _freeze_asked(
     recorder: Recorder, record: Record, asked: Sequence[int] | None, kept: Callable[[Axis], int], why: str
 ) -> bool:
-    """Of a view, only the dimensions for which the code asked another size than the kept one."""
-    if asked is None or record.operator not in _VIEWS or len(asked) != len(record.outputs[0].shape):
+    """Of a view or expansion, only the dimensions for which the code asked another size than the kept one."""
+    if asked is None or record.operator not in {*_VIEWS, "expand"} or len(asked) != len(record.outputs[0].shape):
         return False
     wrong = [d for d, axis in enumerate(record.outputs[0].axes()) if asked[d] not in (-1, kept(axis))]
     changed = _freeze(recorder, record, wrong, why)

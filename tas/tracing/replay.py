@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tas.tracing.dynamic import Holding
-from tas.tracing.recording import Recorder, fractions
+from tas.tracing.recording import Recorder, numbers_in
 from tas.tracing.records import Axis, Record, Span
 from tas.tracing.watching import Watching
 from tas.tracing.whole import Whole
@@ -106,7 +106,7 @@ class Replay(Watching):
                 if 1 in wanted and sorted(tensor.shape) == sorted(wanted):
                     return self._stray(out)  # einsum moves sizes of one elsewhere
                 raise _Differs(f"it gives {tuple(tensor.shape)} where {wanted} was due")
-        if record.numbers != fractions((args, kwargs)):  # a scale computed from the head size, say
+        if record.numbers != numbers_in(record.operator, (args, kwargs)):  # a scale computed from the head size, say
             self.recorder.mark_inexact(f"a number follows a width: {record.where()}")
         self.position += 1
         self.asked = None

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from tas.tracing.identity import Array, Rows
 
 Cut = dict[int, Tensor | int]  # by dimension: kept positions, or how many of the first ones
+_SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")  # of attention over keys of another width
 UnitRows = Mapping[str, tuple[Rows, ...]]  # tensor name -> units of every dimension
 
 
@@ -75,11 +76,17 @@ def layer_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], g
         return {"normalized_shape": tuple(weight)}
     if isinstance(module, nn.GroupNorm) and weight is not None:
         return {"num_channels": weight[0]}
-    if isinstance(module, nn.Embedding) and weight is not None:
+    if isinstance(module, nn.Bilinear) and weight is not None:
+        return {"out_features": weight[0], "in1_features": weight[1], "in2_features": weight[2]}
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and weight is not None:
         return {"num_embeddings": weight[0], "embedding_dim": weight[1]}
-    if isinstance(module, nn.MultiheadAttention) and "in_proj_weight" in shapes:
-        width, heads = shapes["in_proj_weight"][1], groups if groups is not None else module.num_heads
-        return {"embed_dim": width, "kdim": width, "vdim": width, "num_heads": heads, "head_dim": width // heads}
+    if isinstance(module, nn.MultiheadAttention):
+        read = ("in_proj_weight",) * 3 if "in_proj_weight" in shapes else _SEPARATE
+        (width, keys, values), heads = (
+            (shapes[name][1] for name in read),
+            module.num_heads if groups is None else groups,
+        )
+        return {"embed_dim": width, "kdim": keys, "vdim": values, "num_heads": heads, "head_dim": width // heads}
     if isinstance(module, nn.PReLU) and weight is not None:
         return {"num_parameters": weight[0]}
     return _recurrent_attributes(module, shapes)

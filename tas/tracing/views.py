@@ -83,18 +83,19 @@ def created(t: Recorder, out: Tensor, *_: Any, **__: Any) -> None:
     t.put(out, [_open(t, n) for n in out.shape])
 
 
-def numbered(t: Recorder, out: Tensor, *_: Any, **__: Any) -> None:
-    """arange, linspace: the code chose how many, and each has its number. Only the first ones can be kept, and where
-    numbers are divided by their count all of them are others then."""
-    if out.dtype.is_floating_point:
+def counted(t: Recorder, out: Tensor) -> None:
+    """arange, linspace ...: of a size that the code chose, but each position has a number of its own, which goes with
+    its place and not with what it meets there: those keep their order."""
+    if out.dim() == 1:
         created(t, out)
-        t.ordered += [part for part in t.rows(out) if part is not None]
-        t.mark_inexact(f"numbers follow a width: {t.current.where()}", *t.rows(out))
+        if t.current.operator != "arange":
+            t.mark_inexact(f"numbers follow a width: {t.current.where()}", *t.rows(out))
+        t.ordered += [rows for rows in t.rows(out) if rows is not None and not bool((out == out[0]).all())]
 
 
 def eye(t: Recorder, out: Tensor, *_: Any, **__: Any) -> None:
-    """Row i has its one in column i: they go together."""
-    rows = _open(t, min(out.shape))
+    """Rows and columns are the same."""
+    rows = _open(t, out.shape[0])
     t.put(out, [rows, rows] if out.shape[0] == out.shape[1] else [None, None])
 
 
@@ -165,6 +166,37 @@ def unfold(t: Recorder, out: Tensor, x: Tensor, dim: int, *_: Any) -> None:
     t.put(out, [*rows, None])
 
 
+def triangle(t: Recorder, out: Tensor, x: Tensor, *_: Any) -> None:
+    """tril, triu: of matrices."""
+    rows = t.rows(x)
+    t.freeze(*rows[-2:], why="a triangle is cut out")
+    t.put(out, [*rows[:-2], None, None])
+    t.current.flow = "pass"
+
+
+def diagonal(t: Recorder, out: Tensor, x: Tensor, offset: int = 0, first: int = 0, second: int = 1) -> None:
+    """Of square matrices, the elements that are in row and column alike."""
+    rows, axes = t.rows(x), (first % x.dim(), second % x.dim())
+    a, b = (rows[axis] for axis in axes)
+    if offset == 0 and x.shape[axes[0]] == x.shape[axes[1]]:
+        t.unify(a, b)
+    else:
+        t.freeze(a, b, why="a diagonal is picked")
+        a = None
+    t.put(out, [*(part for d, part in enumerate(rows) if d not in axes), a])
+    t.current.flow = "pass"
+
+
+def diag_embed(t: Recorder, out: Tensor, x: Tensor, offset: int = 0, first: int = -2, second: int = -1) -> None:
+    rows = t.rows(x)
+    if offset:
+        t.freeze(rows[-1], why="a diagonal is written")
+    rest = iter(rows[:-1])
+    axes = {first % out.dim(), second % out.dim()}
+    t.put(out, [(None if offset else rows[-1]) if d in axes else next(rest) for d in range(out.dim())])
+    t.current.flow = "pass"
+
+
 def glu(t: Recorder, out: Tensor, x: Tensor, dim: int = -1) -> None:
     """One half gates the other: the two must stay equal."""
     rows = t.rows(x)
@@ -191,9 +223,11 @@ HANDLERS: dict[str, Handler] = {
         ],
         created,
     ),
-    **dict.fromkeys(["arange", "linspace", "logspace"], numbered),
     "eye": eye,
     "repeat": repeat,
+    **dict.fromkeys(["tril", "triu"], triangle),
+    **dict.fromkeys(["diagonal", "diagonal_copy"], diagonal),
+    "diag_embed": diag_embed,
     "glu": glu,
     **dict.fromkeys(["as_strided", "as_strided_copy"], strided),
     "pixel_shuffle": pixel_shuffle,

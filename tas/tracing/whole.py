@@ -1,6 +1,8 @@
 """Functions of torch that count as one operator, whatever a device makes of them.
 
 A recurrent layer is an opaque operator on one machine and thousands of small ones, several a time step, on another.
+And `einsum`, which is many operators, computes a sum over one position as an elementwise product: whether it is running
+one is known here alone.
 """
 
 from __future__ import annotations
@@ -18,15 +20,19 @@ NAMES = {getattr(torch, name): name for name in (*_LAYERS, *(f"{layer}_cell" for
 
 class Whole(TorchFunctionMode):
     """Hands calls of these functions to `observe(name, function, args, kwargs)`, which has to run them; `inside` says
-    that one is running, so that what it does goes unobserved."""
+    that one is running, so that what it does goes unobserved. `summing`: an `einsum` over one position is running."""
 
     def __init__(self, observe: Observer) -> None:
         super().__init__()
-        self.observe, self.inside = observe, False
+        self.observe, self.inside, self.summing = observe, False, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in NAMES:
-            return func(*args, **(kwargs or {}))
+            self.summing = func is torch.einsum and sums_over_one(*args)
+            try:
+                return func(*args, **(kwargs or {}))
+            finally:
+                self.summing = False
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self.inside = True
@@ -36,3 +42,20 @@ class Whole(TorchFunctionMode):
                 self.inside = False
 
         return self.observe(NAMES[func], run, args, kwargs or {})
+
+
+def sums_over_one(equation: Any, *operands: Any) -> bool:
+    """Whether all that an `einsum` of two tensors sums over has size one."""
+    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+    if not isinstance(equation, str) or len(tensors) != 2:
+        return False
+    given, _, made = equation.replace(" ", "").partition("->")
+    first, second = (_sizes(names, x.shape) for names, x in zip(given.split(","), tensors, strict=True))
+    summed = (first.keys() & second.keys()) - set(made)
+    return bool(summed) and all(first[name] == second[name] == 1 for name in summed)
+
+
+def _sizes(names: str, shape: torch.Size) -> dict[str, int]:
+    """Of each letter; what an ellipsis stands for has none."""
+    before, _, behind = names.partition("...")
+    return {**dict(zip(before, shape, strict=False)), **dict(zip(behind[::-1], shape[::-1], strict=False))}
