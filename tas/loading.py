@@ -1,6 +1,7 @@
 """Rebuild a student: call its original's factory, then give every part the student's size. A copy of this file lies in
 every student folder as `load.py`, beside `stand_in.py`: it needs torch and safetensors alone, and raises ValueError."""
 
+import copy
 import json
 import runpy
 from collections.abc import Callable
@@ -53,8 +54,16 @@ def _match_modules(modules: dict[str, nn.Module], records: dict[str, Any]) -> No
 
 
 def _like(old: Any, new: Any) -> Any:
-    """A value read from JSON in the types of the one it replaces: tuples again, and keys that are no text."""
-    if not isinstance(old, list | tuple):
-        return {key: _like(value, new[str(key)]) for key, value in old.items()} if isinstance(old, dict) else new
-    items = map(_like, old, new) if len(old) == len(new) else new
-    return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
+    """A value from JSON in the types of the one it replaces: tuples, keys that are no text, objects of settings."""
+    if isinstance(old, list | tuple):
+        items = map(_like, old, new) if len(old) == len(new) else new
+        return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
+    if not isinstance(new, dict) or old is None:
+        return new
+    made = copy.copy(old)  # modules may share it
+    if isinstance(old, dict):
+        made.update({key: _like(value, new[str(key)]) for key, value in old.items() if str(key) in new})
+        return made
+    for name, value in new.items():
+        object.__setattr__(made, name, _like(getattr(made, name, None), value))  # what is frozen refuses `setattr`
+    return made
