@@ -20,11 +20,11 @@ from typing import Any
 from torch import nn
 
 from tas.data.tensors import digest as data_digest
+from tas.describing import costs, costs_of_original
 from tas.files import write_json
 from tas.initialization import Weights
 from tas.methods import search
 from tas.predictions import predictions, write_predictions
-from tas.preparation import costs, costs_of_original
 from tas.recipe import Distillation, Recipe
 from tas.space import Architecture, Budget
 from tas.stages import Run, judged_on

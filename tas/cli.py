@@ -96,20 +96,20 @@ def space(
     as_json: Json = False,
 ) -> None:
     """What can be searched in a network, what is kept and why, and how small it can become; trains nothing."""
-    from tas import preparation
+    from tas import describing, parts
     from tas.files import write_json
     from tas.reporting import tables
 
     recipe = _recipe(network, overrides, shapes=shape)
-    original = preparation.original_of(recipe.network, recipe.seed)
-    inputs = preparation.example_inputs(recipe.network, original, preparation.data_of_inputs(recipe))
+    original = parts.original_of(recipe.network, recipe.seed)
+    inputs = parts.example_inputs(recipe.network, original, parts.data_of_inputs(recipe))
     start = time.perf_counter()
-    found = preparation.source_of(recipe, original, inputs).space
+    found = parts.source_of(recipe, original, inputs).space
     seconds = time.perf_counter() - start
-    preparation.require_choices(found)
+    describing.require_choices(found)
     asked = [limits for limits in recipe.budgets if limits.macs or limits.params]
-    limits = preparation.budgets_of(found, asked)
-    described = preparation.survey(found, original, inputs, seconds, limits)
+    limits = describing.budgets_of(found, asked)
+    described = describing.survey(found, original, inputs, seconds, limits)
     if out:
         write_json(out, described)
     show(as_json, described, *tables.space_tables(described))
@@ -188,12 +188,10 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train the student of an architecture, and its baselines, by distillation."""
-    from tas.methods.result import architectures_in
+    from tas.methods.result import architecture_in
 
-    given = [] if architecture is None else architectures_in(architecture)
-    if len(given) > 1:
-        raise BadRecipe(f"--architecture takes a file with one architecture, {architecture} holds {len(given)}")
-    _finish(recipe, out, overrides, as_json, architecture=given[0] if given else None)
+    given = None if architecture is None else architecture_in(architecture)
+    _finish(recipe, out, overrides, as_json, architecture=given)
 
 
 @app.command()
@@ -350,7 +348,7 @@ def _recipe_in(path: Path, overrides: list[str] | None) -> Recipe:
 
 def _recipe(name: str, overrides: list[str] | None, shapes: list[str] | None = None) -> Recipe:
     """The recipe of that path; a bare import path becomes one without data and budget."""
-    from tas.preparation import NO_DATA
+    from tas.parts import NO_DATA
     from tas.recipe import parse, read
 
     described = ["network.shape=null", f"network.inputs={json.dumps(shapes)}"] if shapes else []

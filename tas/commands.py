@@ -64,23 +64,23 @@ def plan(recipe: Recipe, as_json: bool) -> None:
 
 def latency(recipe: Recipe, architecture: Path | None, networks: int | None, points: int | None, as_json: bool) -> None:
     """The latency table of a network on the recipe's target, and what it says."""
-    from tas import preparation
+    from tas import describing, parts
     from tas.latency import check
     from tas.latency.explaining import by_layer
     from tas.latency.staircase import divisor, staircases
-    from tas.methods.result import architectures_in
+    from tas.methods.result import architecture_in
     from tas.reporting.latency import latency_tables, plain
     from tas.reporting.progress import Display
 
-    original = preparation.original_of(recipe.network, recipe.seed)
-    inputs = preparation.example_inputs(recipe.network, original, preparation.data_of_inputs(recipe))
-    traced = preparation.source_of(recipe, original, inputs)
-    preparation.require_choices(traced.space)
-    given = None if architecture is None else architectures_in(architecture)[0]
+    original = parts.original_of(recipe.network, recipe.seed)
+    inputs = parts.example_inputs(recipe.network, original, parts.data_of_inputs(recipe))
+    traced = parts.source_of(recipe, original, inputs)
+    describing.require_choices(traced.space)
+    given = None if architecture is None else architecture_in(architecture)
     if given is not None:
-        preparation.require_member(traced.space, given, f"the architecture in {architecture}")
+        describing.require_member(traced.space, given, f"the architecture in {architecture}")
     with Display().bar("latency") as bar:
-        timed, table = preparation.timed(recipe, traced, lambda done, rounds: bar(done, rounds, ""), always=True)
+        timed, table = parts.timed(recipe, traced, lambda done, rounds: bar(done, rounds, ""), always=True)
     assert table is not None
     checked = check(timed, table, networks) if networks else None
     stairs = staircases(timed, table.target, points, table.rounds) if points else []
@@ -88,14 +88,14 @@ def latency(recipe: Recipe, architecture: Path | None, networks: int | None, poi
     found = {
         "target": asdict(table.target),
         "machine": dict(table.machine),
-        "table": str(preparation.table_file(recipe.latency or Latency(), traced)),
+        "table": str(parts.table_file(recipe.latency or Latency(), traced)),
         "pieces": len(table.samples),
         "rounds": table.rounds,
         "spread": table.spread,
         "offset_ms": offset,
         "scale": scale,
         "layers": by_layer(timed.space, given),
-        "feasibility": preparation.feasibility(timed.space),
+        "feasibility": describing.feasibility(timed.space),
         **({} if checked is None else {"check": {**asdict(checked), "too_noisy": checked.too_noisy}}),
         **({"divisor": divisor(stairs), "staircases": [plain(each) for each in stairs]} if points else {}),
     }

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tas.cells import Student, Work, digest, kept, original_cell, searched, trained
+from tas.describing import budgets_of, costs, costs_of_original
 from tas.errors import BadRecipe
 from tas.files import write_json
 from tas.folder import check_owner, environment
@@ -23,12 +24,13 @@ from tas.initialization import student_at
 from tas.methods.baselines import magnitude, random, uniform
 from tas.outcomes import original_of_cells, rows_of
 from tas.populations import originals, require_populations, write_forgotten
-from tas.preparation import budgets_of, costs, costs_of_original, prepare
+from tas.preparation import prepare
 from tas.recipe import SEARCHES, Recipe, dump
 from tas.reporting.comparison import write_comparison
 from tas.reporting.progress import Display
+from tas.searching import warn_of_scores
 from tas.space import Architecture
-from tas.stages import judged_on, opened, warn_of_scores, weighted
+from tas.stages import judged_on, opened, weighted
 from tas.synthesizing import rival, synthesized
 from tas.teaching import in_epochs, started
 from tas.timing import interleaved
@@ -161,10 +163,12 @@ def _importance(source: Traced, recipe: Recipe) -> dict[str, torch.Tensor]:
 
 
 def _latencies(work: Work, cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of the original, and of every architecture as JSON, at batch 1 and at a larger one: milliseconds, in turns."""
+    """Of the original, and of every architecture as JSON, at batch 1 and at a larger one, which has no
+    more images than there are: milliseconds, in turns."""
     prepared, section = work.current.prepared, work.recipe.compare
     listed = list(dict.fromkeys(Architecture.of(cell["architecture"]) for cell in cells))
-    sizes = sorted({1, section.latency_batch})
+    judged = judged_on(prepared.data)
+    sizes = sorted({1, min(section.latency_batch, len(judged))})
     asked = ["original", *(each.to_json() for each in listed)]
     where = [str(prepared.device), str(torch.get_num_threads()), torch.__version__]
     identity = digest({"of": asked, "sizes": sizes, "repeats": section.latency_repeats, "where": where})
@@ -173,7 +177,7 @@ def _latencies(work: Work, cells: Sequence[Mapping[str, Any]]) -> dict[str, dict
         networks = [work.teacher, *(student_at(work.source, each, "inherit") for each in listed)]
         found: dict[str, dict[str, Any]] = {name: {} for name in asked}
         for size in sizes:
-            inputs, _ = next(judged_on(prepared.data).take(size).batches(size, device=prepared.device))
+            inputs, _ = next(judged.take(size).batches(size, device=prepared.device))
             taken = interleaved(networks, inputs, prepared.device, section.latency_repeats)
             for name, latency in zip(asked, taken, strict=True):
                 found[name][str(size)] = asdict(latency)

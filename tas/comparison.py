@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tas.describing import costs
 from tas.errors import BadNetwork
 from tas.exporting import facts, load, save
 from tas.importing import imported
 from tas.methods.baselines import random, uniform
 from tas.originals import build
-from tas.preparation import costs
 from tas.recipe import Network
 from tas.space import Architecture, Budget
 from tas.stages import Run, judged_on, numbers

@@ -19,17 +19,19 @@ from torch import nn
 from tas.calibration import has_batch_norm
 from tas.correlation import Correlation, by_group, correlations
 from tas.data import Data, Split
+from tas.describing import costs
 from tas.errors import BadRecipe
 from tas.files import read_lines, write_json, write_lines, write_text
 from tas.folder import check_owner
 from tas.judging import drawn
-from tas.preparation import costs, prepare
+from tas.preparation import prepare
 from tas.recipe import Distillation, Recipe
 from tas.reporting import pictures, write_report
 from tas.reporting.progress import Display
 from tas.scoring import Judge, judge, judged, search_splits, unseen
+from tas.searching import warn_of_scores
 from tas.space import Architecture, SearchSpace
-from tas.stages import Run, judged_on, opened, original, warn_of_scores, weighted
+from tas.stages import Run, judged_on, opened, original, weighted
 from tas.teaching import in_epochs, taught
 from tas.training import evaluate
 

@@ -1,5 +1,8 @@
 """What can be wrong with what the user brought. Every message states the rule, the value found, and what to do."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class TasError(Exception):
     """Base of every error that the user can mend; the shell answers it with exit code 2."""
@@ -27,3 +30,16 @@ class BadData(TasError):
 
 class Diverged(TasError):
     """A loss or a weight became something else than a number during a training."""
+
+
+def require_rules(values: Any, rules: Mapping[str, bool], section: str = "") -> None:
+    """`BadRecipe` with the first of the rules that is not kept: a rule says in words, and as a condition, what a field
+    of `values` must be, and begins with the field's name. section: what comes before the name."""
+    for rule, kept in rules.items():
+        if not kept:
+            raise BadRecipe(f"{section}{rule}, got {getattr(values, rule.split()[0])!r}")
+
+
+def least(values: Any, **smallest: int) -> dict[str, bool]:
+    """Rules for `require_rules`: the smallest values of fields."""
+    return {f"{name} is at least {number}": getattr(values, name) >= number for name, number in smallest.items()}

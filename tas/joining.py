@@ -12,7 +12,8 @@ from tas.judging import trained
 from tas.preparation import prepare
 from tas.recipe import read
 from tas.reporting.progress import Display
-from tas.stages import asked_search, weighted
+from tas.searching import asked_search
+from tas.stages import weighted
 from tas.synthesizing import from_run
 
 _STUDIES = ("optuna", "tuned")

@@ -11,19 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tas.cautions import blindness, chance, few_images
 from tas.comparison import saved
+from tas.describing import require_member
 from tas.errors import BadRecipe
 from tas.exporting import SUFFIXES, export, facts, load, note
 from tas.files import rounded
 from tas.fitting import require_judged
+from tas.methods.budgets import table_of
 from tas.originals import build, check_runs
-from tas.preparation import Prepared, data_of, device_of, objective_of, original_of, prepare, require_member
+from tas.parts import data_of, device_of, objective_of, original_of
+from tas.preparation import Prepared, prepare
 from tas.recipe import Recipe
 from tas.reporting.tables import lost_note
 from tas.sampling import sample_many
 from tas.scoring import ranked, score, scored_on
+from tas.searching import candidate_row
 from tas.space import Architecture, Budget, SearchSpace
-from tas.stages import blindness, candidate_row, chance, few_images, judged_on, weighted
+from tas.stages import judged_on, weighted
 from tas.synthesizing import from_run
 from tas.training import evaluate
 
@@ -96,12 +101,10 @@ def _distribution(space: SearchSpace, run: Path) -> Tensor:
         raise BadRecipe(
             f"--from needs the folder of a finished differentiable search, {run} keeps no distribution.json: {problem}"
         ) from problem
-    table = torch.zeros(len(space.choices), max(len(choice.candidates) for choice in space.choices)).double()
-    for row, choice in zip(table, space.choices, strict=True):
-        if len(known.get(choice.name, ())) != len(choice.candidates) or len(known) != len(space.choices):
-            raise BadRecipe(f"the run in {run} must have searched the same space; {choice.name!r} differs")
-        row[: len(choice.candidates)] = torch.tensor(known[choice.name], dtype=torch.float64)
-    return table
+    try:
+        return table_of(space, known)
+    except ValueError as problem:
+        raise BadRecipe(f"the run in {run} must have searched the same space: {problem}") from problem
 
 
 def trained(prepared: Prepared, run: Path | None) -> nn.Module:

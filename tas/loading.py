@@ -34,27 +34,20 @@ def _match_modules(modules: dict[str, nn.Module], records: dict[str, Any]) -> No
     """Remove, silence or resize (in their Python attributes) the modules as recorded; null stands for None."""
     for path in [path for path, record in records.items() if record and path not in modules]:
         raise ValueError(f"{OTHER} it has no module {path!r}")
+    beside = runpy.run_path(f"{Path(__file__).parent}/stand_in.py")
+    stand_in, like = beside["stand_in"], beside["like"]
     gone: tuple[str, ...] = ()  # what lies in a removed or silenced module is not there any more
     for path, module in modules.items():
         record, (owner, _, name) = records.get(path), path.rpartition(".")
         if path.startswith(gone):
             pass
         elif record and type(module).__name__ == record["class"]:
-            vars(module).update({key: _like(vars(module).get(key), size) for key, size in record["sizes"].items()})
+            vars(module).update({key: like(vars(module).get(key), size) for key, size in record["sizes"].items()})
         elif record and record["class"] not in ("Identity", "Threshold", "GraphModule"):
             raise ValueError(f"{OTHER} {path!r} must be a {record['class']}, is a {type(module).__name__}")
         else:
             gone = (*gone, f"{path}.")
-            stand_in = runpy.run_path(f"{Path(__file__).parent}/stand_in.py")["stand_in"]
             options = record and (record["sizes"].get("meta") or {"zeros": record["class"] == "Threshold"})
             setattr(modules[owner], name, stand_in(**options) if options else None)
             if path not in records:
                 delattr(modules[owner], name)
-
-
-def _like(old: Any, new: Any) -> Any:
-    """A value read from JSON in the types of the one it replaces: tuples again, and keys that are no text."""
-    if not isinstance(old, list | tuple):
-        return {key: _like(value, new[str(key)]) for key, value in old.items()} if isinstance(old, dict) else new
-    items = map(_like, old, new) if len(old) == len(new) else new
-    return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)

@@ -12,6 +12,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from tas.forgetting import welch
+
+_ALPHA = 0.05
 Cell = Mapping[str, Any]
 
 
@@ -50,24 +55,29 @@ def original_of_cells(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def verdict(one: Mapping[str, Any], best: Mapping[str, Any]) -> str:
-    """Compared with the best row of a budget, or with the original: "within noise" where the means differ by no more
-    than the pooled spread, sqrt((sd1^2 + sd2^2) / 2), "" where they differ by more or one has no number, "one seed"
-    where there is no spread to go by."""
+    """Compared with the best row of a budget, or with the original: "within noise" where Welch's two-sided t-test of
+    the means does not reach p < 0.05, "" where it does or one has no number, "one seed" where there is no spread.
+    (To compare the means with a pooled standard deviation would call a difference in 29 % of comparisons of equals, at
+    three seeds each.)"""
     if one["mean"] is None or best["mean"] is None:
         return ""
     if one["sd"] is None or best["sd"] is None:
         return "one seed"
-    pooled = math.sqrt((one["sd"] ** 2 + best["sd"] ** 2) / 2)
-    return "within noise" if abs(one["mean"] - best["mean"]) <= pooled else ""
+    test = welch(*(torch.tensor(_numbers(each["values"]), dtype=torch.float64) for each in (one, best)))
+    return "within noise" if test is not None and test.p >= _ALPHA else ""
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
     """Mean (None of no number), standard deviation (None of fewer than two), the values, and how many were "lost": no
     number, which files hold as None."""
-    numbers = [value for value in values if value is not None and math.isfinite(value)]
+    numbers = _numbers(values)
     mean = statistics.fmean(numbers) if numbers else None
     sd = statistics.stdev(numbers) if len(numbers) > 1 else None
     return {"mean": mean, "sd": sd, "values": list(values), "lost": len(values) - len(numbers)}
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 _NOTHING = spread([])

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tas.describing import describe
 from tas.distribution import ArchitectureDistribution
 from tas.initialization import student_at
 from tas.methods import netadapt
 from tas.methods.baselines import uniform
 from tas.objectives import Objective
-from tas.preparation import Prepared, describe
+from tas.preparation import Prepared
 from tas.recipe import Differentiable, NetAdapt, Tuned
 from tas.scoring import search_splits
 from tas.space import Budget
@@ -88,7 +89,7 @@ def _proposals(prepared: Prepared, budget: Budget) -> int:
 
 def _scored_images(search: Any, train: int, scores: int) -> float:
     """Images that pass through candidates, on all rungs of a race; each side has half of the training images."""
-    passes = 2 if getattr(search, "raw", True) else 1
+    passes = 2 if getattr(search, "raw", isinstance(search, Differentiable)) else 1  # raw scores take another
     rungs, keep = getattr(search, "rungs", 1), getattr(search, "keep", 1.0)
     calibration, held_out = (min(count, train / 2) for count in (search.calibration_images, search.images))
     parts = [keep ** (rungs - 1 - rung) for rung in range(rungs)]  # of the images; of the candidates in reverse

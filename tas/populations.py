@@ -16,8 +16,9 @@ from tas.data import Batches, Split
 from tas.errors import BadData, BadRecipe
 from tas.files import write_bytes, write_json
 from tas.forgetting import ENOUGH, exemplars, recall_shifts
+from tas.parts import original_of
 from tas.predictions import read_predictions
-from tas.preparation import Prepared, original_of
+from tas.preparation import Prepared
 from tas.recipe import Recipe
 from tas.reporting.forgetting import FILE, PICTURES, SHOWN, png
 from tas.stages import Run, judged_on, original

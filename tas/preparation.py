@@ -1,38 +1,29 @@
-"""From a recipe to what a run works with: device, data, original, traced space, budget; all checked before training."""
+"""From a recipe to what a run works with, all of it checked before anything is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from tas import cost
-from tas.calibration import modes_restored
-from tas.data import Data, load
+from tas.data import Data
+from tas.describing import budgets_of, require_choices, require_member
 from tas.distillation import LOSSES, find_taps, require_teacher
 from tas.distillation.inversion import require_batch_norm
 from tas.distillation.synthesis import check_settings
-from tas.errors import BadData, BadNetwork, BadRecipe, Untraceable
+from tas.errors import BadData, BadNetwork, BadRecipe
 from tas.fitting import doubts, require_agreement, require_judged
-from tas.importing import imported
-from tas.latency import MEASURE, Table, measure_latency, with_latency
-from tas.latency.table import fingerprint
+from tas.latency import Table
 from tas.methods import optuna_study
-from tas.methods.baselines import uniform
-from tas.objectives import Objective, loss_function, objective
+from tas.objectives import Objective, loss_function
 from tas.originals import build, check_runs, load_weights
-from tas.recipe import DataSource, Latency, Limits, Machine, Network, ObjectiveNames, Recipe, examples
+from tas.parts import data_of, device_of, example_inputs, objective_of, original_of, source_of, timed
+from tas.recipe import Recipe
 from tas.space import Budget, SearchSpace
-from tas.tracing import Traced, trace
-from tas.tracing.independent import independent_macs
-
-NO_DATA = "none"  # the name of the data in a recipe that was made of an import path
-_MEASURES = {"macs": "MACs", "params": "parameters", MEASURE: "latency"}
+from tas.tracing import Traced
 
 
 @dataclass(frozen=True)
@@ -166,198 +157,3 @@ def _check_training(recipe: Recipe, source: Any, outputs: Any, targets: Any) -> 
         early = build(recipe.network.name, recipe.network.kwargs)
         load_weights(early, recipe.initialize.checkpoint, "initialize.checkpoint")
     return soft_loss
-
-
-def timed(
-    recipe: Recipe, source: Any, progress: Callable[[int, int], None] | None = None, always: bool = False
-) -> tuple[Any, Table | None]:
-    """`source` with the latency that the recipe asks for, and its table; `always`: also where it asks for none."""
-    asked = recipe.latency
-    if asked is None and not always and all(b.latency is None and b.latency_ms is None for b in recipe.budgets):
-        return source, None
-    if not isinstance(source, Traced):
-        raise BadRecipe("latency is measured layer by layer of a traced network: leave out network.supernet")
-    asked = asked or Latency()
-    file = table_file(asked, source)
-    table = measure_latency(
-        source, asked.target, points=asked.points, rounds=asked.rounds, file=file, progress=progress
-    )
-    return with_latency(source, table), table
-
-
-def table_file(asked: Latency, source: Traced) -> Path:
-    """Where the latency table of a network lies, or will: every command finds it again."""
-    return Path(asked.table or Path("runs") / f"latency-{fingerprint(source, asked.target)}.json")
-
-
-def source_of(recipe: Recipe, network: nn.Module, inputs: Any) -> Any:
-    if recipe.network.supernet is None:
-        return trace(network, inputs, recipe.space)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return imported(recipe.network.supernet, BadNetwork)(network)
-
-
-def device_of(machine: Machine) -> torch.device:
-    if machine.threads:
-        torch.set_num_threads(machine.threads)
-    if machine.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=machine.device).device
-    except (RuntimeError, AssertionError) as problem:  # torch without CUDA asserts
-        reason = str(problem).splitlines()[0]
-        raise BadRecipe(
-            f"machine.device must be a device of this machine, got {machine.device!r}: {reason}"
-        ) from problem
-
-
-def objective_of(names: ObjectiveNames) -> Objective:
-    return objective(**names.model_dump())
-
-
-def data_of(source: DataSource) -> Data:
-    if source.name == NO_DATA:
-        raise BadData("a network alone has no data: name some with --data and --root, or give a recipe")
-    return load(**source.model_dump())
-
-
-def data_of_inputs(recipe: Recipe) -> Data | None:
-    """The data whose inputs the network is tried on; None where inputs are described, or a network is named alone."""
-    return None if recipe.network.described or recipe.data.name == NO_DATA else data_of(recipe.data)
-
-
-def original_of(section: Network, seed: int = 0) -> nn.Module:
-    """The network of the recipe; where it has no weights, its random start depends on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build(section.name, section.kwargs)
-    if section.weights is not None:
-        load_weights(network, section.weights)
-    return network
-
-
-def example_inputs(section: Network, network: nn.Module, data: Data | None = None) -> Any:
-    """Two inputs, from the data where none are described, that the network has been seen to take.
-
-    The data's are tried in any case: a network that refuses them is told of before a run.
-    """
-    if section.described:
-        check_runs(network, examples(section.described))
-    elif data is None:
-        raise BadRecipe("the shape of an input is needed: give --shape or network.shape, such as 1,3,224,224")
-    inputs = None if data is None else next(data.train.take(2).batches(2))[0]
-    if inputs is not None:
-        check_runs(network, inputs)
-    given = section.shape
-    if isinstance(inputs, Tensor) and given is not None and inputs.shape[1:] != given[1:]:  # costs would be others'
-        raise BadRecipe(
-            f"network.shape is that of the data's inputs, {[1, *inputs.shape[1:]]}, got {list(given)}: "
-            "leave it out, or resize the data (data.size)"
-        )
-    return examples(section.described, batch=2) if section.described else inputs
-
-
-def require_choices(space: SearchSpace) -> None:
-    """`Untraceable` where nothing is left to be searched, with the reasons."""
-    if any(len(choice.candidates) > 1 for choice in space.choices):
-        return
-    reasons = dict.fromkeys(f"{kept.name}: {kept.reason}" for kept in space.kept if kept.stream in ("", kept.name))
-    listed = "; ".join(list(reasons)[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
-    raise Untraceable(
-        f"no choice is left to search, every size is kept. {listed or 'It has no convolution or linear layer.'}"
-    )
-
-
-def require_member(space: SearchSpace, architecture: Mapping[str, int], where: str = "the architecture") -> None:
-    """`BadRecipe` where an architecture is not of the space: which choice is wrong, and what it may be."""
-    try:
-        space.indices(architecture)
-    except ValueError as problem:
-        raise BadRecipe(f"{where} must be of this recipe's space, see `tas space`: {problem}") from problem
-
-
-def budget_of(space: SearchSpace, limits: Limits) -> Budget:
-    return cost.budget(space, limits.slack, **limits.model_dump(exclude={"slack"}))
-
-
-def budgets_of(space: SearchSpace, limits: Sequence[Limits], key: str = "budget") -> dict[str, Budget]:
-    """By what tables call them: "50% of MACs". `BadRecipe` where two are called alike."""
-    whole, found = costs_of_original(space), {}
-    for each in limits:
-        budget = budget_of(space, each)
-        parts = [
-            f"{limit / whole[measure]:.1%} of {_MEASURES.get(measure, measure)}" for measure, limit in budget.limits
-        ]
-        label = ", ".join(parts).replace(".0%", "%")
-        if label in found:
-            raise BadRecipe(f"the budgets in {key} must differ by 0.1 % of the original at least, two are {label}")
-        found[label] = budget
-    return found
-
-
-def costs(space: SearchSpace, architecture: Mapping[str, int]) -> dict[str, float]:
-    """By measure: MACs and parameters, and milliseconds where the space has a latency."""
-    return {m: cost.whole(m, cost.of(space, architecture, m)) for m in _measures(space)}
-
-
-def costs_of_original(space: SearchSpace) -> dict[str, float]:
-    return {m: cost.whole(m, cost.original(space, m)) for m in _measures(space)}
-
-
-def _measures(space: SearchSpace) -> list[str]:
-    return ["macs", "params", *([MEASURE] if MEASURE in cost.measures(space) else [])]
-
-
-def feasibility(space: SearchSpace, budgets: Mapping[str, Budget] | None = None) -> dict[str, dict[str, float]]:
-    """Costs of the smallest, a uniform and the largest architecture: uniform at each budget, else at half width."""
-    budgets = budgets or {}
-    middle = {row_name("uniform", label, budgets): uniform(space, budget) for label, budget in budgets.items()}
-    rows = {"smallest": space.smallest(), **(middle or {"uniform": space.uniform(0.5)}), "largest": space.largest()}
-    found = {name: costs(space, architecture) for name, architecture in rows.items()}
-    bounded = any(choice.size > choice.candidates[-1] for choice in space.choices)
-    return found | ({"original": costs_of_original(space)} if bounded else {})
-
-
-def row_name(name: str, label: str, budgets: Collection[str]) -> str:
-    """What a row of a table is called: by its budget too where there are several."""
-    return name if len(budgets) == 1 else f"{name} at {label}"
-
-
-def describe(space: SearchSpace, budgets: Mapping[str, Budget] | None = None) -> dict[str, Any]:
-    """Plain data for `space.json`; `budgets` are the limits of each, by what tables call it."""
-    limits = {label: dict(budget.limits) for label, budget in (budgets or {}).items()}
-    return {**space.to_dict(), "feasibility": feasibility(space, budgets), "budgets": limits}
-
-
-def survey(
-    space: SearchSpace, network: nn.Module, inputs: Any, seconds: float, budgets: Mapping[str, Budget] | None = None
-) -> dict[str, Any]:
-    """Plain data for `tas space --json`: `describe`, and of the original's MACs, which part the smallest architecture
-    lacks and which part lies in layers that a choice changes; the MACs by the formula and as torch counts them; how
-    many batch norms there are; how long the trace took."""
-    original = costs_of_original(space)
-    with modes_restored(network):
-        counted = independent_macs(network.eval(), inputs)
-    return {
-        **describe(space, budgets),
-        "searchable": {
-            "macs": 1 - cost.macs(space, space.smallest()) / max(original["macs"], 1),
-            "params": 1 - cost.params(space, space.smallest()) / max(original["params"], 1),
-            "layers": _macs_with_choices(space) / max(original["macs"], 1),
-        },
-        "counted": {"formula": original["macs"], "torch": counted},
-        "batch_norms": sum(isinstance(module, _BatchNorm) for module in network.modules()),
-        "seconds": round(seconds, 2),
-    }
-
-
-def _macs_with_choices(space: SearchSpace) -> float:
-    free = {choice.name for choice in space.choices if len(choice.candidates) > 1}
-    changed = {
-        layer.layer
-        for layer in space.costs
-        if layer.measure == "macs" and any(factor.choice in free for term in layer.terms for factor in term.factors)
-    }
-    layers = cost.by_layer(space, space.original())
-    return sum(macs for layer, macs in layers.items() if layer in changed)

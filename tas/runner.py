@@ -13,14 +13,16 @@ from typing import Any, Literal
 
 from tas import loading
 from tas.comparison import baselines, distilled
+from tas.describing import costs_of_original, require_member, row_name
 from tas.errors import BadRecipe
 from tas.files import read_json, write_json
 from tas.folder import check_owner
-from tas.preparation import costs_of_original, prepare, require_member, row_name
+from tas.preparation import prepare
 from tas.recipe import Recipe, read
 from tas.reporting import write_report
 from tas.reporting.progress import Display
-from tas.stages import Run, judged_on, measured, opened, original, searched, weighted
+from tas.searching import measured, searched
+from tas.stages import Run, judged_on, opened, original, weighted
 from tas.synthesizing import rival, synthesized
 
 Stage = Literal["original", "search", "distill"]

@@ -8,6 +8,7 @@ at 75 %: 377 of 378), so `tilt` first moves the mean into the budget's band, cha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -185,6 +186,42 @@ def project(space: SearchSpace, indices: Tensor, budget: Budget, generator: torc
             indices = torch.where(taken[:, None], larger, indices)
             growing |= bool(taken.any())
     return indices
+
+
+def filled(
+    space: SearchSpace,
+    budget: Budget,
+    indices: Tensor,
+    rank: Callable[[int, int], float],
+    movable: Tensor | None = None,
+) -> Tensor:
+    """An architecture [choices] that meets the budget, raised until nothing more fits: one candidate at a time, of the
+    choices that still fit (and are `movable`, bool [choices]) the one with the lowest rank(choice, candidate index)."""
+    last = torch.tensor([len(choice.candidates) - 1 for choice in space.choices], dtype=torch.long)
+    while True:
+        possible = indices < last if movable is None else movable & (indices < last)
+        raised = indices + torch.eye(len(indices), dtype=torch.long)  # row c: choice c is one candidate larger
+        possible = possible & cost.feasible(space, raised.minimum(last), budget)
+        if not possible.any():
+            return indices
+        now = indices.tolist()
+        choice = min(possible.nonzero()[:, 0].tolist(), key=lambda column: rank(column, now[column]))
+        indices = raised[choice]
+
+
+def spent(space: SearchSpace, table: Tensor, budget: Budget, pool: Tensor, number: int) -> list[Architecture]:
+    """Up to `number` distinct architectures out of `pool` [count, choices], which meet the budget: the first one as it
+    is; the next after each has taken what it leaves of the budget, those steps first that cost the least probability of
+    the table; then, where these coincide, the pool's as they are."""
+    steps = table.detach().cpu().double().clamp(min=1e-12).log().diff(dim=-1).neg().tolist()
+    rows = list(dict.fromkeys(map(tuple, pool.tolist())))
+    found = dict.fromkeys([space.architecture(rows[0])])
+    for row in rows:
+        if len(found) < number:
+            start = torch.tensor(row, dtype=torch.long)
+            raised = filled(space, budget, start, lambda choice, index: steps[choice][index])
+            found.setdefault(space.architecture(raised.tolist()))
+    return list(dict.fromkeys([*found, *map(space.architecture, rows)]))[:number]
 
 
 def most_probable(table: Tensor, count: int) -> Tensor:

@@ -1,48 +1,41 @@
-"""The first stages of a run: the original, trained where it came without weights, and the search."""
+"""A run under way, and its first stage: the original, trained where it came without weights."""
 
 from __future__ import annotations
 
-import json
 import math
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from tas.cautions import chance
 from tas.data import Data, Split
-from tas.errors import BadData, BadRecipe
+from tas.describing import describe
+from tas.errors import BadData
 from tas.exporting import load, save
-from tas.files import json_text, rounded, write_json, write_lines
+from tas.files import rounded, write_json
 from tas.folder import RunFolder
 from tas.importance import orders
-from tas.latency import MEASURE, latencies
-from tas.latency.explaining import by_layer
-from tas.latency.measuring import this_machine
+from tas.latency import MEASURE
 from tas.latency.table import write as write_table
-from tas.methods import OnRow, SearchResult, front, search
-from tas.methods.budgets import distinct
-from tas.objectives import Objective
 from tas.originals import build, load_weights
-from tas.preparation import Prepared, costs, describe, original_of
+from tas.parts import original_of
+from tas.preparation import Prepared
 from tas.recipe import Recipe
 from tas.reordering import permute
 from tas.reporting.progress import Display, Events
-from tas.reporting.tables import grouped, lost_note
-from tas.scoring import BlindWarning, Score, search_splits
-from tas.space import Architecture
+from tas.reporting.tables import grouped
 from tas.tracing import Traced
 from tas.training import Progress, TrainingPlan, evaluate, train
-
-_MEMORISED = 99.95  # percent of the held-out training images: no candidate can then be told from another by its errors
 
 
 @dataclass(frozen=True)
 class Run:
+    """A run under way: what it works with, where it is kept, and how it says where it stands."""
+
     prepared: Prepared
     folder: RunFolder
     display: Display
@@ -122,21 +115,6 @@ def original(current: Run, seed: int | None = None) -> tuple[nn.Module, dict[str
     return network, numbers(facts, current)
 
 
-def chance(split: Split, objective: Objective, reached: float | None) -> str:
-    """A warning where a top-1 (percent) of the original on `split` is that of always naming its most frequent class, or
-    within three standard errors above; empty otherwise."""
-    if objective.name != "top1" or split.targets is None or reached is None:
-        return ""
-    often = int(split.targets.bincount().max()) / len(split)
-    if reached > 100 * (often + 3 * math.sqrt(often * (1 - often) / len(split))):
-        return ""
-    return (
-        f"The original classifies {reached:.1f} % of {len(split):,} {split.name} images, within three standard errors "
-        f"of guessing ({100 * often:.1f} %): check its weights, and mean and std of the data. Scores of its parts mean "
-        "nothing."
-    )
-
-
 def _train_original(current: Run, network: nn.Module, plan: TrainingPlan, stage: str, seed: int) -> None:
     prepared, checkpoint = current.prepared, current.folder.checkpoint(stage)
     generator = torch.Generator().manual_seed(seed)
@@ -177,177 +155,6 @@ def _orders(prepared: Prepared, original: nn.Module) -> dict[str, list[int]]:
     with_weights = replace(prepared.source, network=original.cpu())
     generator = torch.Generator().manual_seed(prepared.recipe.seed)
     return orders(with_weights, prepared.recipe.initialize.importance, generator=generator)
-
-
-def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, int] | None) -> dict[str, Architecture]:
-    """The architecture of every budget: `given`, or what the search finds. One budget's is `architecture.json`, those
-    of several are `architectures.json`."""
-    prepared = current.prepared
-    several = len(prepared.budgets) > 1
-    path = current.folder.path / ("architectures.json" if several else "architecture.json")
-
-    def work() -> dict[str, Any]:
-        found = [Architecture.of(given)] if given is not None else _search(current, source, network)
-        facts = [costs(prepared.space, each) for each in found]
-        rows = [
-            {"budget": label, "architecture": dict(each), **its}
-            for label, each, its in zip(prepared.budgets, found, facts, strict=True)
-        ]
-        write_json(path, rows if several else rows[0]["architecture"])
-        return dict(zip(prepared.budgets, facts, strict=True)) if several else facts[0]
-
-    current.staged("search", work)
-    held = json.loads(path.read_text())
-    found = [Architecture.of(row["architecture"]) for row in held] if several else [Architecture.of(held)]
-    if given is not None and found != [Architecture.of(given)]:
-        raise BadRecipe(f"{current.folder.path} holds the student of another architecture; choose another --out")
-    return dict(zip(prepared.budgets, found, strict=True))
-
-
-def measured(current: Run, source: Any, found: Mapping[str, Architecture]) -> dict[str, dict[str, float]]:
-    """Where the run has a latency table of this machine: latency in milliseconds, {"median", "low", "high"}, of the
-    original and of the networks found, measured whole in turns; else nothing."""
-    table = current.prepared.latency
-    if table is None:
-        return {}
-    for label, architecture in found.items():
-        rows = by_layer(current.prepared.space, architecture)
-        if idle := [row["layer"] for row in rows if row["idle"]]:
-            where = f" ({label})" if len(found) > 1 else ""
-            current.warn(
-                f"Layers of the student{where} whose MACs fell, but not their latency, by the table: {', '.join(idle)}."
-            )
-    if table.machine != this_machine(table.target):
-        current.warn(
-            f"The latency table was measured on {table.machine['device']} ({table.machine['node']}), not here: the "
-            "networks found are not measured whole."
-        )
-        return {}
-
-    def work() -> dict[str, Any]:
-        taken = latencies(source, table.target, [current.prepared.space.original(), *found.values()])
-        return {"measured": {name: asdict(one) for name, one in zip(["original", *found], taken, strict=True)}}
-
-    return current.staged("latency", work)["measured"]
-
-
-def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]:
-    prepared, folder = current.prepared, current.folder
-    warn_of_scores(current, network)
-    sizes = {choice.name: choice.size for choice in prepared.space.choices}
-    checkpoint = folder.checkpoint("search")
-    with (
-        current.display.bar("search") as bar,
-        (folder.path / "search.jsonl").open("a") as lines,
-        blindness(current.warn),
-    ):
-
-        def on_row(row: dict[str, Any]) -> None:
-            lines.write(json_text(row) + "\n")
-            lines.flush()
-            bar(row["step"], row["steps"], "")
-            current.events.search(row, sizes)
-
-        results = asked_search(prepared, source, checkpoint, on_row)
-    course = [row for result in results for row in result.course]
-    write_lines(folder.path / "search.jsonl", course)  # without the rows of an interrupted epoch
-    rows = _candidates(prepared, results)
-    write_lines(folder.path / "candidates.jsonl", rows)
-    if lost := lost_note(rows):
-        current.warn(lost)
-    if results[0].probabilities:
-        write_json(folder.path / "distribution.json", dict(results[0].probabilities))
-    if results[0].hyperparameters:
-        write_json(folder.path / "hyperparameters.json", dict(results[0].hyperparameters))
-    checkpoint.unlink(missing_ok=True)
-    return [result.architecture for result in results]
-
-
-def asked_search(prepared: Prepared, source: Any, checkpoint: Path, on_row: OnRow) -> tuple[SearchResult, ...]:
-    """The search of the recipe: a result a budget."""
-    options = asdict(prepared.recipe.search)
-    method = options.pop("method")
-    return search(
-        source,
-        prepared.data,
-        list(prepared.budgets.values()),
-        method,
-        objective=prepared.objective,
-        seed=prepared.recipe.seed,
-        device=prepared.device,
-        checkpoint=checkpoint,
-        on_row=on_row,
-        **options,
-    )
-
-
-def _candidates(prepared: Prepared, results: Sequence[SearchResult]) -> list[dict[str, Any]]:
-    """A row for everything that was scored, best first. Of several budgets, they also say for which of them they were
-    chosen, and whether they lie on the Pareto front of score and cost."""
-    chosen = {result.architecture for result in results}
-    found = distinct([score for result in results for score in result.candidates], prepared.objective)
-    rows = [candidate_row(prepared, score, chosen) for score in found]
-    if len(results) == 1:
-        return rows
-    measure = prepared.budget.limits[0][0]
-    best = set(front(prepared.space, found, measure, prepared.objective))
-    names = list(zip(prepared.budgets, results, strict=True))
-    for row, score in zip(rows, found, strict=True):
-        row["chosen_for"] = [label for label, result in names if result.architecture == score.architecture]
-        row["front"] = score in best
-    return rows
-
-
-@contextmanager
-def blindness(say: Callable[[str], None]) -> Iterator[None]:
-    """`say` what is a `BlindWarning` inside."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", BlindWarning)
-        yield
-    for one in caught:
-        if issubclass(one.category, BlindWarning):
-            say(str(one.message))
-        else:
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-
-
-def few_images(data: Data, images: int, calibration_images: int, seed: int) -> list[str]:
-    """What to say where the halves of the training images hold fewer than a search asks for."""
-    asked = {"search.calibration_images": calibration_images, "search.images": images}
-    halves = zip(asked.items(), search_splits(data, seed), strict=True)
-    return [
-        f"{key} asks for {count:,} images; all {len(half):,} of the {half.name} half of the training images are used."
-        for (key, count), half in halves
-        if len(half) < count
-    ]
-
-
-def warn_of_scores(current: Run, network: nn.Module) -> None:
-    """Say so where there are fewer images than asked for, or where the original knows the held-out training images by
-    heart, on which candidates are scored."""
-    prepared, asked = current.prepared, current.recipe.search
-    for said in few_images(prepared.data, asked.images, asked.calibration_images, current.recipe.seed):
-        current.warn(said)
-    if current.recipe.synthesize is not None:
-        current.warn(
-            "Candidates are scored on images that were synthesized from the original: scores say how far they agree "
-            "with it, not how often they are right."
-        )
-        return
-    if prepared.objective.name != "top1":
-        return
-    held_out = search_splits(prepared.data, current.recipe.seed)[1].take(2000)
-    reached = evaluate(network, held_out, prepared.objective, device=prepared.device)["top1"]
-    if reached >= _MEMORISED:
-        current.warn(
-            f"The original classifies {reached:.1f} % of the held-out training images: it has seen them, so scores "
-            "rank less sharply. Augment the data, or train the original on half of the images."
-        )
-
-
-def candidate_row(prepared: Prepared, score: Score, chosen: Collection[Architecture]) -> dict[str, Any]:
-    row = {**asdict(score), "architecture": dict(score.architecture)}
-    return {**row, **costs(prepared.space, score.architecture), "chosen": score.architecture in chosen}
 
 
 def numbers(facts: Mapping[str, Any], current: Run) -> dict[str, Any]:

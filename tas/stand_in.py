@@ -1,6 +1,9 @@
-"""What stands in for a module that is left out: a copy lies in every student folder, beside the loader."""
+"""What stands in a student for a module that is left out, and for the sizes of the original: a copy lies in every
+student folder, beside the loader."""
 
+import copy
 import operator
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -20,3 +23,19 @@ def stand_in(zeros: bool, argument: int | str = 0, nones: int = -1, alone: bool 
     module = fx.GraphModule(nn.Module(), graph)
     module.meta.update(zeros=zeros, argument=argument, nones=nones, alone=alone)
     return module
+
+
+def like(old: Any, new: Any) -> Any:
+    """A value from JSON in the types of the one it replaces: tuples, keys that are no text, objects of settings."""
+    if isinstance(old, list | tuple):
+        items = map(like, old, new) if len(old) == len(new) else new
+        return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
+    if not isinstance(new, dict) or old is None:
+        return new
+    made = copy.copy(old)  # modules may share it
+    if isinstance(old, dict):
+        made.update({key: like(value, new[str(key)]) for key, value in old.items() if str(key) in new})
+        return made
+    for name, value in new.items():
+        object.__setattr__(made, name, like(getattr(made, name, None), value))  # what is frozen refuses `setattr`
+    return made

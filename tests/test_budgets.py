@@ -59,6 +59,8 @@ def test_probabilities_of_another_space_are_refused() -> None:
     space = chain()
     with pytest.raises(ValueError, match="another space"):
         table_of(space, {**peaked(space), "w0": (0.5, 0.5)})
+    with pytest.raises(ValueError, match="has no choice 'elsewhere'"):
+        table_of(space, {**peaked(space), "elsewhere": (0.5, 0.5)})
     table = table_of(space, peaked(space))
     assert table.shape == (5, 10)
     torch.testing.assert_close(table.sum(-1), torch.ones(5, dtype=torch.float64))

@@ -159,6 +159,15 @@ def test_the_users_batches_pass_through_are_counted_taken_and_dealt() -> None:
         split.take(torch.tensor([0]))
 
 
+def test_batches_in_another_order_every_time_are_not_dealt() -> None:
+    """Else images that score an architecture would have trained its weights in another epoch."""
+    examples = TensorDataset(torch.arange(40.0)[:, None], torch.arange(40) % 10)
+    ordered, shuffled = (as_data(DataLoader(examples, 8, shuffle=shuffle)).train for shuffle in (False, True))
+    assert [len(part) for part in halves(ordered, seeded())] == [16, 24]
+    with pytest.raises(BadData, match="two passes give different ones: pass the Dataset itself"):
+        halves(shuffled, seeded())
+
+
 def test_a_digest_tells_pixels_labels_and_sizes_apart() -> None:
     inputs, labels = torch.arange(40.0), torch.arange(40) % 4
     sources_ = [

@@ -1,11 +1,12 @@
 import json
 import math
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from toys import data, network
+from toys import asked, data, network
 
 import tas
 from search_spaces.cifar_resnet import resnet20
@@ -16,8 +17,8 @@ from tas.distribution import ArchitectureDistribution
 from tas.errors import BadRecipe, Infeasible
 from tas.methods import bilevel, differentiable
 from tas.methods.baselines import uniform
-from tas.methods.differentiable import Settings, candidates, search
-from tas.objectives import Objective, default_objective
+from tas.methods.differentiable import Settings, candidates
+from tas.objectives import Objective, top1
 from tas.space import Budget, Choice, Factor, LayerCost, SearchSpace, Term
 
 DATA = data()
@@ -34,9 +35,13 @@ def run_of(supernet, budget, objective=None, **options) -> bilevel.Run:
     distribution = ArchitectureDistribution(supernet.space, torch.Generator().manual_seed(0))
     optimizers = differentiable._optimizers(supernet, distribution, settings)
     halves = differentiable.search_splits(DATA)
-    judge = objective or default_objective()
-    device = torch.device("cpu")
-    return bilevel.Run(budget, settings, judge, DATA, *halves, 0, device, supernet, distribution, *optimizers, None)
+    rest = {} if objective is None else {"objective": objective}
+    what, device = asked(supernet, DATA, budget, settings, **rest), torch.device("cpu")
+    return bilevel.Run(what, *halves, device, supernet, distribution, *optimizers)
+
+
+def search(*given: Any, **rest: Any) -> tas.SearchResult:
+    return differentiable.search(asked(*given, **rest))
 
 
 class Dial(nn.Module):
@@ -221,6 +226,13 @@ def test_a_checkpoint_of_another_search_is_refused(tmp_path):
         search(source, DATA, budget, Settings(epochs=2, batch=64, candidates=1), checkpoint=path)
     with pytest.raises(BadRecipe, match=r"\['budget', 'seed'\] differ"):
         search(source, DATA, cost.budget(source.space, macs=0.6), short, checkpoint=path, seed=1)
+    other = Objective(nn.functional.cross_entropy, top1, "accuracy")
+    with pytest.raises(BadRecipe, match=r"\['objective'\] differ"):
+        search(source, DATA, budget, short, checkpoint=path, objective=other)
+    with torch.no_grad():
+        source.network.conv.weight.mul_(2)
+    with pytest.raises(BadRecipe, match=r"\['weights'\] differ"):
+        search(source, DATA, budget, short, checkpoint=path)
 
 
 def test_from_scratch_starts_at_other_weights():

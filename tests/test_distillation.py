@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset
 
 from tas.distillation import decoupled, distill, kd, relational, soft_targets
 from tas.errors import BadNetwork, BadRecipe
@@ -218,6 +219,17 @@ def test_other_outputs_need_a_soft_loss_and_work_with_one() -> None:
     assert history[-1]["loss"] < 0.01
     torch.testing.assert_close(student.layer.weight[4], teacher.layer.weight[4], atol=0.05, rtol=0)
     torch.testing.assert_close(student.layer.weight[:4], torch.eye(4).flip(1), atol=0.05, rtol=0)
+
+
+def test_other_outputs_work_with_images_in_memory_too() -> None:
+    inputs = torch.cat([x for x, _ in batches()])
+    data = TensorDataset(inputs, inputs.flip(1))  # of which logits would be kept
+
+    def soft_loss(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return functional.mse_loss(ours["score"], theirs["score"])
+
+    history = distill(Boxes(), Boxes(), data, PLAN, REGRESSION, generator=seeded(), soft_loss=soft_loss)
+    assert history[-1]["loss"] < history[0]["loss"]
 
 
 def test_student_and_teacher_with_other_classes_are_refused() -> None:

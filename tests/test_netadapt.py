@@ -1,22 +1,30 @@
 """NetAdapt: what it proposes, which proposal it takes, and where it ends."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from toys import data, network
+from toys import asked, data, network
 
 import tas
 from tas import cost
-from tas.errors import BadRecipe, Infeasible
-from tas.methods.netadapt import Settings, _worth, proposals, proposed, search, taken_back
+from tas.errors import BadData, BadRecipe, Diverged, Infeasible
+from tas.methods import netadapt
+from tas.methods.netadapt import Settings, _worth, proposals, proposed, taken_back
 from tas.methods.result import Row
 from tas.objectives import default_objective
 from tas.scoring import Score
 from tas.space import Architecture, Budget, Choice, Factor, LayerCost, SearchSpace, Term
 from tas.tracing import Traced
+
+
+def search(*given: Any, **rest: Any) -> tas.SearchResult:
+    return netadapt.search(asked(*given, **rest))
+
 
 QUICK = Settings(reduction=0.15, decay=1.0, steps=2, batch=16, images=64, calibration_images=64)
 
@@ -126,9 +134,47 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(traced: Traced, tmp_pa
         search(traced, data(), budget, QUICK, checkpoint=file, on_row=interrupt)
     resumed = search(traced, data(), budget, QUICK, checkpoint=file)
     assert len(resumed.course) > 1
+    assert resumed == whole
     assert resumed.course == whole.course
     with pytest.raises(BadRecipe, match="of this search"):
         search(traced, data(), budget, replace(QUICK, lr=0.1), checkpoint=file)
+    other = copy.deepcopy(traced.network)
+    with torch.no_grad():
+        other.conv.weight.mul_(2)  # type: ignore[operator, union-attr]
+    with pytest.raises(BadRecipe, match=r"\['weights'\] differ"):
+        search(replace(traced, network=other), data(), budget, QUICK, checkpoint=file)
+    with pytest.raises(BadRecipe, match=r"\['data'\] differ"):
+        search(traced, data(64), budget, QUICK, checkpoint=file)
+
+
+def test_a_search_with_nothing_left_to_do_keeps_its_candidates(traced: Traced, tmp_path: Path) -> None:
+    budget, file = tas.budget(traced.space, macs=0.9), tmp_path / "search.pt"
+    whole = search(traced, data(), budget, QUICK, checkpoint=file)
+    assert len(whole.candidates) > 1
+    assert search(traced, data(), budget, QUICK, checkpoint=file) == whole
+
+
+def test_a_proposal_that_diverges_is_lost_and_never_chosen(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget, real = tas.budget(traced.space, macs=0.7), netadapt.train
+    calls = iter(range(10_000))
+
+    def first_diverges(*given: Any) -> Any:
+        if next(calls) == 0:
+            raise Diverged("the loss is no number")
+        return real(*given)
+
+    monkeypatch.setattr(netadapt, "train", first_diverges)
+    found = search(traced, data(), budget, QUICK)
+    assert [row["lost"] for row in found.course] == [1, *[0] * (len(found.course) - 1)]
+    assert found.course[0]["choice"] != traced.space.choices[0].name
+    assert all(score.valid for score in found.candidates)
+
+    def all_diverge(*given: Any) -> Any:
+        raise Diverged("the loss is no number")
+
+    monkeypatch.setattr(netadapt, "train", all_diverge)
+    with pytest.raises(BadData, match="needs a score that is a number"):
+        search(traced, data(), budget, QUICK)
 
 
 def test_several_budgets_and_options_through_the_one_call(traced: Traced) -> None:

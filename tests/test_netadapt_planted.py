@@ -6,7 +6,7 @@ The network is to give what it gives already, so whatever is read costs somethin
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import Block, Net, data, network
+from toys import Block, Net, asked, data, network
 
 import tas
 from tas.calibration import recalibrate
@@ -69,7 +69,7 @@ def test_channels_that_nothing_reads_go_first(block: int, steps: int) -> None:
     largest = traced.space.largest()
     assert dict(budget.limits)["macs"] < tas.macs(traced.space, {**largest, planted: 12})  # copies do not suffice
     settings = Settings(0.06, 1.0, steps, 32, 1e-5, images=128, calibration_images=128)
-    found = search(traced, own_answers(narrow), budget, settings, objective=OBJECTIVE)
+    found = search(asked(traced, own_answers(narrow), budget, settings, objective=OBJECTIVE))
     sizes = [Architecture.of(row["architecture"])[planted] for row in found.course]
     free = next(number for number, size in enumerate(sizes) if size <= 12)
     assert {row["choice"] for row in found.course[: free + 1]} == {planted}

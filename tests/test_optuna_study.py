@@ -113,6 +113,17 @@ def test_a_measured_latency_is_a_part(source: tas.Traced) -> None:
     assert all(0 < row["latency"] < float("inf") for row in found.course)  # a part of the largest; a busy machine adds
 
 
+def test_latency_needs_no_batch_norm_and_as_many_images_as_its_batch() -> None:
+    plain = network()
+    for name in [name for name, module in plain.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]:
+        plain.set_submodule(name, torch.nn.Identity())
+    source = tas.trace(plain, torch.zeros(2, 1, 8, 8))
+    options = {"measures": ("latency",), "candidates": 1, "latency_repeats": 2}
+    assert searched(source, latency_batch=128, **options).course[0]["latency"] > 0
+    with pytest.raises(BadRecipe, match=r"search\.latency_batch needs .* got 129 of which there are 128"):
+        searched(source, latency_batch=129, **options)
+
+
 def test_warm_starts_come_from_files_of_runs(source: tas.Traced, tmp_path: Path) -> None:
     budget = cost.budget(source.space, macs=0.6)
     learned = tas.search(source, DATA, budget, epochs=1, batch=64, candidates=3, images=48, calibration_images=48)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from tas import preparation, recipe
+from tas import describing, parts, recipe
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {  # by the first word of the file's name
@@ -26,13 +26,13 @@ def test_there_are_recipes() -> None:
 def test_a_recipe_that_ships_is_complete_and_feasible(path: Path) -> None:
     read = recipe.read(path)
     assert read.title
-    original = preparation.original_of(read.network.model_copy(update={"weights": None}), read.seed)
+    original = parts.original_of(read.network.model_copy(update={"weights": None}), read.seed)
     inputs = torch.randn(SHAPES[path.stem.split("_")[0]], generator=torch.Generator().manual_seed(0))
-    space = preparation.source_of(read, original, inputs).space
-    preparation.require_choices(space)
-    budgets = preparation.budgets_of(space, read.budgets)
+    space = parts.source_of(read, original, inputs).space
+    describing.require_choices(space)
+    budgets = describing.budgets_of(space, read.budgets)
     limits = dict(next(iter(budgets.values())).limits)
-    assert preparation.feasibility(space, budgets)["uniform"]["macs"] <= limits["macs"]
+    assert describing.feasibility(space, budgets)["uniform"]["macs"] <= limits["macs"]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

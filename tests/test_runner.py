@@ -82,7 +82,7 @@ def test_a_finished_run_is_not_run_again(finished: Path, monkeypatch: pytest.Mon
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished stage was run again")
 
-    for name in ("tas.stages.train", "tas.stages.search", "tas.teaching.distill"):
+    for name in ("tas.stages.train", "tas.searching.search", "tas.teaching.distill"):
         monkeypatch.setattr(name, forbidden)
     again = run(values_of(finished.parent), finished, display=QUIET)
     assert again == read(finished / "metrics.json")

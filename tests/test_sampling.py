@@ -8,6 +8,7 @@ from tas import cost, sampling
 from tas.errors import Infeasible
 from tas.sampling import (
     draws,
+    filled,
     in_band,
     most_probable,
     most_probable_feasible,
@@ -15,6 +16,7 @@ from tas.sampling import (
     rates,
     sample,
     sample_many,
+    spent,
     tilt,
 )
 from tas.space import Budget, Choice, Factor, LayerCost, SearchSpace, Term
@@ -243,6 +245,33 @@ def test_with_the_mode_far_above_the_budget_no_random_feasible_draw_is_more_prob
     chances = table.log()[torch.arange(37), found].sum(-1)
     random = sample_many(RESNET50, generator(), 5000, budget, table=table)
     assert chances[0] >= table.log()[torch.arange(37), random].sum(-1).max()
+
+
+def test_candidates_spend_the_budget_by_the_learned_probabilities():
+    space, table = small(), rates(small())
+    budget = Budget((("macs", 150.0),))
+    pool = grid(space)[cost.feasible(space, grid(space), budget)]
+    found = spent(space, table, budget, pool, 8)
+    assert found[0] == space.architecture(pool[0].tolist())  # the first one as it is
+    assert len(set(found)) == len(found) == 8
+    rows = torch.tensor([space.indices(one) for one in found[1:]])
+    assert leaves_nothing(space, rows, budget)
+    start, wanted = torch.zeros(len(space.choices), dtype=torch.long), len(space.choices) - 1
+    liked = filled(space, budget, start, lambda choice, index: float(choice != wanted))
+    step = torch.zeros_like(start).index_fill(0, torch.tensor([wanted]), 1)
+    most = max(k for k in range(len(space.choices[-1].candidates)) if bool(cost.feasible(space, step * k, budget)))
+    assert int(liked[wanted]) == most  # the wanted choice first, as far as it goes
+
+
+def leaves_nothing(space: SearchSpace, rows: torch.Tensor, budget: Budget) -> bool:
+    """Whether no choice of any row can be one candidate larger."""
+    for row in rows:
+        for column, choice in enumerate(space.choices):
+            larger = row.clone()
+            larger[column] += 1
+            if larger[column] < len(choice.candidates) and bool(cost.feasible(space, larger, budget)):
+                return False
+    return bool(cost.feasible(space, rows, budget).all())
 
 
 def test_a_hundred_thousand_draws_take_about_a_second():

@@ -12,11 +12,12 @@ import tas
 from tas import recipe
 from tas.commands import finish
 from tas.correlating import correlate
+from tas.describing import budgets_of
 from tas.errors import BadRecipe
 from tas.judging import quick_scores
-from tas.planning import estimate
-from tas.preparation import budgets_of, prepare
-from tas.recipe import Recipe, parse
+from tas.planning import _scored_images, estimate
+from tas.preparation import prepare
+from tas.recipe import Differentiable, NetAdapt, Recipe, parse
 from tas.reporting.progress import Display
 from tas.runner import run
 
@@ -91,7 +92,7 @@ def test_a_finished_run_of_several_budgets_is_not_run_again(
     finished: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen, folder = finished
-    monkeypatch.setattr("tas.stages.search", lambda *_, **__: pytest.fail("searched again"))
+    monkeypatch.setattr("tas.searching.search", lambda *_, **__: pytest.fail("searched again"))
     monkeypatch.setattr("tas.teaching.distill", lambda *_, **__: pytest.fail("trained again"))
     assert run(chosen, folder, display=QUIET) == json.loads((folder / "metrics.json").read_text())
 
@@ -167,3 +168,11 @@ def test_what_is_made_at_one_budget_refuses_several(tmp_path: Path) -> None:
     with pytest.raises(BadRecipe, match="at one budget"):
         tas.run(chosen, tmp_path / "run", architecture=prepare(chosen).space.smallest())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_counts_the_images_that_candidates_see() -> None:
+    """Raw scores are another pass; of the searches that do not ask, only the differentiable one takes them."""
+    numbers = {"images": 100, "calibration_images": 300}
+    assert _scored_images(Differentiable(**numbers), train=1000, scores=2) == 2 * (300 + 2 * 100)
+    assert _scored_images(NetAdapt(**numbers), train=1000, scores=2) == 2 * (300 + 100)
+    assert _scored_images(NetAdapt(**numbers), train=400, scores=1) == 200 + 100  # a half has no more

@@ -13,8 +13,8 @@ from tiny_task import TinyNet
 from torch import Tensor, nn
 
 import tas
+from tas.describing import survey
 from tas.errors import BadRecipe
-from tas.preparation import survey
 from tas.recipe import dump, parse
 from tas.reporting.tables import kept_rows, space_tables
 from tas.tracing import Rules

@@ -1,9 +1,13 @@
 """A small network and a small data set that tests of searches share; a search of them takes seconds."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from tas.data import Data, InMemory, Split
+from tas.data import Data, InMemory, Split, as_data
+from tas.methods.asked import Asked
+from tas.space import Budget
 
 
 class Block(nn.Module):
@@ -55,3 +59,8 @@ def data(count: int = 256) -> Data:
         images[index, :, row : row + 4, column : column + 4] += 100
     train = Split("train", InMemory(images.to(torch.uint8), targets), mean=(0.3,), std=(0.25,))
     return Data("quadrants", train, classes=4)
+
+
+def asked(source: Any, given: Any, budget: Budget, settings: Any, **rest: Any) -> Asked[Any]:
+    """What the `search` of a method's own file takes, at one budget."""
+    return Asked(source, as_data(given), (budget,), settings, **rest)

@@ -27,7 +27,6 @@ from search_spaces.cifar_resnet import CifarResNet, initialize, resnet20
 from search_spaces.cifar_resnet_supernet import CifarSupernet
 from tas.data import Data, Split, load
 from tas.methods import baselines
-from tas.methods.differentiable import Settings, search
 from tas.objectives import default_objective
 from tas.training import TrainingPlan, evaluate, train
 
@@ -87,10 +86,9 @@ def students(data: Data, plain_steps: int, seed: int) -> dict[str, nn.Module]:
 def searched(source: Any, data: Data, iterations: int, seed: int) -> tas.Architecture:
     """The paper's settings but for what a short search needs: as many epochs as give `iterations`, a larger rate."""
     epochs = max(1, round(iterations / (len(data.train) // 2 // BATCH)))
-    settings = Settings(
-        epochs=epochs, batch=BATCH, warm_start=False, start="noise", weight_lr=0.1, architecture_lr=0.05, candidates=1
-    )
-    return search(source, data, tas.budget(source.space, macs=0.55), settings, seed=seed).architecture
+    rates = {"weight_lr": 0.1, "architecture_lr": 0.05}
+    plan = {"epochs": epochs, "batch": BATCH, "warm_start": False, "start": "noise", "candidates": 1, **rates}
+    return tas.search(source, data, tas.budget(source.space, macs=0.55), seed=seed, **plan).architecture
 
 
 def report(reached: dict[str, list[float]], settings: dict[str, Any]) -> None:

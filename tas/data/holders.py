@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from tas.data.tensors import examples_in, map_tensors
+from tas.data.tensors import digest, examples_in, map_tensors
 from tas.errors import BadData
 
 _LOOKED_AT = 64  # examples in memory that enter a digest
 _DECODED = 16  # examples of a Dataset that do: decoding them all would take as long as an epoch
+_COMPARED = 64  # examples whose targets tell the order of a pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +182,12 @@ class Batches:
         self, size: int, generator: torch.Generator | None, drop_last: bool, device: torch.device
     ) -> Iterator[tuple[Any, Any]]:
         return iter(self)
+
+    def same_order(self) -> bool:
+        """Whether two passes begin with the same targets; those of 64 examples tell a shuffled loader."""
+        with torch.random.fork_rng(devices=[]):  # the loader may draw its order from torch's own generator
+            one, other = (digest(targets for _, targets in self.first(_COMPARED)) for _ in range(2))
+        return one == other
 
     def first(self, count: int) -> Batches:
         """The first `count` examples, held in memory."""

@@ -104,9 +104,15 @@ class Split:
 def halves(split: Split, generator: torch.Generator, fraction: float = 0.5) -> tuple[Split, Split]:
     """Two disjoint stratified parts: "weights" with `fraction` of the examples and "architecture" with the rest.
 
-    The user's own batches are dealt out whole, which keeps the parts apart only if every pass has the same order.
+    The user's own batches are dealt out whole, which keeps the parts apart only if every pass has the same order;
+    BadData where it has not.
     """
     if isinstance(split.source, Batches):
+        if not split.source.same_order():
+            raise BadData(
+                f"batches of {split.name!r} are dealt into two parts, one of which must not see the other's examples, "
+                "but two passes give different ones: pass the Dataset itself, or a loader with shuffle=False"
+            )
         parts = [replace(split, source=Batches(Dealt(split.source, fraction, first))) for first in (True, False)]
         if not all(map(len, parts)):
             raise BadData(f"{split.name!r} is dealt into two parts, so it needs more batches than {split.steps(1)}")

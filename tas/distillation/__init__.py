@@ -69,8 +69,8 @@ def distill(
     taps: adds tap_weight x their loss (`find_taps`). Where `taps.original` is the teacher too, it runs once a batch.
 
     The teacher sees the same augmented and mixed batches in eval mode without gradients, and is the same, bit for bit,
-    afterwards (but on `device`). Of images in memory that are neither augmented nor mixed it is asked once, before the
-    first epoch. The other arguments are those of `train`.
+    afterwards (but on `device`). Of images in memory that are neither augmented nor mixed its logits are asked for
+    once, before the first epoch. The other arguments are those of `train`.
     """
     if not 0 <= alpha <= 1 or temperature <= 0 or tap_weight < 0:
         raise BadRecipe(
@@ -97,7 +97,7 @@ def distill(
             network.eval()
         heard = inside.enter_context(listening(student, taps.kept)) if taps else None
         again = augment is not None or plan.mixup or plan.cutmix or (taps is not None and taps.original is teacher)
-        if alpha and not again and isinstance(split.source, InMemory):
+        if alpha and not again and soft_loss is None and isinstance(split.source, InMemory):
             data = _with_split(data, answered(split, teacher, plan.batch, dtype, device))
         loss = _Guided(hard, agreement, alpha, teacher, dtype, taps, tap_weight, heard)
         return train(student, data, plan, objective, generator, device, loss, progress, checkpoint)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tas.calibration import batch_norms, modes_restored
-from tas.errors import BadNetwork, BadRecipe
+from tas.errors import BadNetwork, require_rules
 from tas.objectives import cross_entropy
 
 OnStep = Callable[[int, float], None]  # (steps done, loss)
@@ -65,9 +65,7 @@ class Settings:
             "jitter must be at least 0": self.jitter >= 0,
             **{f"{name} must be at least 0": 0 <= getattr(self, name) < math.inf for name in weights},
         }
-        for rule, kept in rules.items():
-            if not kept:
-                raise BadRecipe(f"{rule}, got {getattr(self, rule.split()[0])!r}")
+        require_rules(self, rules)
 
 
 def require_batch_norm(network: nn.Module) -> None:

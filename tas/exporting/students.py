@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ from tas import loading, stand_in
 from tas.errors import BadNetwork, BadRecipe
 from tas.exporting.card import card
 from tas.files import write_json, write_text
+from tas.tracing.places import fields, holds_settings
 
 CARD = "README.md"
 
@@ -110,8 +112,11 @@ def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 def _modules(network: nn.Module) -> dict[str, Mapping[str, Any] | None]:
     records: dict[str, Mapping[str, Any] | None] = {}
+    held = Counter(id(value) for module in network.modules() for value in vars(module).values())
     for path, module in network.named_modules(remove_duplicate=False):
-        sizes = {name: value for name, value in vars(module).items() if _plain(value) and _counts(value)}
+        # settings that modules share are the factory's: a module whose sizes are its own has a copy of its own
+        own = {name: v for name, v in vars(module).items() if held[id(v)] == 1 or not holds_settings(v)}
+        sizes = {name: _recorded(value) for name, value in own.items() if _counts(value)}
         records[path] = {"class": type(module).__name__, "sizes": sizes}
         for name, child in module._modules.items():
             if child is None:
@@ -119,17 +124,28 @@ def _modules(network: nn.Module) -> dict[str, Mapping[str, Any] | None]:
     return records
 
 
+def _recorded(value: Any) -> Any:
+    """A value as JSON, objects as dicts; of dicts and objects, what JSON can hold."""
+    if isinstance(value, list | tuple):
+        return [_recorded(part) for part in value]
+    parts = value if isinstance(value, dict) else fields(value) if holds_settings(value) else None
+    return value if parts is None else {key: _recorded(part) for key, part in parts.items() if _plain(part)}
+
+
 def _plain(value: Any) -> bool:
     """Whether JSON can hold it and give it back."""
     if isinstance(value, dict):
-        return all(isinstance(key, str | int) and _plain(part) for key, part in value.items())
+        return all(isinstance(key, str | int) for key in value)
     if isinstance(value, list | tuple):
         return all(map(_plain, value))
-    return value is None or type(value) in (bool, int, float, str)
+    return value is None or type(value) in (bool, int, float, str) or holds_settings(value)
 
 
 def _counts(value: Any) -> bool:
     """Whether there is an integer in it, hence perhaps a size."""
-    if isinstance(value, dict | list | tuple):
-        return any(map(_counts, value.values() if isinstance(value, dict) else value))
-    return type(value) is int
+    if not _plain(value):
+        return False
+    if isinstance(value, list | tuple):
+        return any(map(_counts, value))
+    parts = value if isinstance(value, dict) else fields(value) if holds_settings(value) else None
+    return type(value) is int if parts is None else any(map(_counts, parts.values()))

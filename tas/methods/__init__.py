@@ -10,11 +10,13 @@ from typing import Any, TypeVar, overload
 
 import torch
 
+from tas.data import as_data
 from tas.errors import BadRecipe
 from tas.methods import adaptive_bn, baselines, differentiable, netadapt, optuna_study, tuned
+from tas.methods.asked import Asked
 from tas.methods.budgets import at_budgets, best_within, front
 from tas.methods.result import OnRow, Row, SearchResult
-from tas.objectives import Objective
+from tas.objectives import Objective, default_objective
 from tas.sampling import require_feasible
 from tas.space import Budget
 from tas.supernet import Supernet
@@ -75,27 +77,26 @@ def search(
     Raises `Infeasible`, with the smallest reachable cost, when no architecture meets a budget; BadRecipe for an
     unknown method or option.
     """
-    budgets = [budget] if isinstance(budget, Budget) else list(budget)
+    budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
     for each in budgets:
         require_feasible(source.space, each)
-    common: dict[str, Any] = {"objective": objective, "seed": seed, "device": device}
+
+    def asked(settings: type[_S]) -> Asked[_S]:
+        judged_by, own = objective or default_objective(), _settings(settings, options)
+        return Asked(source, as_data(data), budgets, own, judged_by, seed, device, checkpoint, on_row)
+
     found: Sequence[SearchResult]
     match method:
         case "differentiable":
-            trained = _settings(differentiable.Settings, options)
-            found = _tilted(differentiable.search, source, data, budgets, trained, checkpoint, on_row, common)
+            found = _tilted(differentiable.search, asked(differentiable.Settings))
         case "adaptive_bn":
-            drawn = _settings(adaptive_bn.Settings, options)
-            found = adaptive_bn.search_many(source, data, budgets, drawn, on_row=on_row, **common)
+            found = adaptive_bn.search(asked(adaptive_bn.Settings))
         case "optuna":
-            studied = _settings(optuna_study.Settings, options)
-            found = _optuna(source, data, budgets, studied, checkpoint, on_row, common)
+            found = _optuna(asked(optuna_study.Settings))
         case "tuned":
-            chosen = _settings(tuned.Settings, options)
-            found = _tilted(tuned.search, source, data, budgets, chosen, checkpoint, on_row, common)
+            found = _tilted(tuned.search, asked(tuned.Settings))
         case "netadapt":
-            adapted = _settings(netadapt.Settings, options)
-            found = _adapted(source, data, budgets, adapted, checkpoint, on_row, common)
+            found = _adapted(asked(netadapt.Settings))
         case "uniform":
             _refuse(options, [])
             found = [SearchResult(baselines.uniform(source.space, each)) for each in budgets]
@@ -108,69 +109,53 @@ def search(
     return found[0] if isinstance(budget, Budget) else tuple(found)
 
 
-def _tilted(
-    first: Callable[..., SearchResult],
-    source: Traced | Supernet,
-    data: Any,
-    budgets: Sequence[Budget],
-    settings: Any,
-    checkpoint: Path | None,
-    on_row: OnRow | None,
-    common: dict[str, Any],
-) -> list[SearchResult]:
+def _tilted(first: Callable[[Asked[Any]], SearchResult], asked: Asked[Any]) -> list[SearchResult]:
     """One search at the first budget; the others are tilted from it and scored with the same weights, those of its
     supernet where it keeps one."""
-    if not budgets:
+    if not asked.budgets:
         return []
-    found = first(source, data, budgets[0], settings, checkpoint=checkpoint, on_row=on_row, **common)
-    if len(budgets) == 1:
+    found = first(asked)
+    if len(asked.budgets) == 1:
         return [found]
-    numbers = {name: getattr(settings, name) for name in ("candidates", "images", "calibration_images")}
-    weights: Any = source if found.supernet is None else found.supernet
-    others = at_budgets(weights, data, found.probabilities, budgets[1:], known=found.candidates, **numbers, **common)
+    others = at_budgets(
+        asked.source if found.supernet is None else found.supernet,  # type: ignore[arg-type]
+        asked.data,
+        found.probabilities,
+        asked.budgets[1:],
+        known=found.candidates,
+        candidates=asked.settings.candidates,
+        with_uniform=asked.settings.with_uniform,
+        images=asked.settings.images,
+        calibration_images=asked.settings.calibration_images,
+        objective=asked.objective,
+        seed=asked.seed,
+        device=asked.device,
+    )
     if not found.candidates:  # a single one was not scored
         return [found, *others]
     scores = [found.candidates, *(other.candidates for other in others)]
-    best = best_within(source.space, budgets[0], scores, common["objective"])
+    best = best_within(asked.space, asked.budget, scores, asked.objective)
     return [replace(found, architecture=best[0].architecture, candidates=tuple(best)), *others]
 
 
-def _optuna(
-    source: Traced | Supernet,
-    data: Any,
-    budgets: Sequence[Budget],
-    settings: optuna_study.Settings,
-    checkpoint: Path | None,
-    on_row: OnRow | None,
-    common: dict[str, Any],
-) -> list[SearchResult]:
+def _optuna(asked: Asked[optuna_study.Settings]) -> list[SearchResult]:
     """A study a budget, the later ones under names of their own."""
     found: list[SearchResult] = []
-    for number, budget in enumerate(budgets):
-        mine = settings
+    for number, budget in enumerate(asked.budgets):
+        mine = asked.settings
         if number:
-            start = (found[-1].architecture, *settings.warm_start)
-            mine = replace(settings, study=f"{settings.study}-{number}", warm_start=start)
-        found.append(optuna_study.search(source, data, budget, mine, checkpoint=checkpoint, on_row=on_row, **common))
+            start = (found[-1].architecture, *mine.warm_start)
+            mine = replace(mine, study=f"{mine.study}-{number}", warm_start=start)
+        found.append(optuna_study.search(asked.at(budget, settings=mine)))
     return found
 
 
-def _adapted(
-    source: Traced | Supernet,
-    data: Any,
-    budgets: Sequence[Budget],
-    settings: netadapt.Settings,
-    checkpoint: Path | None,
-    on_row: OnRow | None,
-    common: dict[str, Any],
-) -> list[SearchResult]:
+def _adapted(asked: Asked[netadapt.Settings]) -> list[SearchResult]:
     """A search a budget, each with a checkpoint of its own that stays until all are done."""
-    files = [None if checkpoint is None else checkpoint.with_suffix(f".{n}.pt") for n in range(len(budgets))]
-    files[:1] = [checkpoint]
-    found = [
-        netadapt.search(source, data, budget, settings, checkpoint=file, on_row=on_row, **common)
-        for budget, file in zip(budgets, files, strict=True)
-    ]
+    first = asked.checkpoint
+    files = [first if not n or first is None else first.with_suffix(f".{n}.pt") for n in range(len(asked.budgets))]
+    pairs = zip(asked.budgets, files, strict=True)
+    found = [netadapt.search(asked.at(budget, checkpoint=file)) for budget, file in pairs]
     for file in files[1:]:
         if file is not None:
             file.unlink(missing_ok=True)

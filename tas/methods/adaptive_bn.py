@@ -4,28 +4,26 @@ the best. No weight is trained."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from tas.errors import BadRecipe
+from tas.errors import least, require_rules
+from tas.methods.asked import Asked
 from tas.methods.budgets import best_within
 from tas.methods.result import OnRow, Row, SearchResult
-from tas.objectives import Objective
-from tas.sampling import Aim, require_feasible, sample_many
-from tas.scoring import Score, judge, raced
-from tas.space import Architecture, Budget
-from tas.supernet import Supernet
-from tas.tracing import Traced
+from tas.sampling import Aim, project, require_feasible, sample_many
+from tas.scoring import Score, raced
+from tas.space import Architecture
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to search. In brackets the value of the paper.
 
-    candidates: architectures drawn and scored (1000). aim: how they are drawn, see `tas.sample_many` ("reject").
+    candidates: architectures drawn and scored (1000). aim: how they are drawn, see `tas.sample_many` ("reject"); what
+      a draw leaves of the budget is filled up in random order, but for "reject".
     images, calibration_images: see `tas.score` (10,000 and 13,056).
     rungs, keep: of the race that the candidates run, see `tas.scoring.raced`; 1 rung scores all on all images (1).
     raw: score with inherited statistics too, for the report; takes `images` forwards more a candidate (False).
@@ -40,74 +38,38 @@ class Settings:
     raw: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "images", "calibration_images", "rungs"):
-            if getattr(self, name) < 1:
-                raise BadRecipe(f"search.{name} is at least 1, got {getattr(self, name)}")
-        if not 0 < self.keep < 1:
-            raise BadRecipe(f"search.keep lies between 0 and 1, got {self.keep}")
+        rules = least(self, candidates=1, images=1, calibration_images=1, rungs=1)
+        require_rules(self, {**rules, "keep lies between 0 and 1": 0 < self.keep < 1}, "search.")
 
 
-def search(
-    source: Traced | Supernet,
-    data: Any,
-    budget: Budget,
-    settings: Settings | None = None,
-    *,
-    objective: Objective | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    on_row: OnRow | None = None,
-) -> SearchResult:
-    """The best of `settings.candidates` distinct random architectures within the budget, by recalibrated metric.
-
-    `on_row` is told of every score, in a race of those of the earlier rungs too. A course row holds its step, metric,
-    loss, number of images, and how many scores so far were no numbers.
-    """
-    options: dict[str, Any] = {"objective": objective, "seed": seed, "device": device, "on_row": on_row}
-    return search_many(source, data, [budget], settings, **options)[0]
-
-
-def search_many(
-    source: Traced | Supernet,
-    data: Any,
-    budgets: Sequence[Budget],
-    settings: Settings | None = None,
-    *,
-    objective: Objective | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    on_row: OnRow | None = None,
-) -> tuple[SearchResult, ...]:
-    """One result a budget, from images that are decoded once.
+def search(asked: Asked[Settings]) -> tuple[SearchResult, ...]:
+    """For every budget the best of `settings.candidates` distinct random architectures within it, by recalibrated
+    metric; from images that are decoded once.
 
     Each budget has the candidates of a run of its own, and a race of its own. What was scored for another budget and
-    meets this one competes too, so that a larger budget never ends with a worse score.
+    meets this one competes too, so that a larger budget never ends with a worse score. `on_row` is told of every score,
+    in a race of those of the earlier rungs too. A course row holds its step, metric, loss, number of images, and how
+    many scores so far were no numbers.
     """
-    settings, space = settings or Settings(), source.space
-    for budget in budgets:
+    settings, space = asked.settings, asked.space
+    for budget in asked.budgets:
         require_feasible(space, budget)
     drawn: list[list[Architecture]] = []
-    for budget in budgets:
-        generator = torch.Generator().manual_seed(seed)
+    for budget in asked.budgets:
+        generator = torch.Generator().manual_seed(asked.seed)
         found = sample_many(space, generator, settings.candidates, budget, aim=settings.aim)
+        if settings.aim != "reject":
+            found = project(space, found, budget, generator)
         drawn.append(list(dict.fromkeys(space.architecture(row) for row in found.tolist())))
-    chosen = judge(
-        source,
-        data,
-        objective=objective,
-        calibration_images=settings.calibration_images,
-        images=settings.images,
-        seed=seed,
-        device=device,
-    )
+    chosen = asked.judge()
     course: list[Row] = []
-    note = _noting(course, sum(_scores(settings, len(some)) for some in drawn), on_row)
+    note = _noting(course, sum(_scores(settings, len(some)) for some in drawn), asked.on_row)
     scores, courses = [], []
     for some in drawn:
         before = len(course)
         scores.append(raced(chosen, some, settings.rungs, settings.keep, settings.raw, note))
         courses.append(tuple(course[before:]))
-    ranks = [best_within(space, budget, scores, objective) for budget in budgets]
+    ranks = [best_within(space, budget, scores, asked.objective) for budget in asked.budgets]
     return tuple(SearchResult(best[0].architecture, tuple(best), its) for best, its in zip(ranks, courses, strict=True))
 
 

@@ -3,13 +3,13 @@ a global threshold on the importance of channels leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from tas import cost
-from tas.sampling import Aim, require_feasible, sample_many
+from tas.sampling import Aim, filled, project, require_feasible, sample_many
 from tas.space import Architecture, Budget, SearchSpace
 
 
@@ -30,14 +30,15 @@ def uniform(space: SearchSpace, budget: Budget) -> Architecture:
     def part(column: int, index: int) -> float:
         return space.choices[column].candidates[index] / space.choices[column].size
 
-    return space.architecture(_filled(space, budget, start, widths, part).tolist())
+    return space.architecture(filled(space, budget, start, part, widths).tolist())
 
 
 def random(
     space: SearchSpace, budget: Budget, generator: torch.Generator, count: int = 1, aim: Aim = "tilt"
 ) -> list[Architecture]:
-    """`count` random architectures in the budget's band, EagleEye's rates (see `sampling.sample_many`)."""
-    found = sample_many(space, generator, count, budget, aim=aim)
+    """`count` random architectures, EagleEye's rates (see `sampling.sample_many`). As fair as `uniform`: what a draw
+    leaves of the budget is filled up, in random order."""
+    found = project(space, sample_many(space, generator, count, budget, aim=aim), budget, generator)
     return [space.architecture(row) for row in found.tolist()]
 
 
@@ -70,7 +71,7 @@ def magnitude(space: SearchSpace, budget: Budget, scores: Mapping[str, Tensor]) 
         return -float(relative[choice.name][choice.candidates[index]]) if index + 1 < len(choice.candidates) else 0.0
 
     start = fitting[0] if len(fitting) else deepest
-    return space.architecture(_filled(space, budget, start, widths, next_unit).tolist())
+    return space.architecture(filled(space, budget, start, next_unit, widths).tolist())
 
 
 def _relative(scores: Tensor) -> Tensor:
@@ -90,20 +91,3 @@ def _largest_ratio(space: SearchSpace, budget: Budget, indices: Tensor, movable:
             at_ratio[:, column] = (parts - ratios[:, None]).abs().argmin(-1)
     fitting = at_ratio[cost.feasible(space, at_ratio, budget)]
     return fitting[-1] if len(fitting) else indices
-
-
-def _filled(
-    space: SearchSpace, budget: Budget, indices: Tensor, movable: Tensor, rank: Callable[[int, int], float]
-) -> Tensor:
-    """`indices` after raising, one candidate at a time, the movable choice that still fits and has the lowest
-    rank(column, index of its candidate)."""
-    last = torch.tensor([len(choice.candidates) - 1 for choice in space.choices], dtype=torch.long)
-    while True:
-        raised = indices + torch.eye(len(indices), dtype=torch.long)  # row c: choice c is one candidate larger
-        possible = movable & (indices < last)
-        possible = possible & cost.feasible(space, raised.minimum(last), budget)
-        if not possible.any():
-            return indices
-        ranks = [rank(column, index) if movable[column] else 0.0 for column, index in enumerate(indices.tolist())]
-        order = torch.tensor(ranks, dtype=torch.float64).masked_fill(~possible, float("inf"))
-        indices = raised[order.argmin()]

@@ -17,17 +17,12 @@ import torch
 from torch import Tensor
 
 from tas import cost
-from tas.data import Data, Split
+from tas.data import Split
 from tas.distribution import ArchitectureDistribution, Selection, temperature
-from tas.errors import BadRecipe
-from tas.methods.result import OnRow, Row
-from tas.objectives import Objective
-from tas.space import Budget
+from tas.errors import BadRecipe, Diverged, least, require_rules
+from tas.methods.asked import Asked
+from tas.methods.result import Row
 from tas.supernet import Supernet
-
-
-class Diverged(BadRecipe):
-    """A loss of the search is no number."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +76,14 @@ class Settings:
     rows: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "mixed", "candidates", "images", "calibration_images", "rows"):
-            if getattr(self, name) < 1:
-                raise BadRecipe(f"search.{name} is at least 1, got {getattr(self, name)}")
-        for name in ("weight_lr", "architecture_lr", "temperature_start", "temperature_end"):
-            if not getattr(self, name) > 0:
-                raise BadRecipe(f"search.{name} is above 0, got {getattr(self, name)}")
-        for name in ("momentum", "weight_decay", "architecture_decay", "penalty_weight"):
-            if not getattr(self, name) >= 0:
-                raise BadRecipe(f"search.{name} is at least 0, got {getattr(self, name)}")
+        above = ("weight_lr", "architecture_lr", "temperature_start", "temperature_end")
+        from_0 = ("momentum", "weight_decay", "architecture_decay", "penalty_weight")
+        rules = {
+            **least(self, epochs=1, batch=1, mixed=1, candidates=1, images=1, calibration_images=1, rows=1),
+            **{f"{name} is above 0": getattr(self, name) > 0 for name in above},
+            **{f"{name} is at least 0": getattr(self, name) >= 0 for name in from_0},
+        }
+        require_rules(self, rules, "search.")
         if self.momentum >= 1 or not all(0 <= beta < 1 for beta in self.architecture_betas):
             found = f"{self.momentum} and {self.architecture_betas}"
             raise BadRecipe(f"search.momentum and search.architecture_betas lie in [0, 1), got {found}")
@@ -99,26 +93,25 @@ class Settings:
 class Run:
     """A search under way: what it was asked for, and what an epoch changes."""
 
-    budget: Budget
-    settings: Settings
-    objective: Objective
-    data: Data
+    asked: Asked[Settings]
     weights_half: Split
     architecture_half: Split
-    seed: int
     device: torch.device
     supernet: Supernet
     distribution: ArchitectureDistribution
     weight_optimizer: torch.optim.Optimizer
     architecture_optimizer: torch.optim.Optimizer
-    on_row: OnRow | None
     epoch: int = 0
     course: list[Row] = field(default_factory=list)
+
+    @property
+    def settings(self) -> Settings:
+        return self.asked.settings
 
 
 def train_epoch(run: Run) -> None:
     """One pass over the weights half. All that is random in it follows from the seed and the number of the epoch."""
-    generator = torch.Generator().manual_seed(run.seed * 1_000_003 + run.epoch)
+    generator = torch.Generator().manual_seed(run.asked.seed * 1_000_003 + run.epoch)
     held_out = chain.from_iterable(_batches(run, half, generator) for half in repeat(run.architecture_half))
     steps = run.weights_half.steps(run.settings.batch, drop_last=_whole(run, run.weights_half))
     losses: list[Tensor] = []
@@ -133,14 +126,14 @@ def train_epoch(run: Run) -> None:
                 place = {"step": run.epoch * steps + step, "steps": run.settings.epochs * steps, "temperature": tau}
                 run.course.append({**place, **_row(run, torch.stack(losses).mean(0))})
                 losses = []
-                if run.on_row:
-                    run.on_row(run.course[-1])
+                if run.asked.on_row:
+                    run.asked.on_row(run.course[-1])
     run.epoch += 1
 
 
 def _batches(run: Run, split: Split, generator: torch.Generator) -> Iterator[tuple[Any, Any]]:
     whole = _whole(run, split)
-    return split.batches(run.settings.batch, generator, run.data.augment, drop_last=whole, device=run.device)
+    return split.batches(run.settings.batch, generator, run.asked.data.augment, drop_last=whole, device=run.device)
 
 
 def _whole(run: Run, split: Split) -> bool:
@@ -162,7 +155,7 @@ def _weight_step(run: Run, inputs: Any, targets: Any, generator: torch.Generator
     with torch.no_grad():  # the paper's code computes the gradient of the logits here too, and discards it
         draw = run.distribution.draw(generator, tau, run.settings.selection, run.settings.mixed)
     run.weight_optimizer.zero_grad()
-    loss = run.objective.loss(run.supernet(inputs, draw), targets)
+    loss = run.asked.objective.loss(run.supernet(inputs, draw), targets)
     loss.backward()
     run.weight_optimizer.step()
     return loss.detach()
@@ -172,8 +165,8 @@ def _architecture_step(run: Run, inputs: Any, targets: Any, generator: torch.Gen
     draw = run.distribution.draw(generator, tau, run.settings.selection, run.settings.mixed)
     run.architecture_optimizer.zero_grad()
     with run.supernet.frozen_weights():
-        loss = run.objective.loss(run.supernet(inputs, draw), targets)
-        penalty = cost.penalty(run.supernet.space, run.budget, run.distribution.probabilities())
+        loss = run.asked.objective.loss(run.supernet(inputs, draw), targets)
+        penalty = cost.penalty(run.supernet.space, run.asked.budget, run.distribution.probabilities())
         (loss + run.settings.penalty_weight * penalty.to(loss.dtype)).backward()
     run.architecture_optimizer.step()
     return loss.detach()
@@ -186,7 +179,7 @@ def _row(run: Run, losses: Tensor) -> Row:
     if not (math.isfinite(train_loss) and math.isfinite(held_out_loss)):
         raise Diverged(f"the search needs finite losses, got {train_loss} and {held_out_loss}: lower search.weight_lr")
     row: Row = {"epoch": run.epoch + 1, "train_loss": train_loss, "val_loss": held_out_loss}
-    for measure in dict.fromkeys(["macs", *(limited for limited, _ in run.budget.limits)]):
+    for measure in dict.fromkeys(["macs", *(limited for limited, _ in run.asked.budget.limits)]):
         row[f"{measure}_expected"] = float(cost.expected(space, table, measure))
         row[f"{measure}_mode"] = float(cost.count(space, table.argmax(-1), measure))
     row["entropy"] = float(torch.special.entr(table).sum(-1).mean())

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from tas import cost
+from tas.methods.baselines import uniform
 from tas.methods.result import SearchResult
 from tas.objectives import Objective
-from tas.sampling import in_band, most_probable, require_feasible, sample_many, tilt
+from tas.sampling import in_band, most_probable, require_feasible, sample_many, spent, tilt
 from tas.scoring import Score, judge, raced, ranked
 from tas.space import Architecture, Budget, SearchSpace
 from tas.supernet import Supernet
@@ -30,10 +31,9 @@ def at_budgets(
     *,
     known: Sequence[Score] = (),
     candidates: int = 12,
+    with_uniform: bool = False,
     images: int = 2000,
     calibration_images: int = 2560,
-    rungs: int = 1,
-    keep: float = 0.25,
     objective: Objective | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -41,13 +41,16 @@ def at_budgets(
     """For every budget the best of `candidates` architectures of the learned distribution, by adaptive batch norm.
 
     probabilities: `SearchResult.probabilities`. source: whose weights score, such as `SearchResult.supernet`. A budget
-    may lie above or below that of the search: see `candidates_at`. An architecture that was scored for one budget, or
-    is among the `known` scores, competes for every budget that it meets, so a larger one never gives a worse score.
-    Raises `Infeasible` for a budget that no architecture meets, before anything is scored.
+    may lie above or below that of the search: see `candidates_at`. with_uniform: uniform widths are scored as well. An
+    architecture that was scored for one budget, or is among the `known` scores, competes for every budget that it
+    meets, so a larger one never gives a worse score. Raises `Infeasible` for a budget that no architecture meets,
+    before anything is scored.
     """
     space, generator = source.space, torch.Generator().manual_seed(seed)
     table = table_of(space, probabilities)
     found = [candidates_at(space, table, budget, candidates, generator) for budget in budgets]
+    if with_uniform:
+        found = [list(dict.fromkeys([*some, uniform(space, at)])) for some, at in zip(found, budgets, strict=True)]
     chosen = judge(
         source,
         data,
@@ -57,7 +60,7 @@ def at_budgets(
         seed=seed,
         device=device,
     )
-    scores = [known, *(raced(chosen, some, rungs, keep) for some in found)]
+    scores = [known, *(raced(chosen, some) for some in found)]
     return tuple(
         SearchResult(best[0].architecture, tuple(best), probabilities=probabilities)
         for best in (best_within(space, budget, scores, objective) for budget in budgets)
@@ -65,7 +68,10 @@ def at_budgets(
 
 
 def table_of(space: SearchSpace, probabilities: Mapping[str, Sequence[float]]) -> Tensor:
-    """Probabilities by name of choice as a table, float64 [choices, widest], 0 in padded columns."""
+    """Probabilities by name of choice as a table, float64 [choices, widest], 0 in padded columns. ValueError where they
+    are not of this space."""
+    if foreign := sorted(set(probabilities) - {choice.name for choice in space.choices}):
+        raise ValueError(f"probabilities belong to another space: this one has no choice {foreign[0]!r}")
     table = torch.zeros(len(space.choices), max((len(c.candidates) for c in space.choices), default=1)).double()
     for row, choice in zip(table, space.choices, strict=True):
         given = probabilities.get(choice.name, ())
@@ -95,7 +101,7 @@ def candidates_at(
     probable = probable[in_band(space, probable, budget)]
     drawn = sample_many(space, generator, _DRAWS * number, budget, tilted)
     pool = torch.cat([probable[: -(-number // 2)], drawn, probable])
-    return list(dict.fromkeys(space.architecture(row) for row in pool.tolist()))[:number]
+    return spent(space, tilted, budget, pool, number)
 
 
 def best_within(

@@ -10,6 +10,7 @@ import torch
 
 from tas.errors import BadRecipe
 from tas.files import whole
+from tas.methods.asked import differing
 from tas.methods.result import Row
 
 
@@ -28,9 +29,8 @@ def save(path: Path, identity: Mapping[str, Any], parts: Mapping[str, Stateful],
 def resume(path: Path, identity: Mapping[str, Any], parts: Mapping[str, Stateful]) -> list[Row]:
     """Give the parts their saved states; returns the course so far. BadRecipe where the file is of another search."""
     content = torch.load(path, map_location="cpu", weights_only=True)
-    differing = [name for name, value in identity.items() if content["identity"].get(name) != value]
-    if differing:
-        raise BadRecipe(f"{path} must be of this search, but {differing} differ: remove it, or use another folder")
+    if changed := differing(identity, content["identity"]):
+        raise BadRecipe(f"{path} must be of this search, but {changed} differ: remove it, or use another folder")
     for name, part in parts.items():
         part.load_state_dict(content["states"][name])
     return content["course"]

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tas import cost
-from tas.data import as_data
 from tas.distribution import ArchitectureDistribution
+from tas.methods.asked import Asked
 from tas.methods.baselines import uniform
 from tas.methods.bilevel import Run, Settings, train_epoch
 from tas.methods.checkpoint import Stateful, resume, save
-from tas.methods.result import OnRow, SearchResult
-from tas.objectives import Objective, default_objective
-from tas.sampling import draws, most_probable_feasible, require_feasible, tilt
-from tas.scoring import Score, ranked, score, search_splits
+from tas.methods.result import SearchResult
+from tas.sampling import draws, most_probable_feasible, require_feasible, spent, tilt
+from tas.scoring import Score, raced, ranked, search_splits
 from tas.space import Architecture, Budget, SearchSpace
 from tas.supernet import Supernet
 from tas.tracing import Traced
@@ -33,39 +31,27 @@ __all__ = ["Settings", "search"]
 _SLOPE = 0.5  # nats a candidate: neighbours stay likely, e^-0.5 = 0.6 times the centre
 
 
-def search(
-    source: Traced | Supernet,
-    data: Any,
-    budget: Budget,
-    settings: Settings | None = None,
-    *,
-    objective: Objective | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    checkpoint: Path | None = None,
-    on_row: OnRow | None = None,
-    on_epoch: Callable[[Run], None] | None = None,
-) -> SearchResult:
-    """Search the space of `source` for the best architecture within the budget.
+def search(asked: Asked[Settings], on_epoch: Callable[[Run], None] | None = None) -> SearchResult:
+    """Search the space of `asked.source` for the best architecture within the (first) budget.
 
-    `source` is a traced original, or a network with the interface of `tas.Supernet`, which is then trained itself:
+    The source is a traced original, or a network with the interface of `tas.Supernet`, which is then trained itself:
     forward(inputs, draw), `.space`, `.weight_parameters()`, `.frozen_weights()`. `on_row` is told every row of the
     course as it comes: step of steps, temperature, losses, expected and most probable cost, mean entropy (nats) and
     expected value of every choice. `on_epoch` sees the search after every epoch, and may end it by an exception.
 
-    With `checkpoint`, every epoch is saved there, and a search that finds the file goes on from it, to the same result
+    With a checkpoint, every epoch is saved there, and a search that finds the file goes on from it, to the same result
     as without the interruption; BadRecipe where the file belongs to another search.
     """
-    settings, objective = settings or Settings(), objective or default_objective()
-    data, device = as_data(data), torch.device(device)
-    supernet = _supernet(source, settings, seed).to(device)
-    require_feasible(supernet.space, budget)
+    settings, seed, device = asked.settings, asked.seed, torch.device(asked.device)
+    require_feasible(asked.space, asked.budget)
+    checkpoint = asked.checkpoint
+    identity = {} if checkpoint is None else _identity(asked)
+    supernet = _supernet(asked.source, settings, seed).to(device)
     distribution = ArchitectureDistribution(supernet.space, torch.Generator().manual_seed(seed)).to(device)
     if settings.start == "uniform":
-        _centre(distribution, uniform(supernet.space, budget))
+        _centre(distribution, uniform(supernet.space, asked.budget))
     optimizers = _optimizers(supernet, distribution, settings)
-    halves = search_splits(data, seed)
-    run = Run(budget, settings, objective, data, *halves, seed, device, supernet, distribution, *optimizers, on_row)
+    run = Run(asked, *search_splits(asked.data, seed), device, supernet, distribution, *optimizers)
     parts: dict[str, Stateful] = {
         "supernet": supernet,
         "distribution": distribution,
@@ -73,12 +59,12 @@ def search(
         "architecture_optimizer": optimizers[1],
     }
     if checkpoint is not None and checkpoint.exists():
-        run.course = resume(checkpoint, _identity(run), parts)
+        run.course = resume(checkpoint, identity, parts)
         run.epoch = run.course[-1]["epoch"]
     while run.epoch < settings.epochs:
         train_epoch(run)
         if checkpoint is not None:
-            save(checkpoint, _identity(run), parts, run.course)
+            save(checkpoint, identity, parts, run.course)
         if on_epoch:
             on_epoch(run)
     return _chosen(run)
@@ -138,25 +124,15 @@ def _draw_weights(network: nn.Module, seed: int) -> None:
 
 
 def _chosen(run: Run) -> SearchResult:
-    space, settings = run.supernet.space, run.settings
+    space, asked, settings = run.supernet.space, run.asked, run.settings
     table = run.distribution.probabilities().detach().cpu().double()
-    generator = torch.Generator().manual_seed(run.seed)
-    found = candidates(space, table, run.budget, settings.candidates, generator)
+    generator = torch.Generator().manual_seed(asked.seed)
+    found = candidates(space, table, asked.budget, settings.candidates, generator)
     if settings.with_uniform:
-        found = list(dict.fromkeys([*found, uniform(space, run.budget)]))
+        found = list(dict.fromkeys([*found, uniform(space, asked.budget)]))
     scores: list[Score] = []
     if len(found) > 1:
-        scores = score(
-            run.supernet,
-            found,
-            run.data,
-            objective=run.objective,
-            calibration_images=settings.calibration_images,
-            images=settings.images,
-            seed=run.seed,
-            device=run.device,
-        )
-        scores = ranked(scores, run.objective)
+        scores = ranked(raced(replace(asked, source=run.supernet).judge(), found, raw=True), asked.objective)
     return SearchResult(
         architecture=scores[0].architecture if scores else found[0],
         candidates=tuple(scores),
@@ -173,19 +149,16 @@ def candidates(
     space: SearchSpace, table: Tensor, budget: Budget, number: int, generator: torch.Generator
 ) -> list[Architecture]:
     """Up to `number` distinct architectures that meet the budget: half of them the most probable ones, the most
-    probable first (the mode, if it fits); the others drawn, because probable ones differ in few choices."""
+    probable first (the mode, if it fits); the others drawn, because probable ones differ in few choices. All but the
+    first are filled up (`sampling.spent`): uniform widths use the whole budget too."""
     probable = most_probable_feasible(space, table, budget, number)
     drawn = draws(tilt(space, table, budget), generator, 64 * number)
     pool = torch.cat([probable[: -(-number // 2)], drawn[cost.feasible(space, drawn, budget)], probable])
-    return list(dict.fromkeys(space.architecture(row) for row in pool.tolist()))[:number]
+    return spent(space, table, budget, pool, number)
 
 
-def _identity(run: Run) -> dict[str, Any]:
-    """What two runs must share for one to go on where the other stopped."""
-    return {
-        "settings": json.dumps(asdict(run.settings)),
-        "budget": json.dumps(asdict(run.budget)),
-        "space": json.dumps(run.supernet.space.to_dict()["choices"]),
-        "data": run.data.digest,
-        "seed": run.seed,
-    }
+def _identity(asked: Asked[Settings]) -> dict[str, Any]:
+    """What two searches must share for one to go on where the other stopped. The weights of a ready-made supernet do
+    not count: they are trained, and the checkpoint has them."""
+    known = asked.identity(settings=json.dumps(asdict(asked.settings)))
+    return known if isinstance(asked.source, Traced) else {**known, "weights": None}

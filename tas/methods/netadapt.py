@@ -17,16 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from tas import cost
-from tas.data import Batches, Split, as_data
-from tas.errors import BadRecipe, Infeasible
+from tas.data import Batches, Split
+from tas.errors import BadRecipe, Diverged, Infeasible, least, require_rules
 from tas.extraction import extract
 from tas.importance import reorder
 from tas.methods import checkpoint as checkpoints
+from tas.methods.asked import Asked
 from tas.methods.budgets import meets
-from tas.methods.result import OnRow, Row, SearchResult
-from tas.objectives import Objective, default_objective
+from tas.methods.result import Row, SearchResult, read_score, written
+from tas.objectives import Objective
 from tas.sampling import require_feasible
-from tas.scoring import Judge, Score, judge, judged, ranked, search_splits
+from tas.scoring import Judge, Score, judged, ranked, search_splits
 from tas.space import Architecture, Budget, SearchSpace
 from tas.supernet import Supernet
 from tas.tracing import Traced
@@ -59,32 +60,21 @@ class Settings:
         rules = {
             "reduction lies above 0 and up to 1": 0 < self.reduction <= 1,
             "decay lies above 0 and up to 1": 0 < self.decay <= 1,
-            "steps is at least 0": self.steps >= 0,
-            "batch is at least 1": self.batch >= 1,
             "lr is above 0": self.lr > 0,
             "momentum lies in [0, 1)": 0 <= self.momentum < 1,
             "weight_decay is at least 0": self.weight_decay >= 0,
-            "images is at least 1": self.images >= 1,
-            "calibration_images is at least 1": self.calibration_images >= 1,
+            **least(self, steps=0, batch=1, images=1, calibration_images=1),
         }
-        for rule, kept in rules.items():
-            if not kept:
-                raise BadRecipe(f"search.{rule}, got {getattr(self, rule.split()[0])!r}")
+        require_rules(self, rules, "search.")
 
 
 @dataclass(frozen=True)
 class _Search:
     """What stays the same over all iterations."""
 
-    budget: Budget
-    settings: Settings
+    asked: Asked[Settings]
     judge: Judge
     weights: Split
-    seed: int
-
-    @property
-    def objective(self) -> Objective:
-        return self.judge.objective
 
 
 @dataclass(frozen=True)
@@ -99,68 +89,57 @@ class _State:
         return float(cost.count(self.traced.space, self.indices, measure))
 
 
-def search(
-    source: Traced | Supernet,
-    data: Any,
-    budget: Budget,
-    settings: Settings | None = None,
-    *,
-    objective: Objective | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    checkpoint: Path | None = None,
-    on_row: OnRow | None = None,
-) -> SearchResult:
-    """The architecture at which the budget is met first.
+def search(asked: Asked[Settings]) -> SearchResult:
+    """The architecture at which the (first) budget is met first.
 
     In every iteration each choice, a width or a depth, is lowered as far as the iteration's target asks (to its
     smallest candidate where that does not suffice), alone; of the units of a width those with the largest L2 norm stay,
     ranked again whenever a proposal is taken. The resource is the first limit of the budget that is not met yet. A
-    proposal's accuracy is its hold-out score after the short training, with recalibrated batch norm.
+    proposal's accuracy is its hold-out score after the short training, with recalibrated batch norm; one whose training
+    or score stops being numbers is lost.
 
     A course row holds the iteration, the choice that was lowered, its sizes before and after, the score, the resource
     and the architecture. The result's candidates are the last iteration's that meet the budget, the chosen one first.
     checkpoint: written after every iteration, resumed from where it is there.
 
-    Raises `Infeasible`, with the smallest reachable cost; BadRecipe for a search network with rules of its own.
+    Raises `Infeasible`, with the smallest reachable cost; BadRecipe for a search network with rules of its own; BadData
+    where no proposal of an iteration has a score that is a number.
     """
-    settings = settings or Settings()
+    source, budget, checkpoint = asked.source, asked.budget, asked.checkpoint
     traced = source.current() if isinstance(source, Supernet) else source
     if not isinstance(traced, Traced):
         raise BadRecipe("search.method netadapt cuts a traced network: leave out network.supernet")
     require_feasible(traced.space, budget)
-    data, objective = as_data(data), objective or default_objective()
-    sizes = {"calibration_images": settings.calibration_images, "images": settings.images}
-    chosen = judge(traced, data, objective=objective, seed=seed, device=device, **sizes)
-    asked = _Search(budget, settings, chosen, search_splits(data, seed)[0], seed)
-    identity = {"method": "netadapt", "budget": repr(budget), "settings": asdict(settings), "seed": seed}
-    state, course = _begun(asked, traced, checkpoint, identity)
-    rivals: list[Score] = []
+    search = _Search(asked, asked.at(budget, source=traced).judge(), search_splits(asked.data, asked.seed)[0])
+    identity = {} if checkpoint is None else asked.identity(method="netadapt", settings=asdict(asked.settings))
+    state, course, rivals = _begun(search, traced, checkpoint, identity)
     while (measure := _exceeded(state, budget)) is not None:
-        state, row, rivals = _iteration(asked, state, measure, len(course))
+        state, row, rivals = _iteration(search, state, measure, len(course))
         course.append(row)
         if checkpoint is not None:
-            checkpoints.save(checkpoint, identity, {"network": state.traced.network}, course)
-        if on_row:
-            on_row(row)
+            saved = [*course, {"rivals": [written(each) for each in rivals]}]
+            checkpoints.save(checkpoint, identity, {"network": state.traced.network}, saved)
+        if asked.on_row:
+            asked.on_row(row)
     return SearchResult(state.score.architecture, (state.score, *rivals), tuple(course))
 
 
 def _begun(
-    asked: _Search, traced: Traced, checkpoint: Path | None, identity: Mapping[str, Any]
-) -> tuple[_State, list[Row]]:
-    """The largest architecture with the given weights, or where the checkpoint stands."""
+    search: _Search, traced: Traced, checkpoint: Path | None, identity: Mapping[str, Any]
+) -> tuple[_State, list[Row], list[Score]]:
+    """The largest architecture with the given weights, or where the checkpoint stands: state, course, and the other
+    proposals of the last iteration that meet the budget."""
     space = traced.space
     if checkpoint is None or not checkpoint.exists():
         largest = torch.tensor([len(choice.candidates) - 1 for choice in space.choices], dtype=torch.long)
         ordered = reorder(traced, "l2")
-        return _State(ordered, largest, _score(asked, ordered, space.largest())), []
+        return _State(ordered, largest, _score(search, ordered, space.largest())), [], []
     network = copy.deepcopy(traced.network)
-    course = checkpoints.resume(checkpoint, identity, {"network": network})
-    last = course[-1]
-    reached = Architecture.of(last["architecture"])
-    score = Score(reached, last["recalibrated"], None, last["loss"], last["images"])
-    return _State(replace(traced, network=network), torch.tensor(space.indices(reached)), score), course
+    *course, last = checkpoints.resume(checkpoint, identity, {"network": network})
+    reached = Architecture.of(course[-1]["architecture"])
+    score = Score(reached, course[-1]["recalibrated"], None, course[-1]["loss"], course[-1]["images"])
+    state = _State(replace(traced, network=network), torch.tensor(space.indices(reached)), score)
+    return state, course, [read_score(each) for each in last["rivals"]]
 
 
 def _exceeded(state: _State, budget: Budget) -> str | None:
@@ -170,9 +149,10 @@ def _exceeded(state: _State, budget: Budget) -> str | None:
     return next((one.limits[0][0] for one in over), None)
 
 
-def _iteration(asked: _Search, state: _State, measure: str, number: int) -> tuple[_State, Row, list[Score]]:
+def _iteration(search: _Search, state: _State, measure: str, number: int) -> tuple[_State, Row, list[Score]]:
     """The next state, its row, and the scores of the other proposals that meet the budget."""
-    space, settings, limit = state.traced.space, asked.settings, dict(asked.budget.limits)[measure]
+    budget, objective = search.asked.budget, search.asked.objective
+    space, settings, limit = state.traced.space, search.asked.settings, dict(budget.limits)[measure]
     whole, before = float(cost.original(space, measure)), state.cost(measure)
     reduction = settings.reduction * settings.decay**number * whole
     proposals = proposed(space, state.indices, measure, max(before - reduction, limit))
@@ -184,12 +164,12 @@ def _iteration(asked: _Search, state: _State, measure: str, number: int) -> tupl
     best: tuple[float, int, _State] | None = None
     scores = []
     for column, indices in proposals.items():
-        tuned = _tuned(asked, state.traced, space.architecture(indices.tolist()), number)
-        new = _State(tuned, indices, _score(asked, tuned, space.architecture(indices.tolist())))
+        new = _tried(search, state.traced, indices, number)
         scores.append(new.score)
-        worth = _worth(asked.objective, state.score, new.score, (before - new.cost(measure)) / whole)
+        worth = _worth(objective, state.score, new.score, (before - new.cost(measure)) / whole)
         if best is None or worth < best[0]:
             best = worth, column, new
+    ranked(scores, objective)  # raises where none is a number
     assert best is not None
     _, column, new = best
     left = _iterations_left(new.cost(measure) - limit, reduction, settings.decay)
@@ -207,8 +187,8 @@ def _iteration(asked: _Search, state: _State, measure: str, number: int) -> tupl
         "lost": sum(not score.valid for score in scores),
         "architecture": dict(new.score.architecture),
     }
-    rivals = [s for s in scores if s is not new.score and meets(space, asked.budget, s.architecture)]
-    return replace(new, traced=reorder(new.traced, "l2")), row, ranked(rivals, asked.objective) if rivals else []
+    rivals = [s for s in scores if s is not new.score and s.valid and meets(space, budget, s.architecture)]
+    return replace(new, traced=reorder(new.traced, "l2")), row, ranked(rivals, objective)
 
 
 def proposed(space: SearchSpace, indices: Tensor, measure: str, target: float) -> dict[int, Tensor]:
@@ -235,14 +215,24 @@ def _worth(objective: Objective, before: Score, after: Score, saved: float) -> f
     return (lost + _ACCURACY) / (saved + _RESOURCE)
 
 
-def _score(asked: _Search, traced: Traced, architecture: Architecture) -> Score:
-    return judged(replace(asked.judge, source=traced), architecture)[0]
+def _score(search: _Search, traced: Traced, architecture: Architecture) -> Score:
+    return judged(replace(search.judge, source=traced), architecture)[0]
 
 
-def _tuned(asked: _Search, traced: Traced, architecture: Architecture, number: int) -> Traced:
+def _tried(search: _Search, traced: Traced, indices: Tensor, number: int) -> _State:
+    """A proposal after its short training; where that diverges, with the old weights and a score that is no number."""
+    architecture = traced.space.architecture(indices.tolist())
+    try:
+        tuned = _tuned(search, traced, architecture, number)
+    except Diverged:
+        return _State(traced, indices, Score(architecture, math.nan, None, math.nan, search.judge.images))
+    return _State(tuned, indices, _score(search, tuned, architecture))
+
+
+def _tuned(search: _Search, traced: Traced, architecture: Architecture, number: int) -> Traced:
     """The weights after the short training at `architecture`, on other images in every iteration."""
-    settings, weights = asked.settings, asked.weights
-    student = extract(traced, architecture)
+    asked, weights = search.asked, search.weights
+    settings, student = asked.settings, extract(traced, architecture)
     if settings.steps:
         generator = torch.Generator().manual_seed(asked.seed + 1_000_003 * (number + 1))
         count = settings.steps * settings.batch
@@ -250,7 +240,7 @@ def _tuned(asked: _Search, traced: Traced, architecture: Architecture, number: i
         some = weights.take(count if own else torch.randperm(len(weights), generator=generator)[:count])
         epochs = max(1, round(settings.steps / some.steps(settings.batch, len(some) >= settings.batch)))
         plan = TrainingPlan(epochs, settings.batch, settings.lr, "sgd", settings.momentum, False, settings.weight_decay)
-        train(student, some, plan, asked.objective, generator, asked.judge.device)
+        train(student, some, plan, asked.objective, generator, asked.device)
     return taken_back(traced, architecture, student.cpu())
 
 

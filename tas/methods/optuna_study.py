@@ -12,16 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
-
-from tas.data import as_data
-from tas.errors import BadRecipe
-from tas.methods.result import OnRow, SearchResult, architectures_in
-from tas.objectives import Objective, default_objective
+from tas.errors import BadRecipe, least, require_rules
+from tas.methods.asked import Asked
+from tas.methods.result import SearchResult, architectures_in
 from tas.sampling import require_feasible
-from tas.space import Budget
-from tas.supernet import Supernet
-from tas.tracing import Traced
 
 Sampler = Literal["tpe", "nsga2", "gp", "random"]
 Measure = Literal["macs", "params", "latency"]
@@ -70,7 +64,8 @@ class Settings:
     raw: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, candidates=1, images=1, calibration_images=1, latency_batch=1, latency_repeats=2)
+        rules = least(self, candidates=1, images=1, calibration_images=1, latency_batch=1, latency_repeats=2)
+        require_rules(self, rules, "search.")
         check_study(self)
         for measure in self.measures:
             known("search.measures", measure, get_args(Measure))
@@ -79,12 +74,6 @@ class Settings:
     def asked(self) -> int:
         """How many trials the study is to have."""
         return self.candidates
-
-
-def at_least(settings: Any, **least: int) -> None:
-    for name, number in least.items():
-        if getattr(settings, name) < number:
-            raise BadRecipe(f"search.{name} is at least {number}, got {getattr(settings, name)}")
 
 
 def known(name: str, value: str, values: tuple[str, ...]) -> None:
@@ -97,22 +86,22 @@ def known(name: str, value: str, values: tuple[str, ...]) -> None:
 
 def check_study(settings: Any) -> None:
     """What every study needs: `sampler`, `startup`, `storage`, `stale_after`."""
-    at_least(settings, startup=0)
+    rules = {**least(settings, startup=0), "stale_after is above 0 seconds": settings.stale_after > 0}
+    require_rules(settings, rules, "search.")
     known("search.sampler", settings.sampler, get_args(Sampler))
     if settings.sampler == "gp" and find_spec("scipy") is None:
         raise BadRecipe("search.sampler gp needs SciPy, which is not installed: pip install scipy, or take tpe")
-    if not settings.stale_after > 0:
-        raise BadRecipe(f"search.stale_after is above 0 seconds, got {settings.stale_after}")
     storage = settings.storage
     if storage is not None and not storage.startswith("journal:") and "://" not in storage:
         raise BadRecipe(f"search.storage is journal:PATH or a URL such as sqlite:///PATH, got {storage!r}")
 
 
-def stored(settings: Any, checkpoint: Path | None) -> str | None:
-    """The storage of the settings, by default a journal beside the checkpoint."""
-    if settings.storage is None and checkpoint is not None:
-        return f"journal:{checkpoint.with_suffix('.journal')}"
-    return settings.storage
+def stored(asked: Asked[Any]) -> str | None:
+    """The storage of the settings, by default a journal beside the checkpoint; None is memory."""
+    named: str | None = asked.settings.storage
+    if named is None and asked.checkpoint is not None:
+        return f"journal:{asked.checkpoint.with_suffix('.journal')}"
+    return named
 
 
 def warm_starts(settings: Settings) -> list[Mapping[str, int]]:
@@ -123,18 +112,7 @@ def warm_starts(settings: Settings) -> list[Mapping[str, int]]:
     return found
 
 
-def search(
-    source: Traced | Supernet,
-    data: Any,
-    budget: Budget,
-    settings: Settings | None = None,
-    *,
-    objective: Objective | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    checkpoint: Path | None = None,
-    on_row: OnRow | None = None,
-) -> SearchResult:
+def search(asked: Asked[Settings]) -> SearchResult:
     """The best architecture within the budget that a study of `settings.candidates` scores finds, and all its scores.
 
     A proposal that exceeds the budget is never built: the study learns of it by its constraints, and its projection
@@ -145,11 +123,8 @@ def search(
     Raises `Infeasible`; BadRecipe for a storage that cannot be used, and for a study of another space, budget, data,
     weights or objective.
     """
-    settings = settings or Settings()
-    require_feasible(source.space, budget)
+    require_feasible(asked.space, asked.budget)
 
     from tas.methods.study import run
-    from tas.methods.study_setup import Asked
 
-    where, judge = stored(settings, checkpoint), objective or default_objective()
-    return run(Asked(source, as_data(data), budget, settings, judge, seed, device, where, on_row))
+    return run(asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,15 @@ class SearchResult:
     supernet: nn.Module | None = field(default=None, compare=False, repr=False)
 
 
+def written(score: Score) -> dict[str, Any]:
+    """A score as plain values, which `read_score` takes."""
+    return {**asdict(score), "architecture": dict(score.architecture)}
+
+
+def read_score(row: Mapping[str, Any]) -> Score:
+    return Score(**{**row, "architecture": Architecture.of(row["architecture"])})
+
+
 def architectures_in(path: Path) -> list[dict[str, int]]:
     """From a JSON file: one architecture, a list of them, or one a line; lines of candidates.jsonl too."""
     try:
@@ -53,3 +62,11 @@ def architectures_in(path: Path) -> list[dict[str, int]]:
     if not found:
         raise BadRecipe(f"{path} holds no architecture")
     return found
+
+
+def architecture_in(path: Path) -> dict[str, int]:
+    """The one architecture in a JSON file."""
+    found = architectures_in(path)
+    if len(found) > 1:
+        raise BadRecipe(f"--architecture takes a file with one architecture, {path} holds {len(found)}")
+    return found[0]

@@ -7,7 +7,6 @@ attribute "score", so that any process can go on from the storage alone.
 from __future__ import annotations
 
 from dataclasses import asdict
-from operator import itemgetter
 from typing import Any
 
 import optuna
@@ -16,17 +15,18 @@ from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tas import cost
-from tas.data import map_tensors
+from tas.data import examples_in
 from tas.errors import BadRecipe
 from tas.extraction import extract
+from tas.methods.asked import Asked
 from tas.methods.baselines import uniform
 from tas.methods.claims import claimed, take_part
-from tas.methods.optuna_study import Settings, warm_starts
+from tas.methods.optuna_study import Settings, stored, warm_starts
 from tas.methods.result import Row, SearchResult
 from tas.methods.storages import kept
-from tas.methods.study_setup import Asked, opened
+from tas.methods.study_setup import opened
 from tas.sampling import project, sample_many
-from tas.scoring import Judge, Score, judged, ranked
+from tas.scoring import Judge, Score, judged, ranked, scored_on
 from tas.space import Architecture, SearchSpace
 from tas.timing import interleaved
 
@@ -34,9 +34,9 @@ from tas.timing import interleaved
 def run(asked: Asked[Settings]) -> SearchResult:
     """Take part in the study until it has its candidates, and read the result from it."""
     settings, space = asked.settings, asked.space
-    with kept(asked.storage) as storage:
+    with kept(stored(asked)) as storage:
         measures = list(settings.measures)
-        study, new = opened(asked, storage, asked.identity(measures=measures), measures)
+        study, new = opened(asked, storage, {"measures": measures}, measures)
         if new:
             _warm_start(asked, study)
         judges: list[Judge] = []  # made for the first candidate: a study that is complete is only read
@@ -49,7 +49,7 @@ def run(asked: Asked[Settings]) -> SearchResult:
             if architecture is None or not claimed(study, trial, settings.stale_after):
                 return False
             judges[:] = judges or [asked.judge()]
-            _tell(asked, study, trial, judges[0], judged(judges[0], architecture, raw=settings.raw)[0])
+            _tell(asked, study, trial, judged(judges[0], architecture, raw=settings.raw)[0])
             return True
 
         def stuck() -> None:
@@ -107,10 +107,10 @@ def _proposed(asked: Asked[Settings], study: optuna.Study, trial: Trial) -> Arch
     return asked.space.architecture(indices)
 
 
-def _tell(asked: Asked[Settings], study: optuna.Study, trial: Trial, judge: Judge, score: Score) -> None:
+def _tell(asked: Asked[Settings], study: optuna.Study, trial: Trial, score: Score) -> None:
     """Store the score, then the state: a trial with a score is complete, or its score is no number."""
     facts = {name: value for name, value in asdict(score).items() if name != "architecture"}
-    measured = _measured(asked, judge, score.architecture)
+    measured = _measured(asked, score.architecture)
     trial.set_user_attr("measured", measured)
     trial.set_user_attr("architecture", dict(score.architecture))  # for people: the parameters are indices
     if score.valid:
@@ -124,23 +124,27 @@ def _tell(asked: Asked[Settings], study: optuna.Study, trial: Trial, judge: Judg
         asked.on_row(_course(asked, study)[-1])
 
 
-def _measured(asked: Asked[Settings], judge: Judge, architecture: Architecture) -> dict[str, float]:
+def _measured(asked: Asked[Settings], architecture: Architecture) -> dict[str, float]:
     """What an architecture costs by each of the settings' measures."""
     row = torch.tensor(asked.space.indices(architecture))
     found: dict[str, float] = {}
     for measure in asked.settings.measures:
         latency = measure == "latency"
-        found[measure] = (
-            _latency(asked, judge, architecture) if latency else float(cost.count(asked.space, row, measure))
-        )
+        found[measure] = _latency(asked, architecture) if latency else float(cost.count(asked.space, row, measure))
     return found
 
 
-def _latency(asked: Asked[Settings], judge: Judge, architecture: Architecture) -> float:
+def _latency(asked: Asked[Settings], architecture: Architecture) -> float:
     """Median latency as a part of that of the largest architecture, both in turns: what slows the machine, such as
     other processes of the study, slows both."""
     settings = asked.settings
-    inputs = map_tensors(itemgetter(slice(settings.latency_batch)), judge.calibration[0])
+    size = settings.latency_batch
+    inputs, targets = next(scored_on(asked.data, size, asked.seed).batches(size, device=asked.device))
+    if examples_in(targets) < size:
+        raise BadRecipe(
+            f"search.latency_batch needs so many held-out training images in one batch, got {size} of which there are "
+            f"{examples_in(targets)}"
+        )
     networks = [extract(asked.source, each) for each in (architecture, asked.space.largest())]
     mine, largest = interleaved(networks, inputs, asked.device, settings.latency_repeats)
     return mine.median / largest.median

@@ -1,95 +1,42 @@
-"""Opening a study: what it was asked for, what tells it from other studies, and who proposes its trials."""
+"""Opening a study: what tells it from other studies, and who proposes its trials."""
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import optuna
-import torch
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from tas.data import Data
-from tas.data.tensors import digest
 from tas.errors import BadRecipe
 from tas.methods import optuna_study, tuned
-from tas.methods.result import OnRow
+from tas.methods.asked import Asked, differing
+from tas.methods.optuna_study import stored
 from tas.methods.storages import opening, shown
-from tas.objectives import Objective
-from tas.scoring import Judge, judge
-from tas.space import Budget, SearchSpace
-from tas.supernet import Supernet
-from tas.tracing import Traced
 
 S = TypeVar("S", optuna_study.Settings, tuned.Settings)
-
-
-@dataclass(frozen=True)
-class Asked(Generic[S]):
-    """What a search was asked for. `storage`: the settings', or the one that takes its place."""
-
-    source: Traced | Supernet
-    data: Data
-    budget: Budget
-    settings: S
-    objective: Objective
-    seed: int
-    device: torch.device | str
-    storage: str | None
-    on_row: OnRow | None
-
-    @property
-    def space(self) -> SearchSpace:
-        return self.source.space
-
-    def judge(self) -> Judge:
-        """What scores all trials: the same weights, and the same images."""
-        return judge(
-            self.source,
-            self.data,
-            objective=self.objective,
-            calibration_images=self.settings.calibration_images,
-            images=self.settings.images,
-            seed=self.seed,
-            device=self.device,
-        )
-
-    def identity(self, **more: Any) -> dict[str, Any]:
-        """What two searches must share to be one study, with what a method adds. Sampler, pruner and number of trials
-        may change on the way."""
-        settings, source = self.settings, self.source
-        weights = (source.network if isinstance(source, Traced) else source).state_dict()
-        return {
-            "space": digest([json.dumps(self.space.to_dict()["choices"])]),
-            "budget": json.dumps(asdict(self.budget)),
-            "data": self.data.digest,
-            "weights": digest(weights.values()),
-            "objective": [self.objective.name, self.objective.higher_is_better],
-            "images": [settings.images, settings.calibration_images],
-            "seed": self.seed,
-            **more,
-        }
 
 
 def opened(
     asked: Asked[S],
     storage: BaseStorage | None,
-    identity: dict[str, Any],
+    more: Mapping[str, Any],
     measures: Sequence[str] = (),
     pruner: BasePruner | None = None,
 ) -> tuple[optuna.Study, bool]:
     """The study of the settings' name, and whether it is new. BadRecipe where its storage cannot be used, or it is one
-    of another search. measures: what is minimised beside the objective."""
+    of another search. more: what else two searches must share to be one study; sampler, pruner and number of trials may
+    change on the way. measures: what is minimised beside the objective."""
+    images = [asked.settings.images, asked.settings.calibration_images]
+    identity = asked.identity(images=images, **more)
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is the caller's to print
     best = StudyDirection.MAXIMIZE if asked.objective.higher_is_better else StudyDirection.MINIMIZE
-    with opening(asked.storage):
+    with opening(stored(asked)):
         study = optuna.create_study(
             storage=storage,
             sampler=Reseeded(asked.settings, asked.seed),
@@ -106,10 +53,9 @@ def opened(
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names([asked.objective.name, *measures])  # for people, in the dashboard
             return study, True
-    differing = [name for name in identity if (known or {}).get(name) != identity[name]]
-    if differing:
+    if changed := differing(identity, known):
         raise BadRecipe(
-            f"the study {asked.settings.study!r} in {shown(asked.storage)} must be of this search, but {differing} "
+            f"the study {asked.settings.study!r} in {shown(stored(asked))} must be of this search, but {changed} "
             "differ: choose another search.study or search.storage"
         )
     return study, False

@@ -10,21 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import torch
-
-from tas.data import as_data
-from tas.errors import BadRecipe
+from tas.errors import BadRecipe, least, require_rules
 from tas.methods import bilevel
-from tas.methods.optuna_study import Sampler, at_least, check_study, known, stored
-from tas.methods.result import OnRow, SearchResult
-from tas.objectives import Objective, default_objective
+from tas.methods.asked import Asked
+from tas.methods.optuna_study import Sampler, check_study, known
+from tas.methods.result import SearchResult
 from tas.sampling import require_feasible
-from tas.space import Budget
-from tas.supernet import Supernet
-from tas.tracing import Traced
 
 Pruner = Literal["median", "hyperband", "none"]
 
@@ -75,7 +68,7 @@ class Settings(bilevel.Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, trials=1)
+        require_rules(self, least(self, trials=1), "search.")
         check_study(self)
         known("search.pruner", self.pruner, get_args(Pruner))
         if not self.ranges:
@@ -100,34 +93,20 @@ class Settings(bilevel.Settings):
         return bilevel.Settings(**{**own, **{k: int(v) if k in WHOLE else float(v) for k, v in drawn.items()}})
 
 
-def search(
-    source: Traced | Supernet,
-    data: Any,
-    budget: Budget,
-    settings: Settings | None = None,
-    *,
-    objective: Objective | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    checkpoint: Path | None = None,
-    on_row: OnRow | None = None,
-) -> SearchResult:
+def search(asked: Asked[Settings]) -> SearchResult:
     """The best architecture that `settings.trials` searches come upon, and with which hyper-parameters.
 
     All trials have the same seed, halves and images, so that they differ in hyper-parameters alone; no test image is
-    used. Whatever was scored in any trial, pruned ones too, is a candidate of the result. `source`: its weights are
+    used. Whatever was scored in any trial, pruned ones too, is a candidate of the result. The weights of the source are
     those that every score uses, and every search starts from with `warm_start`. `on_row` is told of every trial that
     ends: step of steps, its best score, the epoch that it reached, whether it was pruned, its hyper-parameters.
 
-    An interrupted trial is taken up again with the same hyper-parameters, with `checkpoint` from its last epoch (files
+    An interrupted trial is taken up again with the same hyper-parameters, with a checkpoint from its last epoch (files
     beside it); the study lies in `settings.storage`. Raises `Infeasible`; BadRecipe for a storage that cannot be used,
     a study of another search, and where no trial gives a score.
     """
-    settings = settings or Settings()
-    require_feasible(source.space, budget)
+    require_feasible(asked.space, asked.budget)
 
-    from tas.methods.study_setup import Asked
     from tas.methods.tuning import run
 
-    where, judge = stored(settings, checkpoint), objective or default_objective()
-    return run(Asked(source, as_data(data), budget, settings, judge, seed, device, where, on_row), checkpoint)
+    return run(asked)

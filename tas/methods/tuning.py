@@ -19,14 +19,16 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tas.data.tensors import digest
-from tas.errors import BadRecipe
+from tas.errors import BadRecipe, Diverged
 from tas.methods import bilevel, differentiable
+from tas.methods.asked import Asked
 from tas.methods.baselines import uniform
 from tas.methods.budgets import table_of
 from tas.methods.claims import claimed, take_part
-from tas.methods.result import Row, SearchResult
+from tas.methods.optuna_study import stored
+from tas.methods.result import Row, SearchResult, read_score, written
 from tas.methods.storages import kept
-from tas.methods.study_setup import Asked, opened
+from tas.methods.study_setup import opened
 from tas.methods.tuned import WHOLE, Settings
 from tas.sampling import most_probable_feasible
 from tas.scoring import Judge, Score, judged, ranked
@@ -34,12 +36,12 @@ from tas.space import Architecture
 from tas.tracing import Traced
 
 
-def run(asked: Asked[Settings], checkpoint: Path | None) -> SearchResult:
+def run(asked: Asked[Settings]) -> SearchResult:
     """Take part in the study until it has its trials, and read the result from it."""
     settings = asked.settings
     judges: list[Judge] = []  # made for the first trial: a study that is complete is only read
-    with kept(asked.storage) as storage:
-        study, new = opened(asked, storage, asked.identity(search=_identity(settings)), pruner=_pruner(settings))
+    with kept(stored(asked)) as storage:
+        study, new = opened(asked, storage, {"search": _identity(settings)}, pruner=_pruner(settings))
         if new:
             inside = {name: low <= getattr(settings, name) <= high for name, (low, high) in settings.ranges.items()}
             study.enqueue_trial({name: getattr(settings, name) for name in inside if inside[name]})
@@ -51,7 +53,7 @@ def run(asked: Asked[Settings], checkpoint: Path | None) -> SearchResult:
             if not claimed(study, trial, settings.stale_after):
                 return False
             judges[:] = judges or [asked.judge()]
-            _searched(_Tried(asked, study, trial, judges[0]), checkpoint)
+            _searched(_Tried(asked, study, trial, judges[0]))
             return True
 
         take_part(study, _distributions(settings), settings.stale_after, wanted, work)
@@ -100,7 +102,7 @@ class _Tried:
         known = {each.architecture: each for each in _scores(self.study.get_trials(deepcopy=False))}
         found = [known.get(each) or judged(self.judge, each)[0] for each in architectures]
         self.scores[:] = dict.fromkeys([*self.scores, *found])
-        self.trial.set_user_attr("scores", [_written(each) for each in self.scores])
+        self.trial.set_user_attr("scores", [written(each) for each in self.scores])
         return found
 
     def after_epoch(self, search: bilevel.Run) -> None:
@@ -116,16 +118,17 @@ class _Tried:
                 raise optuna.TrialPruned
 
 
-def _searched(tried: _Tried, checkpoint: Path | None) -> None:
+def _searched(tried: _Tried) -> None:
     """One trial: a search, its candidates scored, and the study told of the best."""
     asked, study, trial = tried.asked, tried.study, tried.trial
-    own = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}-{_name(trial.params)}.pt")
+    whole = asked.checkpoint
+    own = None if whole is None else whole.with_name(f"{whole.stem}-{_name(trial.params)}.pt")
     value: float | None = None
     try:
         value = _value(tried, own)
     except optuna.TrialPruned:
         pass
-    except bilevel.Diverged as problem:  # told as pruned: so the sampler takes these hyper-parameters for bad ones
+    except Diverged as problem:  # told as pruned: so the sampler takes these hyper-parameters for bad ones
         trial.set_user_attr("diverged", str(problem))
     study.tell(trial, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
     if own is not None:
@@ -142,21 +145,13 @@ def _name(drawn: dict[str, Any]) -> str:
 def _value(tried: _Tried, checkpoint: Path | None) -> float | None:
     """The best metric among the candidates of a whole search; None where none is a number."""
     asked, space = tried.asked, tried.asked.space
-    settings = asked.settings.trial(tried.trial.params)
-    found = differentiable.search(
-        asked.source if isinstance(asked.source, Traced) else deepcopy(asked.source),
-        asked.data,
-        asked.budget,
-        replace(settings, candidates=1, with_uniform=False),  # its own supernet is not to score
-        objective=asked.objective,
-        seed=asked.seed,
-        device=asked.device,
-        checkpoint=checkpoint,
-        on_epoch=tried.after_epoch,
-    )
+    source = asked.source if isinstance(asked.source, Traced) else deepcopy(asked.source)
+    settings = replace(asked.settings.trial(tried.trial.params), candidates=1, with_uniform=False)  # it does not score
+    own = Asked(source, asked.data, asked.budgets, settings, asked.objective, asked.seed, asked.device, checkpoint)
+    found = differentiable.search(own, tried.after_epoch)
     table, generator = table_of(space, found.probabilities), torch.Generator().manual_seed(asked.seed)
-    last = differentiable.candidates(space, table, asked.budget, settings.candidates, generator)
-    scores = tried.score([*last, *([uniform(space, asked.budget)] if settings.with_uniform else [])])
+    last = differentiable.candidates(space, table, asked.budget, asked.settings.candidates, generator)
+    scores = tried.score([*last, *([uniform(space, asked.budget)] if asked.settings.with_uniform else [])])
     valid = [each for each in scores if each.valid]
     if not valid:
         return None
@@ -169,19 +164,15 @@ def _ended(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
-def _written(score: Score) -> dict[str, Any]:
-    return {**asdict(score), "architecture": dict(score.architecture)}
-
-
 def _scores(trials: Iterable[FrozenTrial]) -> Iterator[Score]:
     """Every score, that of an architecture once; of interrupted trials too."""
     seen: set[Architecture] = set()
     for trial in trials:
         for row in trial.user_attrs.get("scores", ()):
-            architecture = Architecture.of(row["architecture"])
-            if architecture not in seen:
-                seen.add(architecture)
-                yield Score(**{**row, "architecture": architecture})
+            score = read_score(row)
+            if score.architecture not in seen:
+                seen.add(score.architecture)
+                yield score
 
 
 def _course(asked: Asked[Settings], study: optuna.Study) -> tuple[Row, ...]:

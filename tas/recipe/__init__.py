@@ -2,23 +2,20 @@
 
 from tas.recipe.inputs import examples, parse_inputs
 from tas.recipe.reading import difference, dump, parse, read, template
+from tas.recipe.searches import SEARCHES, Differentiable, NetAdapt, Tuned
 from tas.recipe.sections import (
-    SEARCHES,
     Compare,
     DataSource,
-    Differentiable,
     Distillation,
     Initialize,
     Latency,
     Limits,
     Machine,
-    NetAdapt,
     Network,
     ObjectiveNames,
     Recipe,
     Report,
     Synthesize,
-    Tuned,
     amount,
 )
 

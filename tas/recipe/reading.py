@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from tas.errors import BadRecipe
 from tas.recipe.inputs import parse_inputs
-from tas.recipe.sections import FORMS, SEARCHES, Recipe, Section
+from tas.recipe.searches import SEARCHES
+from tas.recipe.sections import FORMS, Recipe, Section
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

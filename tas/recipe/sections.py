@@ -15,8 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from tas.distillation import LOSSES, inversion
 from tas.errors import BadRecipe
 from tas.latency.target import Target
-from tas.methods import adaptive_bn, differentiable, netadapt, optuna_study, tuned
 from tas.recipe.inputs import parse_inputs
+from tas.recipe.searches import SEARCHES, Differentiable, Search, SearchOrName
 from tas.tracing import Rules
 from tas.training import TrainingPlan
 
@@ -118,89 +118,16 @@ def _form(value: Any) -> str:
 
 
 LimitsOrAmount = Annotated[Limits, BeforeValidator(_limits)]
+
+
 Budgets = Annotated[
     Annotated[LimitsOrAmount, Tag("single")]
     | Annotated[tuple[LimitsOrAmount, ...], Field(min_length=1), Tag("several")],
     Discriminator(_form),
 ]
+
+
 FORMS = ("single", "several")
-
-
-@dataclass(frozen=True)
-class Differentiable(differentiable.Settings):
-    __doc__ = f"The search by gradient (TAS).\n\n{differentiable.Settings.__doc__}"
-
-    method: Literal["differentiable"] = "differentiable"
-
-
-@dataclass(frozen=True)
-class AdaptiveBN(adaptive_bn.Settings):
-    __doc__ = f"Random architectures, scored by adaptive batch norm (EagleEye).\n\n{adaptive_bn.Settings.__doc__}"
-
-    method: Literal["adaptive_bn"] = "adaptive_bn"
-
-
-@dataclass(frozen=True)
-class OptunaStudy(optuna_study.Settings):
-    __doc__ = f"An Optuna study whose trials are scored by adaptive batch norm.\n\n{optuna_study.Settings.__doc__}"
-
-    method: Literal["optuna"] = "optuna"
-
-
-@dataclass(frozen=True)
-class Tuned(tuned.Settings):
-    __doc__ = (
-        f"An Optuna study of whole searches by gradient.\n\n{tuned.Settings.__doc__}"
-        f"\n\nThe fields of `differentiable`. {differentiable.Settings.__doc__}"
-    )
-
-    method: Literal["tuned"] = "tuned"
-
-
-@dataclass(frozen=True)
-class NetAdapt(netadapt.Settings):
-    __doc__ = f"Greedy steps on a measured resource.\n\n{netadapt.Settings.__doc__}"
-
-    method: Literal["netadapt"] = "netadapt"
-
-
-SEARCHES = {
-    "differentiable": Differentiable,
-    "adaptive_bn": AdaptiveBN,
-    "optuna": OptunaStudy,
-    "tuned": Tuned,
-    "netadapt": NetAdapt,
-}
-
-
-def _method(values: Any) -> str:
-    found = values.get("method", "differentiable") if isinstance(values, Mapping) else getattr(values, "method", "")
-    return str(found or "differentiable")
-
-
-Search = Annotated[
-    Annotated[Differentiable, Tag("differentiable")]
-    | Annotated[AdaptiveBN, Tag("adaptive_bn")]
-    | Annotated[OptunaStudy, Tag("optuna")]
-    | Annotated[Tuned, Tag("tuned")]
-    | Annotated[NetAdapt, Tag("netadapt")],
-    Discriminator(_method),
-]
-
-
-def _name_or_method(value: Any) -> str:
-    return "name" if isinstance(value, str) else _method(value)
-
-
-SearchOrName = Annotated[
-    Annotated[str, Tag("name")]
-    | Annotated[Differentiable, Tag("differentiable")]
-    | Annotated[AdaptiveBN, Tag("adaptive_bn")]
-    | Annotated[OptunaStudy, Tag("optuna")]
-    | Annotated[Tuned, Tag("tuned")]
-    | Annotated[NetAdapt, Tag("netadapt")],
-    Discriminator(_name_or_method),
-]
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,8 @@ def protocol(found: Mapping[str, Any]) -> str:
         f"Mean ± standard deviation over the seeds {seeds}{own} on {images['test']:,} test images, n networks. Unless "
         f"a remark says otherwise: {how['epochs']} epochs on {images['train']:,} images, learning rate {how['lr']:g}, "
         f"{how['loss']} from {_teachers(how)} (alpha {how['alpha']:g}, T {how['temperature']:g}), start: "
-        f"{_STARTS[found['start']]}. Within noise: no further from the best row, or from the original, than the pooled "
-        "standard deviation. Speed-up: MACs of the original over MACs; compression: the same of parameters. "
+        f"{_STARTS[found['start']]}. Within noise: Welch's t-test of the means against the best row, or the original, "
+        "does not reach p < 0.05. Speed-up: MACs of the original over MACs; compression: the same of parameters. "
         "Milliseconds: median and quartiles of one eager forward, all networks in turns, on "
         f"{found['environment']['device']}, threads: {found['environment']['threads']}."
     )

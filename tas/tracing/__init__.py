@@ -75,7 +75,7 @@ def trace(
     original = copied(network)
     recorder = observe(original, args, kwargs, rules, handlers or {})
     caching = leaves_traces(network, recorder.network)
-    attribute_rules: list[AttributeRule] = []
+    attribute_rules, doubted = list[AttributeRule](), list[AttributeRule]()
     while True:
         units = find_units(recorder, rules)
         folds, unmixable = fold_widths(recorder, units)
@@ -84,7 +84,7 @@ def trace(
         if unmixable:
             continue
         traced = _widths(recorder, units, original, args, kwargs, caching, folds)
-        if prove(recorder, units, traced, attribute_rules):
+        if prove(recorder, units, traced, attribute_rules, doubted):
             break
     whole = _with_depth(recorder, units, replace(traced, attribute_rules=in_units(attribute_rules, units)), rules)
     limits.check_names(rules, recorder.named, units, list(whole.runs), whole.space.kept)

@@ -7,22 +7,21 @@ when the replay comes further. A rule found for one module is tried on all modul
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, product
-from typing import Any
+from itertools import combinations, islice, product
 
+import numpy as np
 from torch import nn
 
-from tas.tracing.identity import Rows
+from tas.tracing.identity import Rows, same
+from tas.tracing.places import Key, integers, lists
 from tas.tracing.recording import Recorder
-from tas.tracing.records import Axis, Record
+from tas.tracing.records import Axis, Record, Span
 from tas.tracing.units import Units
 
-Key = tuple[str, Any]  # attribute, and index or key inside a tuple, list or dict (None for a plain integer)
-_NOT_SIZES = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_version"}
 _NEAR = 6  # records before and behind a failing one whose sizes are tried as well
+_FACTORS = 3  # of a dimension, at most, of which each and any two are tried
 _COMBINATIONS = 16  # of values, where one attribute may become several sizes
 
 
@@ -36,12 +35,15 @@ class AttributeRule:
     full: int
     rows: Rows
 
+    def named(self) -> str:
+        return f"{'.'.join(map(str, self.key))} of {self.module}"
+
     def same_place(self, other: AttributeRule) -> bool:
         return (self.module, self.key) == (other.module, other.key)
 
     def says(self, other: AttributeRule) -> bool:
         """Whether it is the same rule."""
-        return self.same_place(other) and self.full == other.full and self.rows is other.rows
+        return self.same_place(other) and self.full == other.full and same(self.rows, other.rows)
 
 
 def in_units(rules: Sequence[AttributeRule], units: Units) -> tuple[AttributeRule, ...]:
@@ -49,51 +51,21 @@ def in_units(rules: Sequence[AttributeRule], units: Units) -> tuple[AttributeRul
     return tuple(replace(rule, rows=units.rows(rule.rows)) for rule in rules)
 
 
-def integers(module: nn.Module) -> Iterator[tuple[Key, int]]:
-    """The integers above 1 among a module's attributes, also inside short tuples, lists and dicts."""
-    for name, value in list(vars(module).items()):
-        if name in _NOT_SIZES or name.endswith(("_hooks", "_kwargs", "_hooks_always_called")):
-            continue
-        if isinstance(value, int) and not isinstance(value, bool) and value > 1:
-            yield (name, None), value
-        elif isinstance(value, (tuple, list, dict)) and len(value) < 16:
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            for index, item in items:
-                if isinstance(item, int) and not isinstance(item, bool) and item > 1:
-                    yield (name, index), item
-
-
-def set_integer(module: nn.Module, key: Key, value: int) -> None:
-    """Set one integer; containers are replaced, never changed in place, since modules may share them."""
-    setattr(module, key[0], with_integer(getattr(module, key[0]), key[1], value))
-
-
-def with_integer(old: Any, index: Any, value: int) -> Any:
-    """`value`, or the container `old` with `value` at `index`."""
-    if index is None:
-        return value
-    if isinstance(old, tuple):
-        items: list[Any] = [value if i == index else item for i, item in enumerate(old)]
-        return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
-    new = copy.copy(old)
-    new[index] = value
-    return new
-
-
 def candidates(
     recorder: Recorder, network: nn.Module, record: Record, kept: Callable[[Axis], int]
 ) -> Iterator[list[AttributeRule]]:
     """Sets of rules that could mend a replay that fails at `record`, likelier ones first: several attributes at once
     (a view needs the number of heads and their size), then single ones."""
-    changed = [axis for axis in _axes(record) if kept(axis) != axis[0]]
+    changed = [axis for axis in _axes(recorder, record) if kept(axis) != axis[0]]
     near = recorder.records[max(0, record.index - _NEAR) : record.index + _NEAR]
-    around = changed + [axis for r in near for axis in _axes(r) if kept(axis) != axis[0]]
-    chain = list(_enclosing(record.module))
+    around = changed + [axis for r in near for axis in _axes(recorder, r) if kept(axis) != axis[0]]
+    chain = list(dict.fromkeys([*record.owners, *enclosing(record.module)]))
     for name in chain[:3]:
         yield from _listed(network, name, record, kept)
-    for name in chain[:3]:
-        options = _options(network, name, changed, kept)
-        yield from (list(rules) for rules in islice(product(*options), _COMBINATIONS) if len(rules) > 1)
+    for settings in (False, True):
+        for name in chain[:3]:
+            options = _options(network, name, changed, kept, settings)
+            yield from (list(rules) for rules in islice(product(*options), _COMBINATIONS) if len(rules) > 1)
     for name in chain:
         for rules in _options(network, name, around, kept):
             yield from ([rule] for rule in rules)
@@ -104,43 +76,74 @@ def candidates(
 def for_peers(recorder: Recorder, network: nn.Module, rule: AttributeRule, record: Record) -> list[AttributeRule]:
     """The same rule for the other modules of the class, each with the dimension at the same place of its own call."""
     modules = dict(network.named_modules())
-    kind = type(modules[rule.module])
+    kind, place = type(modules[rule.module]), _place(recorder, record, rule)
     home = next((s for s in recorder.spans if s.module == rule.module and s.first <= record.index < s.last), None)
-    place = _place(record, rule)
+    twins = _in_calls(recorder, home, record) if home is not None else _of_line(recorder, record)
     found = []
-    for span in recorder.spans if home is not None and place is not None else []:
-        if span.module == rule.module or type(modules.get(span.module)) is not kind:
-            continue
-        twin = recorder.records[min(span.first + record.index - home.first, len(recorder.records) - 1)]  # type: ignore[union-attr]
-        axes = _axes(twin)
-        if twin.index >= span.last or twin.operator != record.operator or place >= len(axes):  # type: ignore[operator]
+    for name, twin in twins if place is not None else ():
+        axes = _axes(recorder, twin)
+        if name == rule.module or type(modules.get(name)) is not kind or place >= len(axes):  # type: ignore[operator]
             continue
         full, rows = axes[place]  # type: ignore[index]
-        was = dict(integers(modules[span.module])).get(rule.key)
+        was = dict(integers(modules[name])).get(rule.key)
         if was is not None and was * rule.full == rule.was * full:
-            found.append(AttributeRule(span.module, rule.key, was, full, rows))
+            found.append(AttributeRule(name, rule.key, was, full, rows))
     return found
 
 
-def _axes(record: Record) -> list[Axis]:
-    return [(n, rows) for value in (*record.outputs, *record.inputs) for n, rows in value.axes()]
+def _in_calls(recorder: Recorder, home: Span, record: Record) -> Iterator[tuple[str, Record]]:
+    """The operator at the same place of the calls of other modules."""
+    for span in recorder.spans:
+        index = span.first + record.index - home.first
+        if index < min(span.last, len(recorder.records)) and recorder.records[index].operator == record.operator:
+            yield span.module, recorder.records[index]
 
 
-def _place(record: Record, rule: AttributeRule) -> int | None:
-    return next((i for i, (n, rows) in enumerate(_axes(record)) if rows is rule.rows and n == rule.full), None)
+def _of_line(recorder: Recorder, record: Record) -> Iterator[tuple[str, Record]]:
+    """The operator in the same line of code, by methods of other modules."""
+    for twin in recorder.records:
+        if (twin.operator, twin.source) == (record.operator, record.source):
+            yield from ((name, twin) for name in twin.owners)
 
 
-def _enclosing(module: str) -> Iterator[str]:
+def _axes(recorder: Recorder, record: Record) -> list[Axis]:
+    """The dimensions of an operator's tensors; then the factors of those that are products: code that splits into
+    [heads x size, ...] multiplies numbers that are no dimension here."""
+    axes = [axis for value in (*record.outputs, *record.inputs) for axis in value.axes()]
+    return axes + [factor for _, rows in axes if rows is not None for factor in factors(recorder, rows)]
+
+
+def factors(recorder: Recorder, rows: Rows) -> Iterator[Axis]:
+    """Of a dimension that is a product, its factors and the products of some of them."""
+    known = recorder.identities.canonical(rows)
+    if known is None or known.shape[1] > _FACTORS:
+        return
+    for count in range(1, known.shape[1] + 1):
+        for some in combinations(range(known.shape[1]), count):
+            part = np.unique(known[:, list(some)], axis=0)
+            if 1 < len(part) < len(known):
+                yield len(part), part
+
+
+def _place(recorder: Recorder, record: Record, rule: AttributeRule) -> int | None:
+    axes = _axes(recorder, record)
+    return next((i for i, (n, rows) in enumerate(axes) if n == rule.full and same(rows, rule.rows)), None)
+
+
+def enclosing(module: str) -> Iterator[str]:
+    """A module and those around it, innermost first."""
     while module:
         yield module
         module = module.rpartition(".")[0]
     yield ""
 
 
-def _options(network: nn.Module, name: str, axes: list[Axis], kept: Callable[[Axis], int]) -> list[list[AttributeRule]]:
+def _options(
+    network: nn.Module, name: str, axes: list[Axis], kept: Callable[[Axis], int], settings: bool = True
+) -> list[list[AttributeRule]]:
     """For every integer of a module that is the size of a changed dimension: the rules that it could follow."""
     found = []
-    for key, value in integers(network.get_submodule(name)):
+    for key, value in integers(network.get_submodule(name), settings):
         by_size = {
             kept(axis): AttributeRule(name, key, value, value, axis[1]) for axis in reversed(axes) if axis[0] == value
         }
@@ -157,14 +160,12 @@ def _listed(
     sequences = [list(axes) for axes in zip(*(value.axes() for value in record.outputs), strict=False)]
     if len(record.outputs) == 1:
         sequences = [record.outputs[0].axes()]
-    for key, value in list(vars(network.get_submodule(name)).items()):
-        if key in _NOT_SIZES or not isinstance(value, (tuple, list)) or not 1 < len(value) < 16:
-            continue
+    for key, value in lists(network.get_submodule(name)):
         for sequence in sequences:
             for start in range(len(sequence) - len(value) + 1):
                 part = sequence[start : start + len(value)]
                 if [n for n, _ in part] == list(value):
-                    rules = [AttributeRule(name, (key, i), n, n, rows) for i, (n, rows) in enumerate(part)]
+                    rules = [AttributeRule(name, (*key, i), n, n, rows) for i, (n, rows) in enumerate(part)]
                     changed = [rule for rule in rules if kept((rule.full, rule.rows)) != rule.full]
                     if len(changed) > 1:
                         yield changed

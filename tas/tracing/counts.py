@@ -16,6 +16,7 @@ columns behind are cut in. In between lie roundings of c / 2^k, which no polynom
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from itertools import permutations
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Powers = tuple[tuple[str, int], ...]
 Size = dict[Powers, int]  # a polynomial: {((choice, power), ...): coefficient}
 Monomial = tuple[Powers, int]
+_FACTORS = 3  # of a product, at most, of which others are made
 
 
 def equalize(units: Units) -> list[tuple[Array, Array, str]]:
@@ -52,7 +54,8 @@ def _equal(units: Units, left: Array, right: Array) -> bool:
 
 
 def _solve(units: Units, left: Monomial, right: Monomial) -> bool:
-    """Make two products equal: a lone choice becomes the other product, or choices of equal size become one."""
+    """Make two products equal: a lone choice becomes the other product, or choices become multiples of others. 8 groups
+    of 6 channels, and 4 heads of size 12: a head is as large as two channels of a group, and there are half as many."""
     (mine, a), (others, b) = left, right
     x, y = Counter(dict(mine)) - Counter(dict(others)), Counter(dict(others)) - Counter(dict(mine))
     for lone, over, product, times in ((y, b, x, a), (x, a, y, b)):
@@ -60,10 +63,15 @@ def _solve(units: Units, left: Monomial, right: Monomial) -> bool:
             units.substitute(next(iter(lone)), times // over, tuple(sorted(product.items())))
             return True
     ours, theirs = (sorted(side.elements(), key=lambda name: (units.full(name), name)) for side in (x, y))
-    if a != b or not ours or [*map(units.full, ours)] != [*map(units.full, theirs)]:
+    if not ours or len(ours) != len(theirs) or len(ours) > _FACTORS:
         return False
-    units.substitute(theirs[0], 1, ((ours[0], 1),))
-    return True
+    for order in permutations(theirs):
+        pairs = [sorted(pair, key=units.full) for pair in zip(ours, order, strict=True)]
+        if all(units.full(large) % units.full(small) == 0 for small, large in pairs):
+            small, large = pairs[0]  # the others follow, now that these cancel
+            units.substitute(large, units.full(large) // units.full(small), ((small, 1),))
+            return True
+    return False
 
 
 def times(*sizes: Size) -> Size:

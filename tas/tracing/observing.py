@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from tas.errors import BadNetwork, BadRecipe
 from tas.tracing.identity import Rows
 from tas.tracing.operators import HANDLERS, unknown
+from tas.tracing.places import written
 from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.rules import Rules, inside, matches, require_match
 from tas.tracing.slicing import copy_sharing
@@ -57,6 +58,7 @@ def observe(
     if not _numbers(output):
         raise BadNetwork(f"the network must give tensors, alone or in tuples, lists and dicts; got {_kind(output)}")
     _check_steady(before, watched)
+    recorder.written = written(network, watched)
     with _Operators() as seen:
         again = _output(watched, args, kwargs)
     _check_repeats(output, again)

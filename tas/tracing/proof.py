@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tas.tracing.attributes import AttributeRule, Key, candidates, for_peers, in_units, set_integer
+from tas.tracing.attributes import AttributeRule, candidates, for_peers, in_units
 from tas.tracing.dynamic import outputs_under
 from tas.tracing.identity import Array
+from tas.tracing.places import Key, set_integer
 from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.records import Axis
 from tas.tracing.repair import give_way
@@ -33,14 +34,18 @@ _MASKS = 10  # random architectures at most
 _DRAWN = 16  # architectures of which one is taken: with 8 candidates, three then tell 60 choices apart
 
 
-def prove(recorder: Recorder, units: Units, traced: Traced, rules: list[AttributeRule]) -> bool:
+def prove(
+    recorder: Recorder, units: Units, traced: Traced, rules: list[AttributeRule], doubted: list[AttributeRule]
+) -> bool:
     """Replay the smallest and some random architectures until all of them hold with the same attribute rules. New
-    rules are added to `rules`; False where identities changed, so that the widths have to be worked out anew."""
+    rules are added to `rules`, and to `doubted` until a replay without them says that they are needed; False where
+    identities changed, so that the widths have to be worked out anew."""
     disproved: list[AttributeRule] = []
     masks = _masks(traced)
     held = 0
     for mask in cycle(masks):
-        proof = _Proof(recorder, units, replace(traced, attribute_rules=in_units(rules, units)), mask, rules, disproved)
+        under = replace(traced, attribute_rules=in_units(rules, units))
+        proof = _Proof(recorder, units, under, mask, rules, disproved, doubted)
         if not proof.holds():
             return False
         held = 1 if proof.new else held + 1
@@ -84,9 +89,11 @@ class _Proof:
         mask: Array,
         rules: list[AttributeRule],
         disproved: list[AttributeRule],
+        doubted: list[AttributeRule],
     ) -> None:
         self.recorder, self.units, self.traced, self.mask = recorder, units, traced, mask
         self.rules, self.disproved = rules, disproved  # those in force; those that failed at some architecture
+        self.doubted = doubted  # those in force that may be coincidences
         self.new: list[AttributeRule] = []
         self.network = traced.cut(mask, share=True).eval()
         self._sizes: dict[int, tuple[Any, int]] = {}
@@ -111,6 +118,7 @@ class _Proof:
                 return not (changed or self._keep_everything(f"{error}: {record.where()}"))
             rules, replay = found
             self.new += rules
+            self.doubted += rules
         self._drop_coincidences(replay.strayed)
         return True
 
@@ -159,7 +167,7 @@ class _Proof:
             if values in tried:  # sizes differ, what is set does not
                 continue
             tried.add(values)
-            if any(r.says(known) for r in rules for known in self.disproved):
+            if any(r.says(known) for r in rules for known in self.disproved) or any(map(self._is_written, rules)):
                 continue
             before = [(r, self._in_force(r)) for r in rules]
             self._set(rules)
@@ -167,7 +175,11 @@ class _Proof:
             if replay.error is None or replay.position > failed.position:
                 joint, rules = rules, self._needed(dict(before), replay)
                 peers = [p for rule in rules for p in for_peers(self.recorder, original, rule, failed.at())]
-                peers = [p for p in peers if not any(p.same_place(known) for known in (*self.rules, *rules))]
+                peers = [
+                    p
+                    for p in peers
+                    if not self._is_written(p) and not any(p.same_place(known) for known in (*self.rules, *rules))
+                ]
                 self.disproved += [k for k in self.rules if any(k.same_place(r) for r in rules)]
                 self.rules[:] = [k for k in self.rules if not any(k.same_place(r) for r in rules)] + rules + peers
                 self._set(peers)
@@ -195,7 +207,8 @@ class _Proof:
     def _drop_coincidences(self, strayed: set[int]) -> None:
         """An attribute that merely had the same value goes back: where the replay holds without it, and compares as
         much."""
-        kinds = {(type(self.traced.network.get_submodule(r.module)), r.key) for r in self.new}
+        kinds = {(type(self.traced.network.get_submodule(r.module)), r.key): r for r in self.doubted}
+        self.doubted.clear()
         for kind, key in kinds:
             group = [
                 r for r in self.rules if r.key == key and type(self.traced.network.get_submodule(r.module)) is kind
@@ -208,6 +221,9 @@ class _Proof:
                 self.new = [r for r in self.new if r not in group]
             else:
                 self._set(group)
+
+    def _is_written(self, rule: AttributeRule) -> bool:
+        return (rule.module, rule.key[0]) in self.recorder.written
 
     def _value(self, rule: AttributeRule) -> int:
         return rule.was * self.kept((rule.full, rule.rows)) // rule.full

@@ -54,6 +54,7 @@ class Recorder(Watching):
         self.outputs: list[Value] = []  # of the network
         self.freed: list[Value] = []  # those of the outputs whose sizes a rule makes searchable
         self.named: set[str] = set()  # every name that a choice has had
+        self.written: frozenset[tuple[str, str]] = frozenset()  # attributes with settings that a forward changes
         self.current: Record
         self.decisions: Decisions
         self._rows = WeakIdKeyDictionary()
@@ -248,8 +249,8 @@ class Recorder(Watching):
         for bits in before:
             union |= bits
         index = len(self.records)
-        source, numbers = _source_line(), numbers_in(operator, (args, given))
-        self.current = Record(index, operator, self._stack[-1], source, values, union, tuple(before), numbers)
+        (source, owners), numbers = self._called_from(), numbers_in(operator, (args, given))
+        self.current = Record(index, operator, self._stack[-1], source, values, union, tuple(before), owners, numbers)
         for tensor in inputs:
             known = self._origin.get(tensor)
             if known is not None:
@@ -263,6 +264,23 @@ class Recorder(Watching):
         self._note_outputs(out, inputs, union | (1 << index), in_place)
         self.records.append(self.current)
         return out
+
+    def _called_from(self) -> tuple[str, tuple[str, ...]]:
+        """The innermost line of Python that is neither torch's nor ours, as file:line; and the modules whose methods
+        were at work since the running module's forward began, innermost first."""
+        running, frame, line, owners = self._stack[-1], sys._getframe(2), "", list[str]()
+        within = True
+        while frame is not None and (within or not line):
+            code = frame.f_code
+            others = code.co_filename.startswith((_TORCH, _OWN, "<"))
+            if not line and not others:
+                line = f"{Path(code.co_filename).name}:{frame.f_lineno}"
+            if within and code.co_argcount and (not others or code.co_name == "forward"):
+                name = self._names.get(id(frame.f_locals.get(code.co_varnames[0])), "?")
+                within = name != running
+                owners += [name] if within and name != "?" and name not in owners else []
+            frame = frame.f_back  # type: ignore[assignment]
+        return line or "?", tuple(owners)
 
     def _as_it_was(self, tensor: Tensor) -> Tensor:
         """A view with the shape and identities that a tensor has before its shape is changed in place."""
@@ -398,14 +416,3 @@ def _everything(output: Any) -> list[Tensor]:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _source_line() -> str:
-    """The innermost line of Python that is neither torch's nor ours, as file:line."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, _OWN)) and not name.startswith("<"):
-            return f"{Path(name).name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return "?"

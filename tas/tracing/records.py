@@ -44,6 +44,7 @@ class Record:
     inputs: tuple[Value, ...]
     before: int  # bit set of the records that its inputs descend from
     input_before: tuple[int, ...]
+    owners: tuple[str, ...] = ()  # modules whose methods called it, other than by a forward of theirs; innermost first
     numbers: tuple[float, ...] = ()  # among its arguments
     outputs: tuple[Value, ...] = ()
     flow: Flow = "other"

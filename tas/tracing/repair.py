@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tas.tracing.attributes import AttributeRule
+from tas.tracing.attributes import AttributeRule, enclosing, factors
 from tas.tracing.identity import same
+from tas.tracing.places import integers
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Axis, Record, Span
 
@@ -28,7 +29,7 @@ def give_way(
 
     follow  one attribute serves several sizes, and the code asked for what it now says: they become one
     tie     the code computes a factor from the width of an input (`C // heads`): width and product become one
-    merge   one attribute serves several sizes: they become one
+    merge   one attribute serves several sizes, or several factors of what is split: they become one
     part    the code takes a whole fraction of a width (`[: C // 2]`): all such parts become equal
     freeze  the sizes that the code did not follow; else everything at the operator, and before it
     """
@@ -36,6 +37,7 @@ def give_way(
         _follow_attribute(recorder, record, asked, kept, rules)
         or _tie_to_input(recorder, record)
         or _merge_served(recorder, record, rules)
+        or _merge_factors(recorder, record)
         or _tie_parts(recorder, record)
         or _freeze_asked(recorder, record, asked, kept, why)
         or _freeze_all(recorder, record, kept, why)
@@ -72,7 +74,7 @@ def _follow(recorder: Recorder, record: Record, rule: AttributeRule, dim: int) -
     axes = record.outputs[0].axes()
     if dim >= len(axes) or axes[dim][0] != rule.was or not recorder.carries(axes[dim][1]):
         return False
-    why = f"one attribute, {rule.key[0]} of {rule.module}, is both sizes"
+    why = f"one attribute, {rule.named()}, is both sizes"
     return recorder.tie_counts(rule.rows, axes[dim][1], why)
 
 
@@ -128,6 +130,21 @@ def _merge_served(recorder: Recorder, record: Record, rules: list[AttributeRule]
     return bool(merged)
 
 
+def _merge_factors(recorder: Recorder, record: Record) -> bool:
+    """Code that splits into [heads * size, fewer * size, ...] has one size for all."""
+    if record.operator != "split_with_sizes":
+        return False
+    whole = [axis for value in record.outputs for axis in value.axes() if recorder.carries(axis[1])]
+    found = [*whole, *(axis for _, rows in whole for axis in factors(recorder, rows))]
+    for name in dict.fromkeys([*record.owners, *enclosing(record.module)]):
+        for key, value in integers(recorder.network.get_submodule(name)):
+            alike = [rows for n, rows in found if n == value]
+            why = f"one attribute, {'.'.join(map(str, key))} of {name or 'the network'}, is both sizes"
+            if sum(recorder.tie_counts(alike[0], rows, why) for rows in alike[1:]):
+                return True
+    return False
+
+
 def _merge(recorder: Recorder, rule: AttributeRule, records: list[Record]) -> bool:
     """Make all sizes one that the attribute is used for, at these records and where its module cuts or shapes."""
     if rule.was != rule.full:
@@ -137,7 +154,7 @@ def _merge(recorder: Recorder, rule: AttributeRule, records: list[Record]) -> bo
         if other.module == rule.module and other.operator in _SIZED:
             served += [rows for value in other.outputs for n, rows in value.axes() if n == rule.was]
     served = [rows for rows in served if rows is not None and recorder.carries(rows)]
-    why = f"one attribute, {rule.key[0]} of {rule.module}, is both sizes"
+    why = f"one attribute, {rule.named()}, is both sizes"
     return sum(recorder.tie_counts(served[0], rows, why) for rows in served[1:]) > 0  # all of them, not any
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from torch import nn
 
 from tas.space import SearchSpace
-from tas.tracing.attributes import AttributeRule, with_integer
+from tas.tracing.attributes import AttributeRule
 from tas.tracing.dynamic import Decisions
 from tas.tracing.identity import Array, Rows
+from tas.tracing.places import with_integer
 from tas.tracing.records import Site
 from tas.tracing.regions import Removal
 from tas.tracing.slicing import Cut, copy_sharing, cut_parameters, cut_size, cuts_of, layer_attributes
@@ -96,9 +97,12 @@ class Traced:
     def attributes(self, network: nn.Module, cuts: Mapping[str, Cut], mask: Array) -> dict[str, dict[str, Any]]:
         """By module, the attributes that must be set to run at these cuts."""
         touched = dict.fromkeys(name.rpartition(".")[0] for name in cuts)
-        found = {}
+        found, done = {}, set[int]()
         for name in touched:
             module = network.get_submodule(name)
+            if id(module) in done:  # under another name, by which nothing is known of it
+                continue
+            done.add(id(module))
             shapes = {}
             for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 cut = cuts.get(f"{name}.{key}" if name else key, {})
@@ -109,9 +113,9 @@ class Traced:
                 groups = reads // inside
             found[name] = layer_attributes(module, shapes, groups)
         for rule in self.attribute_rules:
-            own, (name, index) = found.setdefault(rule.module, {}), rule.key
+            own, (name, *steps) = found.setdefault(rule.module, {}), rule.key
             old = own.get(name, getattr(network.get_submodule(rule.module), name))
-            own[name] = with_integer(old, index, rule.was * _count(rule.full, rule.rows, mask) // rule.full)
+            own[name] = with_integer(old, tuple(steps), rule.was * _count(rule.full, rule.rows, mask) // rule.full)
         return found
 
     def cut(self, mask: Array, share: bool = False) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from tas.errors import BadRecipe
+from tas.errors import require_rules
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ class TrainingPlan:
             "ema must be in (0, 1)": self.ema is None or 0 < self.ema < 1,
             "dtype must be 'float32' or 'bfloat16'": self.dtype in ("float32", "bfloat16"),
         }
-        for rule, kept in rules.items():
-            if not kept:
-                raise BadRecipe(f"{rule}, got {getattr(self, rule.split()[0])!r}")
+        require_rules(self, rules)
 
 
 def learning_rate(plan: TrainingPlan, step: int, steps: int) -> float:

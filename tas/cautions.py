@@ -1,0 +1,51 @@
+"""What to say where the data or the original make scores less worth than they look."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tas.data import Data, Split
+from tas.objectives import Objective
+from tas.scoring import BlindWarning, search_splits
+
+
+def chance(split: Split, objective: Objective, reached: float | None) -> str:
+    """A warning where a top-1 (percent) of the original on `split` is that of always naming its most frequent class, or
+    within three standard errors above; empty otherwise."""
+    if objective.name != "top1" or split.targets is None or reached is None:
+        return ""
+    often = int(split.targets.bincount().max()) / len(split)
+    if reached > 100 * (often + 3 * math.sqrt(often * (1 - often) / len(split))):
+        return ""
+    return (
+        f"The original classifies {reached:.1f} % of {len(split):,} {split.name} images, within three standard errors "
+        f"of guessing ({100 * often:.1f} %): check its weights, and mean and std of the data. Scores of its parts mean "
+        "nothing."
+    )
+
+
+@contextmanager
+def blindness(say: Callable[[str], None]) -> Iterator[None]:
+    """`say` what is a `BlindWarning` inside."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", BlindWarning)
+        yield
+    for one in caught:
+        if issubclass(one.category, BlindWarning):
+            say(str(one.message))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+def few_images(data: Data, images: int, calibration_images: int, seed: int) -> list[str]:
+    """What to say where the halves of the training images hold fewer than a search asks for."""
+    asked = {"search.calibration_images": calibration_images, "search.images": images}
+    halves = zip(asked.items(), search_splits(data, seed), strict=True)
+    return [
+        f"{key} asks for {count:,} images; all {len(half):,} of the {half.name} half of the training images are used."
+        for (key, count), half in halves
+        if len(half) < count
+    ]
