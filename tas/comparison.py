@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tas.describing import costs
+from tas.describing import costs, costs_of_original
 from tas.errors import BadNetwork
 from tas.exporting import facts, load, save
 from tas.importing import imported
@@ -84,13 +84,13 @@ def _save_checked(
     current: Run, student: nn.Module, place: Path, architecture: Architecture, facts: Mapping[str, Any]
 ) -> None:
     """Save, read again, and compare: a student that cannot be read back the same must not be reported as done."""
-    section = current.recipe.network
+    section, judged = current.recipe.network, numbers(current.folder.state["stages"]["original"], current)
     save(
         student,
         place,
         architecture=dict(architecture),
         metrics=dict(facts),
-        original=numbers(current.folder.state["stages"]["original"], current),
+        original={**judged, **costs_of_original(current.prepared.space)},
         network=section.model_dump(mode="json"),
         provenance=_provenance(current),
     )

@@ -67,6 +67,9 @@ def test_the_saved_student_has_the_promised_size_and_metric(finished: Path) -> N
     known = read(finished / "student" / "student.json")
     assert known["architecture"] == read(finished / "architecture.json")
     assert known["metrics"]["top1"] == row["top1"]
+    original = read(finished / "metrics.json")["original"]
+    assert known["original"] == {key: original[key] for key in ("top1", "loss", "macs", "params")}
+    assert f"| {original['macs']:,} | {original['params']:,} |" in (finished / "student" / "README.md").read_text()
 
 
 def test_candidates_are_scored_and_one_is_chosen(finished: Path) -> None:

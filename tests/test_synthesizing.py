@@ -185,7 +185,7 @@ class Fixed(tiny_task.TinyNet):
         (["synthesize.steps=0"], BadRecipe, "steps must be at least 1, got 0"),
         (["synthesize.step=3"], BadRecipe, "unknown key 'synthesize.step'; did you mean 'steps'"),
         (["synthesize.batch=47"], BadRecipe, "leave one"),
-        (["objective.metric=tas.objectives:top5"], BadRecipe, "class labels, cross-entropy and top-1"),
+        (["objective.name=hits"], BadRecipe, "class labels, cross-entropy and top-1"),
         (["network.name=test_synthesizing:NoNorm", "network.weights=null"], BadRecipe, "needs network.weights"),
         (["network.name=test_synthesizing:Fixed", "synthesize.coarse_steps=5"], BadRecipe, "coarse_steps must be 0"),
         (["synthesize.against=nowhere"], BadNetwork, "nowhere must be a student folder"),
