@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--images", type=int, default=2000, help="training images, and as many held-out ones")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--taps", default="layer*.?", help="module names, by glob")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -51,8 +53,8 @@ def main() -> None:
     rows = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
     done = {(row["loss"], row["start"], row["seed"]) for row in rows}
     for seed in range(asked.seeds):
-        for start in STARTS:
-            for loss in LOSSES:
+        for start in asked.starts:
+            for loss in asked.losses:
                 few = start == "scratch" and loss not in ("cross-entropy", "kd")
                 if not few and (loss, start, seed) not in done:
                     rows.append(trained(prepared, asked, loss, start, seed))
