@@ -21,9 +21,10 @@ from tas.tracing.dynamic import outputs_under
 from tas.tracing.recording import plain_attention
 from tas.tracing.slicing import apply_cut
 
+Halves = tuple[Tensor, Tensor]
 Weights = Literal["inherit", "merge", "rewind", "scratch"]
 MERGE_IMAGES = 256  # enough for a few hundred channels: every position of a picture counts
-_RIDGE = 1e-5  # of the mean diagonal: twins make the Gram matrix singular
+_RIDGES = (1e-5, 1e-3, 1e-1)  # of the mean diagonal; twins make the Gram matrix singular, so the least is above 0
 _WIDEST = 4096  # inputs of a layer beyond which their Gram matrix is not worth its memory
 
 
@@ -101,12 +102,14 @@ def merged(
 ) -> nn.Module:
     """The student of `extract`, its layers reading the kept channels in place of all: least squares on `batches`.
 
-    With A [channels, samples] what a layer reads in the original (without the blocks that the architecture leaves out)
-    and S its kept channels, B = A A_S^T (A_S A_S^T + eps I)^-1 [channels, kept] is the best linear guess of all of them
-    from the kept ones, and V'[o, s] = sum_c V[o, c] B[c, s] takes the place of the weights V. A removed twin is merged
-    without loss. This is done layer by layer for what each reads, so it holds behind sums and concatenations as well;
-    grouped convolutions, weights used in several places, and layers that run inside others keep what they inherit.
-    Nothing else changes: no statistics, no biases.
+    With A [channels, samples] what a layer reads in the original (without the blocks that the architecture leaves
+    out), S its kept and R its removed channels, B = A_R A_S^T (A_S A_S^T + ridge I)^-1 [removed, kept] is the best
+    linear guess of the removed ones from the kept ones, and V'[o, s] = V[o, s] + sum_r V[o, r] B[r, s] takes the place
+    of the weights V. A removed twin is merged without loss. The ridge, or to merge nothing, is what guesses one half of
+    the samples best from the other: behind a pooling a batch gives few samples, and a guess from more channels than
+    samples learns them by heart. This is done layer by layer for what each reads, so it holds behind sums and
+    concatenations as well; grouped convolutions, weights used in several places, and layers that run inside others keep
+    what they inherit. Nothing else changes: no statistics, no biases.
     """
     student = extract(traced, architecture, keep)
     depths = {choice.name: architecture[choice.name] for choice in traced.space.choices if choice.kind == "depth"}
@@ -166,17 +169,19 @@ def _places(rows: np.ndarray) -> np.ndarray:
     return np.argsort(channel.reshape(-1), kind="stable").reshape(len(counts), -1)
 
 
-def _grams(network: nn.Module, readers: Mapping[str, _Reader], batches: Iterable[Any]) -> dict[str, Tensor]:
-    """A A^T [channels, channels] in float64 of what every reader is called with; none for one that never is."""
-    grams: dict[str, Tensor] = {}
+def _grams(network: nn.Module, readers: Mapping[str, _Reader], batches: Iterable[Any]) -> dict[str, Halves]:
+    """A A^T [channels, channels] in float64 of what every reader is called with, of every second example and of the
+    others; none for one that never is."""
+    grams: dict[str, Halves] = {}
 
     def add(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         read = inputs[0].detach()
         if isinstance(layer, _ConvNd):
             read = read.movedim(-1 - len(layer.kernel_size), -1)
-        values = read.reshape(-1, read.shape[-1])[:, readers[name].places.to(read.device)]  # [samples, channels, fan]
-        values = values.movedim(1, -1).reshape(-1, values.shape[1]).double()
-        grams[name] = grams.get(name, 0) + values.T @ values
+        places = readers[name].places.to(read.device)
+        halves = [_gram(half.reshape(-1, half.shape[-1])[:, places]) for half in (read[::2], read[1::2])]
+        before = grams.get(name, (0, 0))
+        grams[name] = (before[0] + halves[0], before[1] + halves[1])
 
     hooks = [network.get_submodule(name).register_forward_pre_hook(partial(add, name)) for name in readers]
     try:
@@ -191,13 +196,36 @@ def _grams(network: nn.Module, readers: Mapping[str, _Reader], batches: Iterable
     return grams
 
 
-def _merge(weight: Tensor, gram: Tensor, reader: _Reader) -> Tensor:
+def _gram(values: Tensor) -> Tensor:
+    """Of [samples, channels, fan]: every position of a channel is a sample."""
+    values = values.movedim(1, -1).reshape(-1, values.shape[1]).double()
+    return values.T @ values
+
+
+def _merge(weight: Tensor, grams: Halves, reader: _Reader) -> Tensor:
     """V' from V, with the kept positions of dimension `reader.dim` in their order."""
-    kept = reader.kept.to(gram.device)
-    among = gram[kept][:, kept]
-    ridge = torch.full_like(among.diagonal(), _RIDGE * float(among.diagonal().mean()) or 1.0).diag()
-    guess = torch.linalg.solve(among + ridge, gram[kept])  # B^T [kept, channels]
+    kept = reader.kept.to(grams[0].device)
+    guess = torch.zeros(int(kept.sum()), len(kept), dtype=torch.float64, device=kept.device)  # [kept, channels]
+    guess[:, kept] = torch.eye(len(guess), dtype=torch.float64, device=kept.device)
+    guess[:, ~kept] = _guess(grams, kept)
     old = weight.movedim(reader.dim, 0)
-    new = torch.tensordot(guess, old[reader.places].to(gram), dims=1)  # [kept, fan, ...]
+    new = torch.tensordot(guess, old[reader.places].to(guess), dims=1)  # [kept, fan, ...]
     positions = reader.places[reader.kept].reshape(-1)
     return new.flatten(0, 1)[positions.argsort()].movedim(0, reader.dim).to(weight.dtype)
+
+
+def _guess(grams: Halves, kept: Tensor) -> Tensor:
+    """B^T [kept, removed]: the fit to all samples by the ridge that does best from half to half; 0 where none helps."""
+
+    def fit(gram: Tensor, part: float) -> Tensor:
+        among = gram[kept][:, kept]
+        ridge = torch.full_like(among.diagonal(), part * float(among.diagonal().mean()) or 1.0).diag()
+        return torch.linalg.solve(among + ridge, gram[kept][:, ~kept])
+
+    def gain(gram: Tensor, found: Tensor) -> float:  # of the squared error, against guessing 0
+        return float((found * (2 * gram[kept][:, ~kept] - gram[kept][:, kept] @ found)).sum())
+
+    gains = {part: sum(gain(b, fit(a, part)) for a, b in (grams, grams[::-1])) for part in _RIDGES}
+    best = max(gains, key=gains.__getitem__)
+    whole = grams[0] + grams[1]
+    return fit(whole, best) if gains[best] > 0 else torch.zeros_like(whole[kept][:, ~kept])

@@ -161,7 +161,7 @@ def test_a_merge_of_nothing_changes_nothing_and_the_original_stays() -> None:
 def test_merged_weights_are_the_least_squares_solution_derived_with_numpy() -> None:
     """Each layer's new weights minimise the error of what it computes, over inputs of the original."""
     torch.manual_seed(1)
-    net, x = Chain(), torch.randn(32, 1, 8, 8)
+    net, x = Chain(), torch.randn(4000, 1, 8, 8)  # so many that no ridge helps
     net.eval()
     traced = tas.trace(net, x[:2])
     keep = {"conv1": [0, 2, 3, 5], "conv2": [1, 2, 4]}
@@ -184,6 +184,22 @@ def test_merged_weights_are_the_least_squares_solution_derived_with_numpy() -> N
     )
     assert torch.equal(student.conv1.weight, net.conv1.weight[keep["conv1"]])
     assert torch.equal(student.bn2.running_mean, net.bn2.running_mean[keep["conv2"]])
+
+
+@pytest.mark.parametrize("examples", [8, 24, 200])
+def test_few_samples_are_not_learned_by_heart(examples: int) -> None:
+    """Here an example is one sample of 32 channels, and 19 are kept: what is merged must not harm on other examples."""
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)).eval()
+    x, fresh = torch.randn(examples, 3, 3, 3), torch.randn(200, 3, 3, 3)
+    traced = tas.trace(net, x[:2])
+    architecture = dict.fromkeys(traced.space.largest(), 19)
+    with torch.no_grad():
+        lost = [
+            float((student_at(traced, architecture, start, batches=[x])(fresh) - net(fresh)).square().mean())
+            for start in ("inherit", "merge")
+        ]
+    assert lost[1] <= lost[0]
 
 
 def test_residual_streams_and_left_out_blocks_come_closer_too() -> None:

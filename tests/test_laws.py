@@ -313,8 +313,10 @@ def test_law_6_fails_when_one_tensor_is_not_permuted(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tas.tracing, "_shared", forgetful)
     broken = Traced(**{**vars(traced), "rows": forgetful({n: list(r) for n, r in traced.rows.items()})})
     traced.network[5].running_mean.copy_(torch.arange(6))
+    orders = {c.name: list(range(c.size))[::-1] for c in traced.space.choices if c.kind == "width"}
     with pytest.raises(AssertionError, match=r"^law 6"):
-        laws.law_6(traced.network, broken, case.inputs.double(), laws.Close(1e-9), torch.Generator().manual_seed(0))
+        laws.law_6(traced.network, broken, case.inputs.double(), laws.Close(1e-9), orders)
+    laws.law_6(traced.network, traced, case.inputs.double(), laws.Close(1e-9), orders)
 
 
 def test_law_7_fails_when_samples_exceed_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
