@@ -148,6 +148,7 @@ def _readers(traced: Traced, student: nn.Module, mask: np.ndarray) -> dict[str, 
     found = {}
     for name, layer in traced.network.named_modules():
         plain = isinstance(layer, nn.Linear) or (isinstance(layer, _ConvNd) and layer.groups == 1)
+        plain = plain and not layer.weight.is_complex()
         if not plain or type(alive.get(name)) is not type(layer) or uses.get(id(getattr(layer, "weight", None))) != 1:
             continue
         dim = 0 if getattr(layer, "transposed", False) else 1
@@ -174,16 +175,19 @@ def _grams(network: nn.Module, readers: Mapping[str, _Reader], batches: Iterable
     others; none for one that never is."""
     grams: dict[str, Halves] = {}
 
-    def add(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        read = inputs[0].detach()
+    def add(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        read = (inputs[0] if inputs else named["input"]).detach()
         if isinstance(layer, _ConvNd):
             read = read.movedim(-1 - len(layer.kernel_size), -1)
+        read = read if read.dim() > 1 else read[None]
         places = readers[name].places.to(read.device)
         halves = [_gram(half.reshape(-1, half.shape[-1])[:, places]) for half in (read[::2], read[1::2])]
         before = grams.get(name, (0, 0))
         grams[name] = (before[0] + halves[0], before[1] + halves[1])
 
-    hooks = [network.get_submodule(name).register_forward_pre_hook(partial(add, name)) for name in readers]
+    hooks = [
+        network.get_submodule(name).register_forward_pre_hook(partial(add, name), with_kwargs=True) for name in readers
+    ]
     try:
         with modes_restored(network), torch.no_grad():
             network.eval()

@@ -202,6 +202,29 @@ def test_few_samples_are_not_learned_by_heart(examples: int) -> None:
     assert lost[1] <= lost[0]
 
 
+class Named(nn.Module):
+    """Calls a layer by keyword, another with one example alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.b(input=self.a(x).relu()).relu().mean(0))
+
+
+def test_layers_called_by_keyword_or_with_one_example_are_merged_too() -> None:
+    torch.manual_seed(0)
+    net, x = Named(), torch.randn(64, 6)
+    traced = tas.trace(net, x)
+    architecture = traced.space.uniform(0.5)
+    inherited, student = (student_at(traced, architecture, start, batches=[x]) for start in ("inherit", "merge"))
+    assert not torch.equal(student.b.weight, inherited.b.weight)
+    with torch.no_grad():
+        lost = [float((each(x) - net(x)).square().mean()) for each in (inherited, student)]
+    assert lost[1] < lost[0]
+
+
 def test_residual_streams_and_left_out_blocks_come_closer_too() -> None:
     net, x = toys.network(), torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     traced = tas.trace(net, x[:2])

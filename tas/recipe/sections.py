@@ -163,7 +163,7 @@ class Initialize(Section):
     Short runs favour what starts high, so fresh weights are no fair candidate. recalibrate: batch-norm statistics of a
     student are taken anew, on search.calibration_images training images, before it is trained."""
 
-    weights: Literal["inherit", "merge", "rewind", "scratch", "auto"] = "inherit"
+    weights: Literal["inherit", "merge", "rewind", "scratch", "auto"] = "merge"
     importance: Literal["l1", "l1_first", "l2", "bn_scale", "random"] = "l1"
     checkpoint: str | None = None
     recalibrate: bool = False
