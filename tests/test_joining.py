@@ -99,5 +99,6 @@ def test_bad_studies_in_recipes_exit_with_2_and_write_no_search(tmp_path: Path) 
         assert words in done.stderr
         assert "Traceback" not in done.stderr
         assert not (out / "architecture.json").exists()
+        assert not (out / "original").exists() or "postgresql" not in changes[0]  # servers are tried before anything
         if out.exists():
             subprocess.run(["rm", "-r", str(out)], check=True)

@@ -53,6 +53,14 @@ def kept(name: str | None) -> Iterator[BaseStorage | None]:
                 found.engine.dispose()
 
 
+def require_server(name: str | None) -> None:
+    """`BadRecipe` where a storage on a server cannot be used: before hours of training, not after. (Files are made when
+    they are needed.)"""
+    if name and not name.startswith(("journal:", "sqlite")):
+        with kept(name):
+            pass
+
+
 def _opened(name: str | None) -> BaseStorage | None:
     if name is None:
         return None
