@@ -18,7 +18,6 @@ from tas.errors import BadData, BadNetwork, BadRecipe
 from tas.fitting import doubts, require_agreement, require_judged
 from tas.latency import Table
 from tas.methods import optuna_study
-from tas.methods.storages import require_server
 from tas.objectives import Objective, loss_function
 from tas.originals import build, check_runs, load_weights
 from tas.parts import data_of, device_of, example_inputs, objective_of, original_of, source_of, timed
@@ -84,7 +83,10 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     outputs, targets = require_judged(network, data.train, judge)
     soft_loss = _check_training(recipe, source, outputs, targets)
     source, table = timed(recipe, source, progress)
-    require_server(getattr(recipe.search, "storage", None))
+    if storage := getattr(recipe.search, "storage", None):
+        from tas.methods.storages import require_server  # Optuna is slow to import
+
+        require_server(storage)
     if isinstance(recipe.search, optuna_study.Settings):
         for given in optuna_study.warm_starts(recipe.search):
             require_member(source.space, given, "an architecture of search.warm_start")
