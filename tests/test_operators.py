@@ -107,7 +107,7 @@ FREE: dict[str, tuple[Run, int, dict[str, Any]]] = {
     "cross": (lambda m, x: torch.linalg.cross(x[..., :3], x[..., 3:]), 8, {}),
     "repeat_interleave": (lambda m, x: x.repeat_interleave(2, 1), 16, {}),
     "logsigmoid": (lambda m, x: F.logsigmoid(x), 8, {}),
-    "aminmax": (lambda m, x: x - x.aminmax(dim=-1, keepdim=True).min + x.nansum((2, 3), keepdim=True), 8, {}),
+    "aminmax": (lambda m, x: x - x.detach().aminmax(dim=-1, keepdim=True).min + x.nansum((2, 3), keepdim=True), 8, {}),
     "unpool": (lambda m, x: nn.MaxUnpool2d(2)(*F.max_pool2d(x, 2, return_indices=True)), 8, {}),
     "voxels": (voxels, 8, {}),
     "losses": (losses, 8, {}),

@@ -90,7 +90,7 @@ def trained(prepared: tas.preparation.Prepared, asked: argparse.Namespace, loss:
 
 def show(rows: list[dict]) -> None:
     print("| loss |", " | ".join(STARTS), "|\n| --- |" + " --- |" * len(STARTS))
-    for loss in LOSSES:
+    for loss in dict.fromkeys(row["loss"] for row in rows):
         cells = []
         for start in STARTS:
             values = [row["after"] for row in rows if (row["loss"], row["start"]) == (loss, start)]
