@@ -217,10 +217,11 @@ def spent(space: SearchSpace, table: Tensor, budget: Budget, pool: Tensor, numbe
     rows = list(dict.fromkeys(map(tuple, pool.tolist())))
     found = dict.fromkeys([space.architecture(rows[0])])
     for row in rows:
-        if len(found) < number:
-            start = torch.tensor(row, dtype=torch.long)
-            raised = filled(space, budget, start, lambda choice, index: steps[choice][index])
-            found.setdefault(space.architecture(raised.tolist()))
+        if len(found) >= number:
+            return list(found)
+        start = torch.tensor(row, dtype=torch.long)
+        raised = filled(space, budget, start, lambda choice, index: steps[choice][index])
+        found.setdefault(space.architecture(raised.tolist()))
     return list(dict.fromkeys([*found, *map(space.architecture, rows)]))[:number]
 
 

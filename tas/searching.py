@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 from tas.cautions import blindness, few_images
 from tas.describing import costs
 from tas.errors import BadRecipe
-from tas.files import json_text, write_json, write_lines
+from tas.files import json_text, read_json, write_json, write_lines
 from tas.latency import latencies
 from tas.latency.explaining import by_layer
 from tas.latency.measuring import this_machine
@@ -47,7 +46,7 @@ def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, 
         return dict(zip(prepared.budgets, facts, strict=True)) if several else facts[0]
 
     current.staged("search", work)
-    held = json.loads(path.read_text())
+    held = read_json(path)
     found = [Architecture.of(row["architecture"]) for row in held] if several else [Architecture.of(held)]
     if given is not None and found != [Architecture.of(given)]:
         raise BadRecipe(f"{current.folder.path} holds the student of another architecture; choose another --out")

@@ -86,7 +86,7 @@ def by_blocks(of: int) -> Any:
 def test_layers_are_measured_alone_over_both_their_sides(
     timed: Traced, monkeypatch: pytest.MonkeyPatch, of: int
 ) -> None:
-    monkeypatch.setattr("tas.latency.staircase.once", by_blocks(of))
+    monkeypatch.setattr("tas.latency.measuring.once", by_blocks(of))
     found = staircases(timed, Target(), points=20, rounds=3)
     sizes = {(each.layer, each.side): (each.sizes[0], each.sizes[-1], each.other) for each in found}
     assert sizes == {

@@ -76,13 +76,18 @@ def measured_whole(
     args, kwargs = at_batch(traced, target.batch)
     with ready(target) as device:
         forwards = [forward_of(target, network_at(traced, each), args, kwargs) for each in architectures]
-        calls = [calls_for(forward, device) for forward in forwards]
-        taken: list[list[float]] = [[] for _ in forwards]
-        for done in range(rounds):
-            order = list(range(len(forwards)))
-            random.Random(done).shuffle(order)
-            for index in order:
-                taken[index].append(once(forwards[index], device, calls[index]))
+        return in_turns(forwards, device, rounds)
+
+
+def in_turns(forwards: Sequence[Forward], device: torch.device, rounds: int) -> list[Samples]:
+    """Milliseconds of each, a value a round; every round takes all of them once, in another order."""
+    calls = [calls_for(forward, device) for forward in forwards]
+    taken: list[list[float]] = [[] for _ in forwards]
+    for done in range(rounds):
+        order = list(range(len(forwards)))
+        random.Random(done).shuffle(order)
+        for index in order:
+            taken[index].append(once(forwards[index], device, calls[index]))
     return [tuple(samples) for samples in taken]
 
 

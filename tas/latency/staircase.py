@@ -6,9 +6,9 @@ sizes between two multiples all cost as much as the upper one. A width between t
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from tas import cost
 from tas.errors import BadNetwork, BadRecipe
-from tas.latency.measuring import once
+from tas.latency.measuring import in_turns
 from tas.latency.pieces import at_batch, sizes_of, stretches_at
 from tas.latency.table import MEASURE, Samples, smoothed
 from tas.latency.target import Target, forward_of, ready
-from tas.timing import Latency, calls_for, summary
+from tas.timing import Latency, summary
 from tas.tracing import Traced
 
 DIVISORS = (2, 4, 8, 16, 32, 64)
@@ -67,21 +67,15 @@ def staircases(timed: Traced, target: Target, points: int = 33, rounds: int = 15
         raise BadRecipe(f"a staircase takes at least {_FEWEST} sizes and 3 rounds, got {points} and {rounds}")
     wanted = _wanted(timed, target, points)
     with ready(target) as device:
-        forwards = {
-            (which, size): forward_of(target, *_alone(layer, x, side, size), {})
-            for which, (_, layer, x, side, sizes) in enumerate(wanted)
+        forwards = [
+            forward_of(target, *_alone(layer, x, side, size), {})
+            for _, layer, x, side, sizes in wanted
             for size in sizes
-        }
-        calls = {key: calls_for(forward, device) for key, forward in forwards.items()}
-        taken: dict[tuple[int, int], list[float]] = {key: [] for key in forwards}
-        for done in range(rounds):
-            order = sorted(forwards)
-            random.Random(done).shuffle(order)
-            for key in order:
-                taken[key].append(once(forwards[key], device, calls[key]))
+        ]
+        taken = iter(in_turns(forwards, device, rounds))
     return [
-        Staircase(name, side, _ends(layer, side)[1], sizes, tuple(tuple(taken[which, size]) for size in sizes))
-        for which, (name, layer, _, side, sizes) in enumerate(wanted)
+        Staircase(name, side, _ends(layer, side)[1], sizes, tuple(islice(taken, len(sizes))))
+        for name, layer, _, side, sizes in wanted
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tas.files import json_text
 from tas.reporting.seen import Seen
-from tas.reporting.tables import decimal, short
+from tas.reporting.tables import Table, decimal, short
 
 _TRAINED_BY = ("original", "distill", "initialize", "synthesize", "objective")  # sections that decide on accuracy
 _APART = ("title", "network", "budget", "compare", "latency", "export")  # told elsewhere, or of no weight for the rows
@@ -46,7 +46,7 @@ def cautions(runs: Sequence[Seen]) -> list[str]:
     return said
 
 
-def difference_rows(runs: Sequence[Seen]) -> tuple[list[str], list[list[str]]]:
+def difference_rows(runs: Sequence[Seen]) -> Table:
     """The keys of the recipes in which runs differ, a column a run; a dash where a recipe has no such key.
 
     A key that only one recipe has is left out: the others lack its section, which is told, or were written by a version

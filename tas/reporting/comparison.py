@@ -11,9 +11,7 @@ from tas.files import read_json, write_text
 from tas.reporting import pictures
 from tas.reporting.forgetting import forgetting_parts
 from tas.reporting.page import write_page
-from tas.reporting.tables import decimal, figures, short
-
-Table = tuple[list[str], list[list[str]]]
+from tas.reporting.tables import Table, decimal, figures, short
 
 _STARTS = {
     "inherit": "the original's most important channels",

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from tas.files import read_json
 from tas.forgetting import ENOUGH
+from tas.reporting.tables import Table
 
 FILE = "forgetting.json"
 PICTURES = "exemplars"
 SHOWN = 24  # exemplars in a gallery
 _SIDE = 96  # pixels of the longer side of a picture on the page
 _CALLED = 0.05  # adjusted p below which a class is called
-
-Table = tuple[list[str], list[list[str]]]
 
 
 def read(place: Path) -> dict[str, Any]:

@@ -7,9 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from tas.latency.staircase import Staircase, divisor
-from tas.reporting.tables import feasibility_rows
-
-Table = tuple[list[str], list[list[str]]]
+from tas.reporting.tables import Table, feasibility_rows
 
 
 def latency_rows(layers: Sequence[Mapping[str, Any]]) -> Table:

@@ -10,8 +10,7 @@ from tas.reporting import pictures, tables
 from tas.reporting.cautions import cautions, difference_rows, listed
 from tas.reporting.page import write_page
 from tas.reporting.seen import Seen, seen
-
-Table = tuple[list[str], list[list[str]]]
+from tas.reporting.tables import Table
 
 
 def write_runs(folders: Sequence[str | Path], page: str | Path) -> list[str]:
@@ -21,8 +20,10 @@ def write_runs(folders: Sequence[str | Path], page: str | Path) -> list[str]:
     cannot be written.
     """
     runs = seen([Path(folder) for folder in folders])
-    write_page(Path(page), "runs.html.jinja", _content(runs))
-    return cautions(runs)
+    content = _content(runs)
+    write_page(Path(page), "runs.html.jinja", content)
+    said: list[str] = content["cautions"]
+    return said
 
 
 def _content(runs: Sequence[Seen]) -> dict[str, Any]:

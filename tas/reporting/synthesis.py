@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tas.reporting.tables import Table
+
 FOLDER = "synthetic"
 SHEET = f"{FOLDER}/sheet.png"
 _WIDTH = 640  # pixels of the sheet, about: small images are shown larger
 _ROWS, _GAP = 8, 2
-
-Table = tuple[list[str], list[list[str]]]
 
 
 def sheet(images: Tensor, classes: int) -> bytes:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from rich.table import Table
+from rich.table import Table as ConsoleTable
 
 Rows = Mapping[str, Mapping[str, Any]]
+Table = tuple[list[str], list[list[str]]]  # header and rows
 
 _MILLISECONDS = {"latency_ms": "latency, ms", "measured_ms": "measured, ms"}  # by the table, and whole (quartiles)
 
@@ -53,7 +54,7 @@ def _minus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one - other
 
 
-def tuned_rows(course: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def tuned_rows(course: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Table:
     """Header and rows of the trials of a study over hyper-parameters; a star marks the ones that were chosen."""
     tuned, form = list(chosen), figures(row.get("recalibrated") for row in course)
     rows = []
@@ -66,7 +67,7 @@ def tuned_rows(course: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -
     return ["trial", "best score", "epochs run", "ended", *tuned], rows
 
 
-def result_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]:
+def result_rows(metrics: Rows, metric: str) -> Table:
     """Header and rows of the table that a run ends with; `metric` names the key that decides."""
     original, form = metrics["original"], figures(row[metric] for row in metrics.values())
     header = ["network", metric, "difference", "MACs", "params", "of MACs"]
@@ -83,7 +84,7 @@ def result_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]
     return [*header, *(_MILLISECONDS[key] for key in timed)], rows
 
 
-def page_rows(metrics: Rows, metric: str) -> tuple[list[str], list[list[str]]]:
+def page_rows(metrics: Rows, metric: str) -> Table:
     """The same for the page, which has room for the size of the weights on disk."""
     header, rows = result_rows(metrics, metric)
     sizes = [size_on_disk(row) for row in metrics.values()]
@@ -109,7 +110,7 @@ def size_on_disk(row: Mapping[str, Any]) -> str:
     return f"{row['bytes'] / 1e6:.2f} MB" if "bytes" in row else "–"
 
 
-def start_rows(decided: Mapping[str, Any], metric: str) -> tuple[list[str], list[list[str]]]:
+def start_rows(decided: Mapping[str, Any], metric: str) -> Table:
     """The starts that `initialize.weights: auto` has tried; a star marks the one that students get."""
     rows, form = [], figures(row[metric] for row in decided["rows"])
     for row in decided["rows"]:
@@ -127,7 +128,7 @@ def start_note(decided: Mapping[str, Any]) -> str:
     )
 
 
-def feasibility_rows(feasibility: Rows) -> tuple[list[str], list[list[str]]]:
+def feasibility_rows(feasibility: Rows) -> Table:
     """Smallest, uniform and largest architecture of a space, before any training."""
     largest = feasibility.get("original", feasibility["largest"])
     header = ["architecture", "MACs", "params", "of MACs", "of params"]
@@ -143,7 +144,7 @@ def feasibility_rows(feasibility: Rows) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def choice_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def choice_rows(space: Mapping[str, Any]) -> Table:
     """The choices of `SearchSpace.to_dict()`."""
     rows = [
         [c["name"], c["kind"], _candidates(c["candidates"]), str(c.get("original", c["candidates"][-1]))]
@@ -152,7 +153,7 @@ def choice_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["choice", "kind", "candidates", "original"], rows
 
 
-def size_rows(space: Mapping[str, Any], students: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[list[str]]]:
+def size_rows(space: Mapping[str, Any], students: Mapping[str, Mapping[str, int]]) -> Table:
     """What the architectures of students, by name, keep of each size."""
     rows = [
         [
@@ -166,7 +167,7 @@ def size_rows(space: Mapping[str, Any], students: Mapping[str, Mapping[str, int]
     return ["choice", "kind", "original", *students], rows
 
 
-def kept_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def kept_rows(space: Mapping[str, Any]) -> Table:
     """What is not searched, and why: each stream once, with how many parameter dimensions share its size and the reason
     that tells most."""
     streams: dict[str, list[Mapping[str, Any]]] = {}
@@ -179,7 +180,7 @@ def kept_rows(space: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["kept", "size", "places", "reason"], rows
 
 
-def score_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
+def score_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> Table:
     """Candidates as `candidates.jsonl` has them."""
     form = _score_figures(scores)
     return _score_header(metric), [_score_row(s, str(number), form) for number, s in enumerate(scores, 1)]
@@ -208,7 +209,7 @@ def _mark(score: Mapping[str, Any]) -> str:
     return "; ".join(["chosen at " + label for label in score.get("chosen_for", ())]) or "chosen"
 
 
-def front_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
+def front_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> Table:
     """Those on the Pareto front of several budgets, by ascending cost."""
     best = sorted((s for s in scores if s["front"]), key=lambda s: s["macs"])
     return _score_header(metric), [_score_row(s, "", _score_figures(best)) for s in best]
@@ -228,7 +229,7 @@ def weights_note(importance: str) -> str:
     )
 
 
-def candidate_rows(candidates: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
+def candidate_rows(candidates: Sequence[Mapping[str, Any]], metric: str) -> Table:
     """Candidates of `tas score --correlate`, with what they reached."""
     header = ["", f"{metric} after training", "recalibrated", "raw", "blocks", "MACs", "params"]
     kinds = ("reached", "recalibrated", "raw")
@@ -241,7 +242,7 @@ def candidate_rows(candidates: Sequence[Mapping[str, Any]], metric: str) -> tupl
     return header, rows
 
 
-def correlation_rows(correlations: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def correlation_rows(correlations: Mapping[str, Any]) -> Table:
     """Coefficients with their 95 % intervals, over all candidates and within and across depths."""
     parts = {"all": "all", "within": "within a depth", "across": "across depths"}
     header, rows = ["scores", "over", "Pearson", "Spearman", "Kendall", "of"], []
@@ -319,10 +320,10 @@ def plan_tables(found: Mapping[str, Any]) -> list[Any]:
     return [feasibility_rows(found["feasibility"]), (["stage", "about"], times), memory]
 
 
-def console(table: tuple[list[str], list[list[str]]], title: str = "") -> Table:
+def console(table: Table, title: str = "") -> ConsoleTable:
     """Header and rows for rich; columns of numbers are aligned to the right."""
     header, rows = table
-    drawn = Table(title=title or None, title_justify="left", header_style="bold")
+    drawn = ConsoleTable(title=title or None, title_justify="left", header_style="bold")
     for index, name in enumerate(header):
         numeric = bool(rows) and all(row[index][:1] in "0123456789+-" for row in rows)
         drawn.add_column(name, justify="right" if numeric else "left", overflow="fold")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 Key = tuple[Any, ...]
-_MODULES_OWN = frozenset(vars(nn.Module()))
+MODULES_OWN = frozenset(vars(nn.Module()))  # every module has these: looking at each of them takes half of a replay
 _LONGEST = 16  # of tuples and lists; longer ones are data
 _MOST = 200  # of dicts and objects; larger ones are data
 _DEEPEST = 4  # steps: self.settings.model.sizes[0]
@@ -41,7 +41,7 @@ def _held(module: nn.Module, deepest: int = _DEEPEST) -> Iterator[tuple[Key, Any
     waiting: list[tuple[Key, Any]] = [
         ((name,), value)
         for name, value in {**_of_class(type(module)), **vars(module)}.items()
-        if name not in _MODULES_OWN and not name.endswith(("_hooks", "_kwargs", "_hooks_always_called"))
+        if name not in MODULES_OWN and not name.endswith(("_hooks", "_kwargs", "_hooks_always_called"))
     ]
     while waiting:
         further: list[tuple[Key, Any]] = []
@@ -81,7 +81,7 @@ def written(before: nn.Module, after: nn.Module) -> frozenset[tuple[str, str]]:
         (name, key)
         for name, module in after.named_modules()
         for key, value in vars(modules[name]).items()
-        if key not in _MODULES_OWN and holds_settings(value) and not _alike(value, vars(module).get(key))
+        if key not in MODULES_OWN and holds_settings(value) and not _alike(value, vars(module).get(key))
     )
 
 

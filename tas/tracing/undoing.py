@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-_TORCHS_OWN = frozenset(vars(nn.Module()))  # every module has these: looking at each of them takes half of a replay
-_HOOKS = {name for name in _TORCHS_OWN if "hooks" in name and "state_dict" not in name and "backward" not in name}
+from tas.tracing.places import MODULES_OWN
+
+_HOOKS = {name for name in MODULES_OWN if "hooks" in name and "state_dict" not in name and "backward" not in name}
 
 
 def leaves_traces(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
@@ -43,7 +44,7 @@ def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _is_store(name: str, value: Any) -> bool:
-    return (name not in _TORCHS_OWN or name in _HOOKS) and isinstance(value, (dict, list))
+    return (name not in MODULES_OWN or name in _HOOKS) and isinstance(value, (dict, list))
 
 
 @contextmanager
