@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import nn
 
+from tas.choosing import Finals, asked_for
 from tas.data.tensors import digest as data_digest
 from tas.describing import costs, costs_of_original
 from tas.files import write_json
@@ -28,7 +29,7 @@ from tas.predictions import predictions, write_predictions
 from tas.recipe import Distillation, Recipe
 from tas.space import Architecture, Budget
 from tas.stages import Run, judged_on
-from tas.teaching import taught
+from tas.teaching import best_of, started, taught
 from tas.tracing import Traced
 
 
@@ -80,15 +81,16 @@ class Work:
 
 def searched(work: Work, name: str, settings: Any, label: str, seed: int) -> Architecture:
     current, budget = work.current, work.budgets[label]
-    options = asdict(settings)
+    options, number = asdict(settings), asked_for(current, work.source)
     method = options.pop("method")
-    identity = digest({"settings": asdict(settings), "budget": asdict(budget), "seed": seed, **work.facts})
+    decides = {"settings": asdict(settings), "finalists": number, "budget": asdict(budget), "seed": seed}
+    identity = digest({**decides, **work.facts})
     checkpoint = work.path / "checkpoints" / f"{identity}.pt"
     if options.get("storage") is not None:
         options["study"] += f"-{identity}"  # every cell has a study of its own
 
     def work_() -> dict[str, Any]:
-        started, resumed = time.perf_counter(), checkpoint.exists()
+        began, resumed = time.perf_counter(), checkpoint.exists()
         source = work.source if isinstance(work.source, Traced) else copy.deepcopy(work.source)
         with current.display.bar(f"search {name} at {label}, seed {seed}") as bar:
             found = search(
@@ -103,12 +105,33 @@ def searched(work: Work, name: str, settings: Any, label: str, seed: int) -> Arc
                 on_row=lambda row: bar(row["step"], row["steps"], ""),
                 **options,
             )
-        seconds = None if resumed else time.perf_counter() - started
-        return {"architecture": dict(found.architecture), "candidates": len(found.candidates), "seconds": seconds}
+        seconds = None if resumed else time.perf_counter() - began
+        ahead = [score.architecture for score in found.candidates if score.valid][:number]
+        facts = {"candidates": len(found.candidates), "seconds": seconds, "finalists": [*map(dict, ahead)]}
+        return {"architecture": dict(found.architecture), **facts}
 
     known = kept(work.path / "searches" / f"{name.replace(' ', '-')}-seed{seed}-{identity}.json", work_)
     _forget(checkpoint)
-    return Architecture.of(known["architecture"])
+    if len(known["finalists"]) < 2:
+        return Architecture.of(known["architecture"])
+    rows = [_final(work, Architecture.of(each), seed) for each in known["finalists"]]
+    return Architecture.of(best_of(rows, current.prepared.objective)["architecture"])
+
+
+def _final(work: Work, architecture: Architecture, seed: int) -> dict[str, Any]:
+    """What a finalist of a search reaches in its short training, whichever search it is of."""
+    current, recipe = work.current, work.recipe
+    decides = {"architecture": dict(architecture), "how": asdict(recipe.distill), "choose": recipe.choose.model_dump()}
+    start = _start(recipe, started(current, work.source, work.teacher))
+    identity = digest({**decides, "start": start, **work.facts, "seed": seed})
+    finals = Finals(current, work.source, work.teacher, seed)
+
+    def train() -> dict[str, Any]:
+        began = time.perf_counter()
+        row = finals.reached(f"finalist, seed {seed}", architecture)
+        return {**row, "seconds": time.perf_counter() - began}
+
+    return kept(work.path / f"finalists/seed{seed}-{identity}.json", train)
 
 
 def trained(work: Work, student: Student, place: str) -> dict[str, Any]:

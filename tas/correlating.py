@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,21 @@ from torch import nn
 
 from tas.calibration import has_batch_norm
 from tas.correlation import Correlation, by_group, correlations
-from tas.data import Data, Split
+from tas.data import Split
 from tas.describing import costs
 from tas.errors import BadRecipe
-from tas.files import read_lines, write_json, write_lines, write_text
+from tas.files import is_number, read_lines, write_json, write_lines, write_text
 from tas.folder import check_owner
 from tas.judging import drawn
 from tas.preparation import prepare
-from tas.recipe import Distillation, Recipe
+from tas.recipe import Recipe
 from tas.reporting import pictures, write_report
 from tas.reporting.progress import Display
 from tas.scoring import Judge, judge, judged, search_splits, unseen
 from tas.searching import warn_of_scores
 from tas.space import Architecture, SearchSpace
 from tas.stages import Run, judged_on, opened, original, weighted
-from tas.teaching import in_epochs, taught
+from tas.teaching import briefly
 from tas.training import evaluate
 
 _UNSEEN = 1000  # images: with fewer, the standard error of what is reached (1.6 points at 50 %) hides the ranking
@@ -93,8 +93,7 @@ class _Setting:
     current: Run
     teacher: nn.Module
     judge: Judge
-    how: Distillation
-    data: Data
+    epochs: int
     held_out: Split
     overlap: bool
 
@@ -114,17 +113,15 @@ class _Setting:
             seed=recipe.seed,
             device=prepared.device,
         )
-        weights, half = search_splits(prepared.data, recipe.seed)
+        half = search_splits(prepared.data, recipe.seed)[1]
         rest = unseen(prepared.data, images, recipe.seed)
         apart = rest is not None and len(rest) >= _UNSEEN
-        data = replace(prepared.data, train=weights, val=None, test=None)
-        how = in_epochs(recipe.distill, epochs)
-        return cls(current, teacher, judge_, how, data, rest if rest is not None and apart else half, not apart)
+        return cls(current, teacher, judge_, epochs, rest if rest is not None and apart else half, not apart)
 
 
 def _rows(setting: _Setting, chosen: Sequence[Architecture]) -> list[dict[str, Any]]:
     """A row a candidate; those that the file has from before are not trained again."""
-    path, epochs = setting.current.folder.path / LINES, setting.how.epochs
+    path, epochs = setting.current.folder.path / LINES, setting.epochs
     lines = read_lines(path) if path.is_file() else []
     known = {Architecture.of(row["architecture"]): row for row in lines if row["epochs"] == epochs}
     for number, architecture in enumerate(chosen, 1):
@@ -142,14 +139,14 @@ def _row(setting: _Setting, architecture: Architecture, stage: str) -> dict[str,
     found, _ = judged(setting.judge, architecture, raw=True)
     seed = current.recipe.seed  # one for all: the same batches in the same order
     source, teacher = setting.judge.source, setting.teacher
-    student = taught(current, stage, architecture, source, teacher, seed, how=setting.how, data=setting.data)
+    student = briefly(current, stage, architecture, source, teacher, seed, setting.epochs)
     reached = evaluate(student, setting.held_out, prepared.objective, device=prepared.device)
     return {
         **asdict(found),
         "architecture": dict(architecture),
         **costs(prepared.space, architecture),
         "depth": depth(prepared.space, architecture),
-        "epochs": setting.how.epochs,
+        "epochs": setting.epochs,
         "reached": reached[prepared.objective.name],
         "reached_loss": reached["loss"],
         "reached_images": len(setting.held_out),
@@ -166,7 +163,7 @@ def depth(space: SearchSpace, architecture: Mapping[str, int]) -> int:
 def _found(current: Run, rows: list[dict[str, Any]], epochs: int, asked: int) -> dict[str, Any]:
     """Rows best first, and how far the scores agree with what is reached."""
     prepared, recipe = current.prepared, current.recipe
-    valid = [row for row in rows if all(_is_number(row[key]) for key in ("recalibrated", "raw", "loss", "reached"))]
+    valid = [row for row in rows if all(is_number(row[key]) for key in ("recalibrated", "raw", "loss", "reached"))]
     if len(valid) < 3:
         raise BadRecipe(f"only {len(valid)} of {len(rows)} candidates have a score and a result that are numbers")
     kinds = ("recalibrated", "raw") if has_batch_norm(prepared.original) else ("recalibrated",)
@@ -184,11 +181,6 @@ def _found(current: Run, rows: list[dict[str, Any]], epochs: int, asked: int) ->
         "correlations": {name: _agreement(valid, name, recipe.seed) for name in kinds},
         "candidates": sorted(valid, key=lambda row: sign * row["reached"]),
     }
-
-
-def _is_number(value: float | None) -> bool:
-    """In the lines of a file what is no number is None."""
-    return value is not None and math.isfinite(value)
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tas.errors import BadRecipe
 
@@ -49,6 +49,11 @@ def write_json(path: Path, value: Any) -> None:
 def write_lines(path: Path, values: Iterable[Any]) -> None:
     """One JSON value a line."""
     write_text(path, "".join(json_text(value) + "\n" for value in values))
+
+
+def is_number(value: float | None) -> TypeGuard[float]:
+    """Whether a value, read from a file or not written yet, is a number."""
+    return value is not None and math.isfinite(value)
 
 
 def read_json(path: Path) -> Any:

@@ -60,6 +60,9 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
     if recipe.initialize.weights == "auto":
         tried = len(recipe.initialize.among) * recipe.initialize.epochs
         stages["initialize"] = step / len(students) * tried * len(search_splits(prepared.data)[0])
+    if isinstance(prepared.source, Traced) and recipe.choose.finalists > 1:
+        trained = recipe.choose.finalists * recipe.choose.epochs
+        stages["choose"] = step * trained * len(search_splits(prepared.data)[0])
     rivals = (1 + len(recipe.report.baselines)) * recipe.report.repeats
     stages["distill"] = step * recipe.distill.epochs * train * rivals
     return {

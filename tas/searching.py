@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from tas.cautions import blindness, few_images
+from tas.choosing import CANDIDATES, chosen
 from tas.describing import costs
 from tas.errors import BadRecipe
 from tas.files import json_text, read_json, write_json, write_lines
@@ -29,28 +30,37 @@ _MEMORISED = 99.95  # percent of the held-out training images: no candidate can 
 
 
 def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, int] | None) -> dict[str, Architecture]:
-    """The architecture of every budget: `given`, or what the search finds. One budget's is `architecture.json`, those
-    of several are `architectures.json`."""
-    prepared = current.prepared
-    several = len(prepared.budgets) > 1
+    """The architecture of every budget: `given`, or what the search and its finalists give. One budget's is
+    `architecture.json`, those of several are `architectures.json`."""
+    several = len(current.prepared.budgets) > 1
     path = current.folder.path / ("architectures.json" if several else "architecture.json")
 
     def work() -> dict[str, Any]:
         found = [Architecture.of(given)] if given is not None else _search(current, source, network)
-        facts = [costs(prepared.space, each) for each in found]
-        rows = [
-            {"budget": label, "architecture": dict(each), **its}
-            for label, each, its in zip(prepared.budgets, found, facts, strict=True)
-        ]
-        write_json(path, rows if several else rows[0]["architecture"])
-        return dict(zip(prepared.budgets, facts, strict=True)) if several else facts[0]
+        return _write(current, path, found)
 
     current.staged("search", work)
     held = read_json(path)
-    found = [Architecture.of(row["architecture"]) for row in held] if several else [Architecture.of(held)]
-    if given is not None and found != [Architecture.of(given)]:
+    if given is not None and held != dict(given):
         raise BadRecipe(f"{current.folder.path} holds the student of another architecture; choose another --out")
-    return dict(zip(prepared.budgets, found, strict=True))
+    found = [row["architecture"] for row in held] if several else [held]
+    best = dict(zip(current.prepared.budgets, map(Architecture.of, found), strict=True))
+    if given is None:
+        best = chosen(current, source, network, best)
+        _write(current, path, [*best.values()])
+    return best
+
+
+def _write(current: Run, path: Path, found: Sequence[Architecture]) -> dict[str, Any]:
+    """Into the file, an architecture or one a budget with what it costs; the costs."""
+    space, budgets = current.prepared.space, current.prepared.budgets
+    facts = {label: costs(space, each) for label, each in zip(budgets, found, strict=True)}
+    if len(budgets) == 1:
+        write_json(path, dict(found[0]))
+        return next(iter(facts.values()))
+    pairs = zip(facts.items(), found, strict=True)
+    write_json(path, [{"budget": label, "architecture": dict(each), **its} for (label, its), each in pairs])
+    return facts
 
 
 def measured(current: Run, source: Any, found: Mapping[str, Architecture]) -> dict[str, dict[str, float]]:
@@ -101,7 +111,7 @@ def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]
     course = [row for result in results for row in result.course]
     write_lines(folder.path / "search.jsonl", course)  # without the rows of an interrupted epoch
     rows = _candidates(prepared, results)
-    write_lines(folder.path / "candidates.jsonl", rows)
+    write_lines(folder.path / CANDIDATES, rows)
     if lost := lost_note(rows):
         current.warn(lost)
     if results[0].probabilities:
@@ -133,17 +143,17 @@ def asked_search(prepared: Prepared, source: Any, checkpoint: Path, on_row: OnRo
 def _candidates(prepared: Prepared, results: Sequence[SearchResult]) -> list[dict[str, Any]]:
     """A row for everything that was scored, best first. Of several budgets, they also say for which of them they were
     chosen, and whether they lie on the Pareto front of score and cost."""
-    chosen = {result.architecture for result in results}
+    best = {result.architecture for result in results}
     found = distinct([score for result in results for score in result.candidates], prepared.objective)
-    rows = [candidate_row(prepared, score, chosen) for score in found]
+    rows = [candidate_row(prepared, score, best) for score in found]
     if len(results) == 1:
         return rows
     measure = prepared.budget.limits[0][0]
-    best = set(front(prepared.space, found, measure, prepared.objective))
+    edge = set(front(prepared.space, found, measure, prepared.objective))
     names = list(zip(prepared.budgets, results, strict=True))
     for row, score in zip(rows, found, strict=True):
         row["chosen_for"] = [label for label, result in names if result.architecture == score.architecture]
-        row["front"] = score in best
+        row["front"] = score in edge
     return rows
 
 

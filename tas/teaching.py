@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from tas.calibration import recalibrate
 from tas.data import Data
 from tas.distillation import Taps, distill, find_taps
+from tas.files import is_number
 from tas.initialization import MERGE_IMAGES, Weights, student_at
 from tas.methods.baselines import uniform
 from tas.objectives import Objective
@@ -68,6 +68,35 @@ def taught(
     return student
 
 
+def briefly(
+    current: Run,
+    stage: str,
+    architecture: Mapping[str, int],
+    source: Any,
+    original: nn.Module,
+    seed: int,
+    epochs: int,
+    *,
+    weights: Weights | None = None,
+    checkpoint: Path | None = None,
+) -> nn.Module:
+    """The student after `epochs` on the weights half of the training images, otherwise as `taught`: for what is then
+    decided on the other half."""
+    data = current.prepared.data
+    return taught(
+        current,
+        stage,
+        architecture,
+        source,
+        original,
+        seed,
+        how=in_epochs(current.recipe.distill, epochs),
+        weights=weights,
+        data=replace(data, train=search_splits(data, seed)[0], val=None, test=None),
+        checkpoint=checkpoint,
+    )
+
+
 def in_epochs(how: Distillation, epochs: int) -> Distillation:
     """The same training in other many epochs; the warm-up keeps its part of them."""
     return replace(how, epochs=epochs, warmup_epochs=how.warmup_epochs * epochs / how.epochs)
@@ -86,14 +115,14 @@ def started(current: Run, source: Any, original: nn.Module) -> Weights:
 
     def work() -> dict[str, Any]:
         half, held_out = search_splits(prepared.data, current.recipe.seed)
-        data, held_out = replace(prepared.data, train=half, val=None, test=None), held_out.take(recipe.search.images)
-        even, how, rows = uniform(prepared.space, prepared.budget), in_epochs(recipe.distill, asked.epochs), []
+        held_out, rows = held_out.take(recipe.search.images), []
+        even = uniform(prepared.space, prepared.budget)
         for weights in asked.among:
             place = f"{STAGE} {weights}"
-            student = taught(current, place, even, source, original, recipe.seed, how=how, weights=weights, data=data)
+            student = briefly(current, place, even, source, original, recipe.seed, asked.epochs, weights=weights)
             reached = evaluate(student, held_out, prepared.objective, device=prepared.device)
             rows.append({"weights": weights, **reached})
-        best = _best(rows, prepared.objective)
+        best: Weights = best_of(rows, prepared.objective)["weights"]
         current.display.say(f"students start by {best}, the best of {len(rows)} starts in a short training")
         facts = {"epochs": asked.epochs, "trained_on": len(half), "judged_on": len(held_out)}
         return {"chosen": best, "rows": rows, **facts, "architecture": dict(even)}
@@ -102,15 +131,15 @@ def started(current: Run, source: Any, original: nn.Module) -> Weights:
     return chosen
 
 
-def _best(rows: Sequence[Mapping[str, Any]], objective: Objective) -> Weights:
-    """The start of the best metric, ties by the loss; what is no number comes last."""
+def best_of(rows: Sequence[Mapping[str, Any]], objective: Objective) -> Mapping[str, Any]:
+    """The row of the best metric, ties by the loss; what is no number comes last."""
 
     def rank(row: Mapping[str, Any]) -> tuple[bool, float, float]:
-        metric = -row[objective.name] if objective.higher_is_better else row[objective.name]
-        return not (math.isfinite(metric) and math.isfinite(row["loss"])), metric, row["loss"]
+        if not (is_number(row[objective.name]) and is_number(row["loss"])):
+            return True, 0.0, 0.0
+        return False, -row[objective.name] if objective.higher_is_better else row[objective.name], row["loss"]
 
-    best: Weights = min(rows, key=rank)["weights"]
-    return best
+    return min(rows, key=rank)
 
 
 def _begun(

@@ -18,7 +18,7 @@ ROWS = (
     "importance scoring correlation forgetting initialization distillation",
     "methods",
     "exporting latency originals recipe parts describing fitting preparation folder reporting",
-    "cautions stages searching teaching comparison synthesizing judging joining correlating planning",
+    "cautions stages teaching choosing searching comparison synthesizing judging joining correlating planning",
     "outcomes predictions cells populations comparing",
     "runner printing commands",
     "testing",

@@ -20,6 +20,7 @@ import contextlib
 import importlib
 import multiprocessing
 import resource
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -160,13 +161,17 @@ def _limited(rows: Callable[[], Iterator[Row]], limit: float) -> tuple[Row, str]
             row, problem = here.recv()
     child.kill()
     child.join()
-    return row, f"not done after {limit:.0f} s (exit code {child.exitcode})" if problem is None else problem
+    if problem is None:
+        late = child.exitcode == -signal.SIGXCPU
+        problem = f"not done after {limit:.0f} s" if late else f"killed, out of memory? (exit code {child.exitcode})"
+    return row, problem
 
 
 def _send(there: Connection, rows: Callable[[], Iterator[Row]], limit: float) -> None:
     """Pairs of a row and what went wrong, None as long as it goes on."""
     warnings.simplefilter("ignore")
-    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + limit),) * 2)
+    end = int(time.process_time() + limit)
+    resource.setrlimit(resource.RLIMIT_CPU, (end, end + 5))  # SIGXCPU, which tells it from a kill for memory
     row: Row = {}
     try:
         for row in rows():

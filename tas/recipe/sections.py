@@ -182,6 +182,15 @@ class Initialize(Section):
         return self
 
 
+class Choose(Section):
+    """Which of a search's candidates becomes the student. Quick scores say little across depths, so the `finalists`
+    best by score are trained for `epochs` on one half of the training images, with the start and the teachers of a
+    student, and the best on (10,000 of) the other half is chosen. 0 or 1: the quick score decides."""
+
+    finalists: int = Field(default=4, ge=0)
+    epochs: int = Field(default=1, ge=1)
+
+
 @dataclass(frozen=True)
 class Teacher:
     """One of those that teach: a network by import path, `kwargs` and `weights`, as in the section `network`; the name
@@ -334,6 +343,7 @@ class Recipe(Section):
     original: TrainingPlan | None = None
     synthesize: Synthesize | None = None
     search: Search = Differentiable()
+    choose: Choose = Choose()
     initialize: Initialize = Initialize()
     distill: Distillation = Distillation()
     report: Report = Report()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tas.files import is_number
 from tas.reporting import pictures, tables
 from tas.reporting.cautions import cautions, difference_rows, listed
 from tas.reporting.page import write_page
@@ -77,7 +78,7 @@ def points(runs: Sequence[Seen]) -> list[dict[str, Any]]:
         | {"spread": row.get("spread") or 0.0}
         for run in runs
         for name, row in run.metrics.items()
-        if tables.is_number(row[metric])
+        if is_number(row[metric])
     ]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 from rich.table import Table as ConsoleTable
+
+from tas.files import is_number
 
 Rows = Mapping[str, Mapping[str, Any]]
 Table = tuple[list[str], list[list[str]]]  # header and rows
@@ -44,10 +46,6 @@ def figures(values: Iterable[float | None]) -> str:
 def decimal(value: float | None, form: str | None = None) -> str:
     """In `form`, by default the `figures` of the value alone; "no number" for NaN, which files hold as None."""
     return f"{value:{form or figures([value])}}" if is_number(value) else "no number"
-
-
-def is_number(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
 
 
 def _minus(one: float | None, other: float | None) -> float | None:
@@ -182,24 +180,25 @@ def kept_rows(space: Mapping[str, Any]) -> Table:
 
 def score_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> Table:
     """Candidates as `candidates.jsonl` has them."""
-    form = _score_figures(scores)
-    return _score_header(metric), [_score_row(s, str(number), form) for number, s in enumerate(scores, 1)]
+    return _scores(scores, metric, [str(number) for number in range(1, len(scores) + 1)])
 
 
-def _score_header(metric: str) -> list[str]:
-    return ["", f"{metric}, recalibrated", "raw", "images", "MACs", "params"]
+def _scores(scores: Sequence[Mapping[str, Any]], metric: str, names: Sequence[str]) -> Table:
+    """A row a score, named by what it was chosen for, or else by its name here."""
+    form = figures(s.get(key) for s in scores for key in ("reached", "recalibrated", "raw"))
+    finals = any(s.get("reached") is not None for s in scores)
 
+    def number(value: float | None) -> str:
+        return "–" if value is None else decimal(value, form)
 
-def _score_figures(scores: Sequence[Mapping[str, Any]]) -> str:
-    return figures(s[key] for s in scores for key in ("recalibrated", "raw"))
-
-
-def _score_row(score: Mapping[str, Any], otherwise: str, form: str) -> list[str]:
-    """Named by what it was chosen for, or else `otherwise`."""
-    value = decimal(score["recalibrated"] if is_number(score["loss"]) else None, form)
-    raw = "–" if score["raw"] is None else decimal(score["raw"], form)
-    sizes = [short(score["macs"]), short(score["params"])]
-    return [_mark(score) or otherwise, value, raw, str(score["images"]), *sizes]
+    rows = []
+    for score, name in zip(scores, names, strict=True):
+        quick = decimal(score["recalibrated"] if is_number(score["loss"]) else None, form)
+        trained = [number(score.get("reached"))] if finals else []
+        sizes = [str(score["images"]), short(score["macs"]), short(score["params"])]
+        rows.append([_mark(score) or name, *trained, quick, number(score["raw"]), *sizes])
+    trained = [f"{metric}, trained shortly"] if finals else []
+    return ["", *trained, f"{metric}, recalibrated", "raw", "images", "MACs", "params"], rows
 
 
 def _mark(score: Mapping[str, Any]) -> str:
@@ -212,7 +211,7 @@ def _mark(score: Mapping[str, Any]) -> str:
 def front_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> Table:
     """Those on the Pareto front of several budgets, by ascending cost."""
     best = sorted((s for s in scores if s["front"]), key=lambda s: s["macs"])
-    return _score_header(metric), [_score_row(s, "", _score_figures(best)) for s in best]
+    return _scores(best, metric, [""] * len(best))
 
 
 def lost_note(scores: Sequence[Mapping[str, Any]]) -> str:
