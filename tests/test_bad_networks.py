@@ -208,6 +208,18 @@ def test_example_inputs_without_a_batch(inputs: Any, told: str) -> None:
     assert told in refused(plain(), inputs)
 
 
+def test_laws_on_a_network_that_overflows_in_float64() -> None:
+    """As masks are in CANINE of transformers: 0 x the least number of the dtype, worked out in float32."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        mask = torch.zeros(8) * torch.tensor(torch.finfo(x.dtype).min, dtype=torch.float32)
+        return m.h(m.b(m.a(x) + mask[:, None, None].to(x.dtype)))
+
+    with pytest.raises(BadNetwork, match=r"in float64 the network gives NaN: check it in float32"):
+        check_space(net(run), images())
+    check_space(net(run), images(), architectures=1, dtype=torch.float32, tolerance=1e-4)
+
+
 def test_sizes_of_integer_parameters_are_kept() -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         return m.h(m.b(torch.einsum("nchw,cd->ndhw", m.a(x), m.table.to(x.dtype))))

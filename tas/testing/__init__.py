@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+from tas.errors import BadNetwork
 from tas.space import Architecture, SearchSpace
 from tas.testing import laws
 from tas.testing.reference import randomize
@@ -54,15 +55,16 @@ def check_space(
     Checked at the smallest architecture, `architectures` random ones and as many with one choice alone at its
     smallest. Parameters and buffers of a copy are made random first, since zero-initialised branches would let laws
     pass that do not hold. `tolerance` is relative to the largest number of an output; a network that computes in
-    another precision inside (norms that cast to float32) is held to 100 times the rounding of that. Noise of the
-    forward in train mode (dropout, drop path) has to come from torch's global generator. `rules` and `handlers` as in
-    `trace`. Returns the trace of that copy.
+    another precision inside (norms that cast to float32) is held to 100 times the rounding of that; BadNetwork where it
+    gives NaN. Noise of the forward in train mode (dropout, drop path) has to come from torch's global generator.
+    `rules` and `handlers` as in `trace`. Returns the trace of that copy.
     """
     generator = torch.Generator().manual_seed(seed)
     original = copy_sharing(network)._apply(lambda t: _as(t, dtype))
     randomize(original, generator)
     inputs = tree_map(lambda x: _as(x, dtype) if isinstance(x, Tensor) else x, example_inputs)
     traced = trace(original, inputs, rules, handlers)
+    _require_numbers(original, inputs, dtype)
     chosen = _architectures(traced.space, architectures, generator)
     close = laws.Close(max(tolerance, 100 * _rounding(original, inputs)))
     release = _under_one_decision(original, traced, inputs)
@@ -104,6 +106,18 @@ def _under_one_decision(original: nn.Module, traced: Traced, inputs: Any) -> Cal
             end()
 
     return release
+
+
+def _require_numbers(network: nn.Module, inputs: Any, dtype: torch.dtype) -> None:
+    """BadNetwork where outputs are NaN: nothing could then be compared. (CANINE multiplies a mask in float32 by the
+    least number of float64, which is infinite there.)"""
+    outputs = tree_leaves(laws.outputs_of(network, inputs))
+    if any(isinstance(x, Tensor) and x.is_floating_point() and bool(x.isnan().any()) for x in outputs):
+        other = "float32 (dtype=torch.float32, tolerance=1e-4)" if dtype == torch.float64 else "other example inputs"
+        raise BadNetwork(
+            f"the laws need outputs that are numbers, with random weights in {str(dtype).removeprefix('torch.')} the "
+            f"network gives NaN: check it in {other}"
+        )
 
 
 class _Precisions(Watching):

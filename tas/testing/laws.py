@@ -68,14 +68,14 @@ def law_3(original: nn.Module, traced: Traced, inputs: Any, close: Close) -> Non
     supernet = Supernet(traced).eval()
     with same_noise():
         whole = supernet(inputs, one_hot(traced.space.original()))
-    close("law 3", whole, _outputs(original, inputs))
+    close("law 3", whole, outputs_of(original, inputs))
     train_a_little(supernet.train(), inputs, [traced.space.largest(), traced.space.smallest()])
     for name, tensor in original.state_dict().items():
         assert torch.equal(tensor, before[name]), f"law 3: training a supernet changed {name} of the original"
 
 
 def law_4(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close, generator: torch.Generator) -> None:
-    whole = _flat(_outputs(traced.network, inputs))
+    whole = _flat(outputs_of(traced.network, inputs))
     supernet = Supernet(traced)
     for architecture in chosen:
         output = _is_its_student(supernet, architecture, inputs, close, "law 4")
@@ -88,7 +88,7 @@ def law_4(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close,
     _keep_is_a_prefix_of_the_permuted(supernet.current(), chosen[min(1, len(chosen) - 1)], inputs, close, generator)
 
 
-def _outputs(network: nn.Module, inputs: Any) -> Any:
+def outputs_of(network: nn.Module, inputs: Any) -> Any:
     """In eval mode, with the same random numbers, leaving nothing behind: a cache of results with gradients could not
     be copied any more."""
     args, kwargs = as_call(inputs)
@@ -154,7 +154,7 @@ def _keep_is_a_prefix_of_the_permuted(
     }
     picked = extract(traced, architecture, keep=keep)
     leading = extract(permute(traced, arranged), architecture)
-    close("law 4 (keep)", _outputs(picked, inputs), _outputs(leading, inputs))
+    close("law 4 (keep)", outputs_of(picked, inputs), outputs_of(leading, inputs))
 
 
 def orders(traced: Traced, generator: torch.Generator) -> dict[str, list[int]]:
@@ -186,7 +186,7 @@ def law_5(space: SearchSpace, generator: torch.Generator) -> None:
 
 def law_6(original: nn.Module, traced: Traced, inputs: Any, close: Close, orders: dict[str, list[int]]) -> None:
     reordered = permute(traced, orders).network
-    close("law 6", _outputs(reordered, inputs), _outputs(original, inputs))
+    close("law 6", outputs_of(reordered, inputs), outputs_of(original, inputs))
 
 
 def law_7(space: SearchSpace, generator: torch.Generator) -> None:
