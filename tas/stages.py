@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tas.cautions import chance
+from tas.cautions import chance, unsteady
 from tas.data import Data, Split
 from tas.describing import describe
 from tas.errors import BadData
@@ -66,11 +66,13 @@ def opened(prepared: Prepared, folder: str | Path, display: Display | None = Non
     title = recipe.title or f"{recipe.network.name.rpartition(':')[2]} on {recipe.data.name}"
     record = RunFolder(folder, recipe, title, prepared.objective.name, prepared.device)
     write_json(record.path / "space.json", describe(prepared.space, prepared.budgets))
-    if prepared.latency is not None:
-        write_table(prepared.latency, record.path / "latency.json")
     current = Run(prepared, record, display or Display(), Events(record.path / "events"))
     for note in (*grouped(prepared.space.notes), *prepared.doubts):
         current.warn(note)
+    if prepared.latency is not None:
+        write_table(prepared.latency, record.path / "latency.json")
+        if said := unsteady(prepared.latency):
+            current.warn(said)
     return current
 
 
