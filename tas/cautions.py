@@ -1,4 +1,4 @@
-"""What to say where the data or the original make scores less worth than they look."""
+"""What to say where the data, the original or the latency table make figures less worth than they look."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tas.data import Data, Split
+from tas.latency.table import TOO_NOISY, Table
 from tas.objectives import Objective
 from tas.scoring import BlindWarning, search_splits
 
@@ -24,6 +25,18 @@ def chance(split: Split, objective: Objective, reached: float | None) -> str:
         f"The original classifies {reached:.1f} % of {len(split):,} {split.name} images, within three standard errors "
         f"of guessing ({100 * often:.1f} %): check its weights, and mean and std of the data. Scores of its parts mean "
         "nothing."
+    )
+
+
+def unsteady(table: Table) -> str:
+    """A warning where a latency table is too noisy to rest a search or a budget on; empty otherwise."""
+    if not table.too_noisy:
+        return ""
+    return (
+        f"The latency table is too noisy: half the distance of its quartiles is {table.spread:.1%} of the median, it "
+        f"should be at most {TOO_NOISY:.0%}. Latencies, and what a search makes of them, hold to about that: measure "
+        f"more rounds than {table.rounds} (tas latency with latency.rounds goes on with the table), or anew on a "
+        "quieter machine."
     )
 
 

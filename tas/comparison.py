@@ -58,7 +58,8 @@ def distilled(
             saved.unlink(missing_ok=True)  # not before: an interruption would train it again
             return facts
 
-        rows.append(numbers(current.staged(stage, work), current))
+        saved_at = current.folder.path / place if repeat == 0 else None
+        rows.append(numbers(current.staged(stage, work, leaves=saved_at), current))
     values = [row[current.prepared.objective.name] for row in rows]
     mean = {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
     mean |= {key: round(mean[key]) for key in ("macs", "params")}

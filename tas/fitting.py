@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tas.calibration import modes_restored
 from tas.data import Split
-from tas.distillation.losses import decoupled, described, require_alike
+from tas.distillation.losses import decoupled, described, require_alike, require_classes_first
 from tas.errors import BadRecipe, TasError
 from tas.objectives import Objective
 from tas.training import call
@@ -42,6 +42,7 @@ def require_agreement(
         decoupled(outputs, outputs, targets, temperature)
     else:
         require_alike(outputs, outputs)
+        require_classes_first(outputs, targets)
 
 
 def doubts(targets: Any, judge: Objective, soft: str, alpha: float) -> list[str]:

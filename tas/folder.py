@@ -60,6 +60,14 @@ class RunFolder:
             (self.path / "checkpoints").rmdir()
         return self.state["stages"][name]
 
+    def finished(self, name: str) -> bool:
+        return bool(self.state["stages"].get(name, {}).get("done"))
+
+    def forget(self, name: str) -> None:
+        """As if a stage had never been begun."""
+        del self.state["stages"][name]
+        self._write()
+
     def warn(self, text: str) -> None:
         if text not in self.state["warnings"]:
             self.state["warnings"].append(text)

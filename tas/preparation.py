@@ -138,7 +138,7 @@ def _teachers(recipe: Recipe, network: nn.Module, data: Data) -> tuple[nn.Module
         load_weights(teacher, str(asked.weights), "distill.teacher.weights")
         if recipe.distill.alpha:
             own_loss = recipe.distill.loss not in LOSSES
-            require_teacher(network, teacher, next(data.train.take(2).batches(2))[0], own_loss)
+            require_teacher(network, teacher, next(data.train.take(2).batches(2))[0], own_loss=own_loss)
         found.append(teacher)
     return tuple(found) or (None,)
 

@@ -41,6 +41,11 @@ def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, 
 
     current.staged("search", work)
     held = read_json(path)
+    if held is None:
+        raise BadRecipe(
+            f"{path} holds what the search found, and is gone: restore it (every student.json has its architecture, "
+            "too), or choose another --out"
+        )
     if given is not None and held != dict(given):
         raise BadRecipe(f"{current.folder.path} holds the student of another architecture; choose another --out")
     found = [row["architecture"] for row in held] if several else [held]

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from tas.cautions import chance
+from tas.cautions import chance, unsteady
 from tas.data import Data, Split
 from tas.describing import describe
-from tas.errors import BadData
-from tas.exporting import load, save
+from tas.errors import BadData, BadNetwork
+from tas.exporting import damage, load, require_place, save
 from tas.files import rounded, write_json
 from tas.folder import RunFolder
 from tas.importance import orders
@@ -51,7 +51,13 @@ class Run:
         found = evaluate(network, judged_on(prepared.data), prepared.objective, device=prepared.device)
         return {name: rounded(value) for name, value in found.items()}
 
-    def staged(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def staged(self, name: str, work: Callable[[], dict[str, Any]], leaves: Path | None = None) -> dict[str, Any]:
+        """The facts of a stage, as `RunFolder.stage` has them. leaves: where it saves a student; a finished one whose
+        student cannot be read any more is done again."""
+        if leaves is not None and self.folder.finished(name) and (reason := damage(leaves)):
+            require_place(leaves)
+            self.warn(f"{leaves} could not be read any more, so it was trained again: {reason}.")
+            self.folder.forget(name)
         return self.folder.stage(name, work)
 
     def warn(self, text: str) -> None:
@@ -66,11 +72,13 @@ def opened(prepared: Prepared, folder: str | Path, display: Display | None = Non
     title = recipe.title or f"{recipe.network.name.rpartition(':')[2]} on {recipe.data.name}"
     record = RunFolder(folder, recipe, title, prepared.objective.name, prepared.device)
     write_json(record.path / "space.json", describe(prepared.space, prepared.budgets))
-    if prepared.latency is not None:
-        write_table(prepared.latency, record.path / "latency.json")
     current = Run(prepared, record, display or Display(), Events(record.path / "events"))
     for note in (*grouped(prepared.space.notes), *prepared.doubts):
         current.warn(note)
+    if prepared.latency is not None:
+        write_table(prepared.latency, record.path / "latency.json")
+        if said := unsteady(prepared.latency):
+            current.warn(said)
     return current
 
 
@@ -106,7 +114,13 @@ def original(current: Run, seed: int | None = None) -> tuple[nn.Module, dict[str
 
     facts = current.staged(stage, work)
     if plan is not None:
-        network = load(lambda: build(section.name, section.kwargs), place)
+        try:
+            network = load(lambda: build(section.name, section.kwargs), place)
+        except BadNetwork as problem:
+            raise BadNetwork(
+                f"{problem}. All that was done in {folder.path} rests on this original: restore it, or choose another "
+                "--out"
+            ) from problem
         network.to(current.prepared.device)
     if said := chance(
         judged_on(current.prepared.data), current.prepared.objective, facts[current.prepared.objective.name]

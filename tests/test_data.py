@@ -463,6 +463,44 @@ def test_data_comes_by_import_path(tmp_path: Path) -> None:
     assert pictures.train.source.inputs.dtype == torch.uint8
 
 
+class Halved(Squares):
+    """Has a split of its own for tests, which the default does not give; there is none of 13 examples."""
+
+    def __init__(self, count: int = 12, train: bool = True) -> None:
+        if not train and count == 13:
+            raise FileNotFoundError("no test images")
+        super().__init__(count if train else 5)
+        self.train = train
+
+
+def of_time(train: int = 4) -> Squares:
+    """Here `train` is no choice of a split."""
+    return Squares(5 * train)
+
+
+def test_a_class_that_takes_train_is_asked_for_both_splits() -> None:
+    data = load(f"{__name__}:Halved")
+    kept = {split.name: (len(split), split.source.dataset.train) for split in data.splits}
+    assert kept == {"train": (12, True), "test": (5, False)}
+    alone = load(f"{__name__}:Halved", kwargs={"train": True, "count": 20})
+    assert [(split.name, len(split)) for split in alone.splits] == [("train", 16), ("test", 4)]
+    other = load(f"{__name__}:of_time")
+    assert [(split.name, len(split)) for split in other.splits] == [("train", 16), ("test", 4)]
+    with pytest.raises(BadData, match=r"Halved\(count, train=False\) fails: FileNotFoundError: no test images"):
+        load(f"{__name__}:Halved", kwargs={"count": 13})
+
+
+def test_torchvision_by_import_path_has_the_splits_that_it_has_by_name(tmp_path: Path) -> None:
+    fashion(tmp_path)
+    named, by_path = load("FashionMNIST", tmp_path), load("torchvision.datasets:FashionMNIST", tmp_path)
+    for split in ("train", "test"):
+        one, other = named.split(split).source, by_path.split(split).source
+        assert one.inputs.equal(other.inputs)
+        assert one.targets.equal(other.targets)
+    tested = load("torchvision.datasets:FashionMNIST", tmp_path, train=False, mean=(0.5,), std=(0.5,))
+    assert [split.name for split in tested.splits] == ["noise", "test"]
+
+
 @pytest.mark.parametrize(
     ("path", "words"),
     [

@@ -14,6 +14,7 @@ from tas import recipe
 from tas.distillation import distill, soft_targets
 from tas.errors import BadNetwork, BadRecipe, TasError
 from tas.judging import evaluate_target
+from tas.objectives import Objective
 from tas.reporting.progress import Display
 from tas.reporting.tables import figures
 from tas.runner import run
@@ -116,6 +117,63 @@ def test_one_output_has_no_soft_targets(tmp_path: Path, network: str, outputs: i
         soft_targets(torch.zeros(4, 1), torch.ones(4, 1))
     with pytest.raises(BadNetwork, match="two classes at least"):
         distill(Heights(1), Heights(1), heights(1), TrainingPlan(epochs=1), generator=torch.Generator())
+
+
+class Tokens(nn.Module):
+    """Of every token one of 7 classes: [batch, length, 7], or as cross-entropy takes them, [batch, 7, length]."""
+
+    def __init__(self, classes_first: bool = False) -> None:
+        super().__init__()
+        self.classes_first = classes_first
+        self.body = nn.Sequential(nn.Embedding(7, 16), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 7))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits = self.body(tokens)
+        return logits.movedim(-1, 1) if self.classes_first else logits
+
+
+def tokens(length: int = 5) -> dict[str, TensorDataset]:
+    words = torch.randint(0, 7, (48, length), generator=torch.Generator().manual_seed(0))
+    return {"train": TensorDataset(words[:32], words[:32].flip(1)), "test": TensorDataset(words[32:], words[32:])}
+
+
+def of_every_token(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
+def between_tokens(student: Tensor, teacher: Tensor) -> Tensor:
+    return nn.functional.mse_loss(student.log_softmax(2), teacher.log_softmax(2))
+
+
+CLASSES_LAST = r"outputs \[2, 5, 7\] for targets \[2, 5\] have them last.*movedim\(-1, 1\).*distill\.loss"
+
+
+@pytest.mark.parametrize("soft", ["kd", "dist"])
+def test_soft_targets_over_positions_in_place_of_classes_are_refused(tmp_path: Path, soft: str) -> None:
+    asked = regression(
+        f"distill.loss={soft}",
+        f"data.name={HERE}:tokens",
+        f"objective={{loss: '{HERE}:of_every_token', metric: '{HERE}:of_every_token', direction: min}}",
+        network="Tokens",
+    )
+    with pytest.raises(BadNetwork, match=CLASSES_LAST):
+        run(asked, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_classes_stand_is_seen_in_the_targets_alone() -> None:
+    def taught(data: Any, classes_first: bool = False, **options: Any) -> None:
+        judge = Objective(nn.functional.cross_entropy if classes_first else of_every_token, of_every_token, "loss")
+        student, teacher = Tokens(classes_first), Tokens(classes_first)
+        plan = TrainingPlan(epochs=1, batch=16)
+        distill(student, teacher, data, plan, judge, generator=torch.Generator(), **options)
+
+    with pytest.raises(BadNetwork, match=CLASSES_LAST):
+        taught(tokens())
+    taught(tokens(), classes_first=True)
+    taught(tokens(), soft_loss=between_tokens)
+    taught(tokens(), alpha=0.0)
+    taught(tokens(length=7), classes_first=True)  # as many positions as classes: cross-entropy's own reading holds
 
 
 def test_a_loss_of_both_outputs_by_import_path_draws_the_student_to_the_teacher(tmp_path: Path) -> None:

@@ -69,6 +69,23 @@ def test_a_table_of_another_machine_serves_the_search_but_its_networks_are_not_m
     assert any("a phone" in said for said in json.loads((tmp_path / "run" / "run.json").read_text())["warnings"])
 
 
+@pytest.mark.parametrize(("spread", "noisy"), [(0.04, False), (0.06, True)])
+def test_a_run_warns_of_a_table_that_is_too_noisy(
+    tmp_path: Path, by_size: list[str], spread: float, noisy: bool
+) -> None:
+    path, file = written(tmp_path), tmp_path / "table.json"
+    prepare(recipe.read(path))
+    table = json.loads(file.read_text())
+    for samples in (*table["samples"].values(), *(each["samples"] for each in table["whole"])):
+        samples[:] = [samples[1] * factor for factor in (1 - 2 * spread, 1.0, 1 + 2 * spread)]  # quartiles: half way
+    file.write_text(json.dumps(table))
+    tas.run(path, tmp_path / "run", until="original")
+    said = " ".join(json.loads((tmp_path / "run" / "run.json").read_text())["warnings"])
+    page = (tmp_path / "run" / "report.html").read_text()
+    for place in (said, page):
+        assert ("half the distance of its quartiles is 6.0% of the median" in place) == noisy
+
+
 def test_milliseconds_are_absolute_whatever_the_number(tmp_path: Path, by_size: list[str]) -> None:
     prepared = prepare(recipe.read(written(tmp_path, budget={"latency_ms": 2.0})))
     assert prepared.budget.limits == (("latency_ms", 2.0),)

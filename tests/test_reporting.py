@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tas.errors import BadRecipe
-from tas.reporting import tables, write_report
+from tas.reporting import pictures, tables, write_report
 from tas.reporting.progress import Display
 
 
@@ -73,6 +73,29 @@ def test_the_page_is_self_contained_and_takes_its_colours_from_the_page(tmp_path
     assert "#01020" not in page
     assert "var(--main)" in page
     assert "prefers-color-scheme: dark" in page
+
+
+def test_on_paper_nothing_is_cut_off_closed_or_dark(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path)).read_text()
+    screen, paper = page[: page.index("</style>")].split("@media print {")
+    for rule in (
+        "overflow: visible",
+        "details::details-content { content-visibility: visible; }",
+        "white-space: normal",
+    ):
+        assert rule in paper
+    assert "overflow-x: auto" not in paper
+    assert re.findall(r"@media ([^{]*)dark\) ", page) == ["screen and (prefers-color-scheme: "]  # not on paper
+    assert "<details>" in page  # what the rules above undo
+    assert "overflow-x: auto" in screen
+
+
+def test_a_marker_at_the_edge_of_a_picture_is_whole() -> None:
+    space = {"choices": [{"name": "depth", "candidates": [0, 1, 2]}, {"name": "width", "candidates": [4, 8]}]}
+    found = pictures.beside(space, {"one": {"depth": 0, "width": 8}, "two": {"depth": 2, "width": 4}})
+    markers = re.findall(r"<g[^>]*>\s*<use [^>]*style=\"fill: var\(--(?:main|other)", found)
+    assert len(markers) >= 2
+    assert not [each for each in markers if "clip-path" in each]
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import pkgutil
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,57 @@ def test_a_finished_run_is_not_run_again(finished: Path, monkeypatch: pytest.Mon
     assert again == read(finished / "metrics.json")
     run(values_of(finished.parent), finished, until="search", display=QUIET)
     assert read(finished / "metrics.json") == again  # asking for less takes nothing away
+
+
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+@pytest.mark.parametrize(
+    ("place", "spoil"),
+    [
+        ("student", lambda folder: cut_off(folder / "student.safetensors")),
+        ("student", lambda folder: (folder / "student.safetensors").unlink()),
+        ("student", lambda folder: cut_off(folder / "student.json")),
+        ("baselines/uniform", shutil.rmtree),
+    ],
+)
+def test_a_student_that_cannot_be_read_any_more_is_trained_again(
+    finished: Path, tmp_path: Path, place: str, spoil: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, trained = shutil.copytree(finished, tmp_path / "run"), []
+
+    def noted(student: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        trained.append(student)
+        return distillation.distill(student, *args, **kwargs)
+
+    monkeypatch.setattr("tas.teaching.distill", noted)
+    spoil(folder / place)
+    for _ in range(2):  # the second time there is nothing to do
+        assert run(values_of(finished.parent), folder, display=QUIET) == read(finished / "metrics.json")
+    assert len(trained) == 1
+    again, before = (tas.load(TinyNet, each / place).state_dict() for each in (folder, finished))
+    assert all(torch.equal(again[name], value) for name, value in before.items())
+    (said,) = (each for each in read(folder / "run.json")["warnings"] if "trained again" in each)
+    assert str(folder / place) in said
+
+
+@pytest.mark.parametrize(
+    ("lost", "error", "message"),
+    [
+        ("student/student.json", BadRecipe, "student holds something else: choose another place, or move it away"),
+        ("original/student.safetensors", BadNetwork, "rests on this original: restore it"),
+        ("architecture.json", BadRecipe, "architecture.json holds what the search found, and is gone: restore it"),
+    ],
+)
+def test_what_is_lost_and_cannot_be_made_again_is_named_before_anything_is_trained(
+    finished: Path, tmp_path: Path, lost: str, error: type[TasError], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / lost).unlink()
+    monkeypatch.setattr("tas.training.checkpoint.write", None)  # no epoch is trained
+    with pytest.raises(error, match=message):
+        run(values_of(finished.parent), folder, display=QUIET)
 
 
 def test_an_evaluation_that_is_interrupted_costs_no_training(

@@ -162,6 +162,10 @@ def test_the_page_is_self_contained_and_tells_warnings_with_whose_they_are(tmp_p
     assert page == page_of(tmp_path, one, two)
 
 
+def test_a_page_of_several_runs_is_printed_across(tmp_path: Path) -> None:
+    assert "@page { size: landscape; }" in page_of(tmp_path, finished(tmp_path / "one"), finished(tmp_path / "two"))
+
+
 def test_labels_are_as_long_as_they_must_be(tmp_path: Path) -> None:
     assert labels([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
     assert labels([Path("/x/one/run"), Path("/x/two/run"), Path("/y/two/other")]) == ["one/run", "two/run", "two/other"]

@@ -99,23 +99,22 @@ def test_a_study_opens_in_optuna_dashboard(source: tas.Traced, tmp_path: Path, k
     where = f"{kind}{tmp_path / 's'}"
     searched(source, where, measures=("macs",), sampler="nsga2")
     with kept(where) as storage:
-        _check(dashboard.wsgi(storage))
-
-
-def _check(app: Any) -> None:
-    def get(path: str) -> Any:
-        environ: dict[str, Any] = {}
-        setup_testing_defaults(environ)
-        status: list[str] = []
-        body = b"".join(app({**environ, "PATH_INFO": path}, lambda code, headers, info=None: status.append(code)))
-        assert status == ["200 OK"]
-        return json.loads(body)
-
-    (summary,) = get("/api/studies")["study_summaries"]
+        app = dashboard.wsgi(storage)
+        (summary,) = answer(app, "/api/studies")["study_summaries"]
+        detail = answer(app, f"/api/studies/{summary['study_id']}")
     assert summary["study_name"] == "tas"
     assert summary["directions"] == ["maximize", "minimize"]
-    detail = get(f"/api/studies/{summary['study_id']}")
     assert detail["objective_names"] == ["top1", "macs"]
     scored = [trial for trial in detail["trials"] if trial["state"] == "Complete"]
     assert len(scored) == 4
     assert all(len(trial["values"]) == 2 for trial in scored)
+
+
+def answer(app: Any, path: str) -> Any:
+    """What a page of the dashboard is made of."""
+    environ: dict[str, Any] = {}
+    setup_testing_defaults(environ)
+    status: list[str] = []
+    body = b"".join(app({**environ, "PATH_INFO": path}, lambda code, headers, info=None: status.append(code)))
+    assert status == ["200 OK"]
+    return json.loads(body)

@@ -20,7 +20,7 @@ import tas
 from tas import distillation, recipe
 from tas.cli import app
 from tas.data import InMemory, Split
-from tas.errors import BadNetwork, BadRecipe
+from tas.errors import BadNetwork, BadRecipe, Diverged
 from tas.preparation import prepare
 from tas.reporting.progress import Display
 from tas.runner import run
@@ -279,7 +279,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path: Path) ->
         ("distill.teacher={name: original, weights: x.pt}", "with the weights 'x.pt'"),
         ("distill.teacher={name: 'a:b', weigths: x.pt}", "did you mean 'weights'?"),
         ("distill.tap_weight=-1", "distill.tap_weight is at least 0"),
-        ("distill.mixup=-1", "mixup must be at least 0"),
+        ("distill.mixup=-1", "distill.mixup must be at least 0"),
         ("distill.mixupp=1", "did you mean 'mixup'?"),
     ],
 )
@@ -290,9 +290,18 @@ def test_wrong_options_are_told_in_one_line(tmp_path: Path, override: str, said:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("section", ["original", "distill"])
+def test_a_training_that_diverges_names_the_keys_of_its_own_section(tmp_path: Path, section: str) -> None:
+    overrides = [f"{section}.{key}" for key in ("epochs=1", "batch=32", "lr=1e30")]
+    if section == "original":
+        overrides.append("network.weights=null")
+    with pytest.raises(Diverged, match=rf"Lower {section}\.lr \(1e\+30\), or set {section}\.clip"):
+        run(values_of(tmp_path, *overrides), tmp_path / "run", display=QUIET)
+
+
 def test_the_schema_explains_every_option_of_training_and_start() -> None:
     schema = recipe.Recipe.model_json_schema()["$defs"]
-    explained = schema["Distillation"]["description"] + schema["TrainingPlan"]["description"]
+    explained = schema["Distillation"]["description"] + schema["OriginalPlan"]["description"]
     for name in schema["Distillation"]["properties"]:
         assert name in explained, name
     for name in schema["Initialize"]["properties"]:

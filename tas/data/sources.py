@@ -5,13 +5,15 @@
   `test_*`, images [N, H, W] or [N, H, W, C], labels [N] or [N, 1] (the keys of MedMNIST);
 - "folder": pictures root/train/<class>/*, optionally root/val and root/test; or only root/<class>/*;
 - "package.module:name": a Dataset class, or a function that returns anything `as_data` takes, called with `kwargs`
-  (and with `root`, where given);
+  (and with `root`, where given); what has a parameter `train`, true or false, as torchvision's classes do, is called
+  with both, for the training and the test split, unless `kwargs` say which;
 - any other: the class of that name in torchvision.datasets, read from `root`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def load(
         splits = image_folder(path, size, workers, train)
     elif ":" in name:
         rooted = {} if root is None else {"root": str(path)}
-        splits = _splits_of(_built(name, dict(kwargs or {}) | rooted), size, workers)
+        splits = _splits_of(_named(name, dict(kwargs or {}) | rooted, train), size, workers)
     else:
         splits = torchvision_set(name, path, download, dict(kwargs or {}), size, workers)
     if set(splits) == {"train"} and not isinstance(splits["train"].source, Batches):
@@ -177,14 +179,32 @@ def _npz(path: Path, train: bool = True) -> dict[str, Split]:
     return splits
 
 
-def _built(path: str, arguments: Mapping[str, Any]) -> Any:
+def _named(path: str, arguments: Mapping[str, Any], train: bool) -> Any:
+    """What an import path names, called with `arguments`; both splits of what takes `train`, which left to its default
+    would give the training images alone. train: whether they are asked for."""
     factory = imported(path, BadData)
     if not callable(factory):
         return factory
+    if "train" in arguments or not _takes_train(factory):
+        return _built(path, factory, arguments)
+    asked = {"train": True, "test": False} if train else {"test": False}
+    return {split: _built(path, factory, {**arguments, "train": which}) for split, which in asked.items()}
+
+
+def _takes_train(factory: Callable[..., Any]) -> bool:
+    try:
+        found = inspect.signature(factory).parameters.get("train")
+    except (TypeError, ValueError):  # some built-in ones have no signature
+        return False
+    return found is not None and (found.annotation in (bool, "bool") or isinstance(found.default, bool))
+
+
+def _built(path: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     try:
         return factory(**arguments)
     except BadData:
         raise
     except Exception as error:  # the user's code may fail in any way
         reason = (str(error).splitlines() or [""])[0]
-        raise BadData(f"{path}({', '.join(arguments)}) fails: {type(error).__name__}: {reason}") from error
+        told = ", ".join(f"train={value}" if key == "train" else key for key, value in arguments.items())
+        raise BadData(f"{path}({told}) fails: {type(error).__name__}: {reason}") from error

@@ -88,8 +88,8 @@ def distill(
     dtype = teacher_dtype or plan.dtype
     if alpha:
         with torch.random.fork_rng(devices=[]):  # a Dataset may draw random transforms
-            inputs, _ = next(split.take(2).batches(2, device=device))
-            require_teacher(student, teacher, inputs, own_loss=soft_loss is not None)
+            inputs, targets = next(split.take(2).batches(2, device=device))
+            require_teacher(student, teacher, inputs, targets, own_loss=soft_loss is not None)
     hard, agreement = objective_loss(objective, plan), _agreement(soft, temperature, soft_loss)
     with ExitStack() as inside:
         for network in guides:

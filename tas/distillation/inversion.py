@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ class Settings:
     flip: and half of the steps mirrored.
     """
 
+    section: ClassVar[str] = ""  # what messages put before the name of a field, as in `TrainingPlan`
     images: int = 2000
     batch: int = 200
     steps: int = 400
@@ -65,7 +67,7 @@ class Settings:
             "jitter must be at least 0": self.jitter >= 0,
             **{f"{name} must be at least 0": 0 <= getattr(self, name) < math.inf for name in weights},
         }
-        require_rules(self, rules)
+        require_rules(self, rules, self.section)
 
 
 def require_batch_norm(network: nn.Module) -> None:

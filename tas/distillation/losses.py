@@ -99,6 +99,20 @@ def require_alike(student: Any, teacher: Any) -> None:
         )
 
 
+def require_classes_first(outputs: Any, targets: Any) -> None:
+    """`BadNetwork` where targets, one class a position, show that dimension 1 of the outputs is not the classes but the
+    last one is: soft targets would be probabilities over positions, and nobody would see it."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return
+    if targets.shape == outputs.shape[:-1] != (*outputs.shape[:1], *outputs.shape[2:]):
+        raise BadNetwork(
+            "soft targets take the classes from dimension 1, as cross-entropy does: [batch, classes, ...]; outputs "
+            f"{described(outputs)} for targets {described(targets)} have them last. Let the network return "
+            "outputs.movedim(-1, 1), pass a soft_loss of both outputs (distill.loss in a recipe, by import path) that "
+            "takes them as they are, or set alpha to 0"
+        )
+
+
 def _without(values: Tensor, true: Tensor) -> Tensor:
     """[batch, classes - 1]: without the entry of the true class, [batch, 1]."""
     other = torch.ones_like(values, dtype=torch.bool).scatter(1, true, False)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from tas.calibration import modes_restored
 from tas.data import Answered, InMemory, Split, map_tensors
-from tas.distillation.losses import described, require_alike
+from tas.distillation.losses import described, require_alike, require_classes_first
 from tas.errors import BadNetwork
 from tas.training import call, full_precision
 
@@ -47,9 +47,11 @@ def ask(teacher: nn.Module, inputs: Any, dtype: str = "float32") -> Any:
         return map_tensors(full_precision, call(teacher, inputs))
 
 
-def require_teacher(student: nn.Module, teacher: nn.Module, inputs: Any, own_loss: bool = False) -> None:
-    """`BadNetwork` unless a teacher takes the student's inputs and gives logits of the same shape, in eval mode;
-    `own_loss`: outputs may be anything."""
+def require_teacher(
+    student: nn.Module, teacher: nn.Module, inputs: Any, targets: Any = None, own_loss: bool = False
+) -> None:
+    """`BadNetwork` unless a teacher takes the student's inputs and gives logits of the same shape, in eval mode, with
+    classes where soft targets take them; `own_loss`: outputs may be anything."""
     with modes_restored(student), modes_restored(teacher):
         ours = ask(student.eval(), inputs)
         try:
@@ -64,6 +66,7 @@ def require_teacher(student: nn.Module, teacher: nn.Module, inputs: Any, own_los
             ) from problem
     if not own_loss:
         require_alike(ours, theirs)
+        require_classes_first(ours, targets)
 
 
 def answered(split: Split, teacher: nn.Module, batch: int, dtype: str, device: torch.device | str) -> Split:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -33,8 +33,7 @@ def save(student: nn.Module, folder: str | Path, **facts: Any) -> None:
     `BadRecipe` where the folder cannot be written, or holds other things than a student, which would be lost.
     """
     folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / loading.RECORD).is_file()):
-        raise BadRecipe(f"a student is saved in a new folder or over another student, {folder} holds something else")
+    require_place(folder)
     record = {"versions": _versions(), **facts, "modules": _modules(student)}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +52,26 @@ def save(student: nn.Module, folder: str | Path, **facts: Any) -> None:
         _replace(folder, beside)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def require_place(folder: Path) -> None:
+    """`BadRecipe` where a student saved in `folder` would take the place of something else."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / loading.RECORD).is_file()):
+        raise BadRecipe(
+            f"a student is saved in a new folder or over another student, {folder} holds something else: choose "
+            "another place, or move it away"
+        )
+
+
+def damage(folder: str | Path) -> str:
+    """Why the student that was saved in `folder` cannot be read any more, as far as the files tell without its factory:
+    some are gone, or end too early. Empty where it can."""
+    try:
+        _record(Path(folder))
+        with safe_open(Path(folder) / loading.WEIGHTS, "pt"):
+            return ""
+    except (BadNetwork, OSError, SafetensorError) as problem:
+        return str(problem)
 
 
 def load(network_factory: Callable[[], nn.Module], folder: str | Path) -> nn.Module:

@@ -11,13 +11,11 @@ import torch
 from tas import cost
 from tas.correlation import spearman
 from tas.latency.measuring import measured_whole
-from tas.latency.table import MEASURE, Table, fitted, with_latency
+from tas.latency.table import MEASURE, TOO_NOISY, Table, fitted, with_latency
 from tas.sampling import sample_many
 from tas.space import Architecture
 from tas.timing import Latency, summary
 from tas.tracing import Traced
-
-TOO_NOISY = 0.05  # half the distance of the quartiles, as a part of the median: above it, errors say little
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from tas.tracing import Traced
 
 MEASURE = "latency_ms"
 REST = "between the layers"  # the layer of what is in no piece
+TOO_NOISY = 0.05  # half the distance of the quartiles, as a part of the median: above it, differences say little
 Samples = tuple[float, ...]  # milliseconds, one a round
 
 
@@ -61,6 +62,10 @@ class Table:
         """The quartiles' distance from the median, as a part of it: the median over all that was measured."""
         taken = [*self.samples.values(), *(samples for _, samples in self.whole)]
         return statistics.median((s.high - s.low) / 2 / s.median for s in map(summary, taken))
+
+    @property
+    def too_noisy(self) -> bool:
+        return self.spread > TOO_NOISY
 
     @cached_property
     def fit(self) -> tuple[float, float]:

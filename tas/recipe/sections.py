@@ -141,6 +141,7 @@ class Synthesize(inversion.Settings):
 
     {inversion.Settings.__doc__}"""
 
+    section = "synthesize."
     real_images: int = 0
     against: str | None = None
 
@@ -214,7 +215,21 @@ def _several(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Distillation(TrainingPlan):
+class OriginalPlan(TrainingPlan):
+    __doc__ = f"How the original is trained, where it comes without weights. {TrainingPlan.__doc__}"
+
+    section = "original."
+
+
+@dataclass(frozen=True)
+class StudentPlan(TrainingPlan):
+    """How students are trained, but for what draws them to the original."""
+
+    section = "distill."
+
+
+@dataclass(frozen=True)
+class Distillation(StudentPlan):
     """A training plan, and the loss (1 - alpha) CE + alpha x agreement with the teacher + tap_weight x taps.
 
     loss: "kd" T^2 KL (TAS: alpha 0.9, T 4), "dkd" decoupled (alpha 0.5), "dist" correlations (alpha 0.5); see
@@ -252,8 +267,8 @@ class Distillation(TrainingPlan):
             raise BadRecipe(f"distill.tap_weight is at least 0, got {self.tap_weight}")
 
     @property
-    def plan(self) -> TrainingPlan:
-        return TrainingPlan(**{each.name: getattr(self, each.name) for each in fields(TrainingPlan)})
+    def plan(self) -> StudentPlan:
+        return StudentPlan(**{each.name: getattr(self, each.name) for each in fields(StudentPlan)})
 
 
 class Report(Section):
@@ -340,7 +355,7 @@ class Recipe(Section):
     objective: ObjectiveNames = ObjectiveNames()
     budget: Budgets
     space: Rules = Rules()
-    original: TrainingPlan | None = None
+    original: OriginalPlan | None = None
     synthesize: Synthesize | None = None
     search: Search = Differentiable()
     choose: Choose = Choose()

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from tas.latency.staircase import Staircase, divisor
+from tas.latency.table import TOO_NOISY
 from tas.reporting.tables import Table, feasibility_rows
 
 
@@ -47,7 +48,7 @@ def latency_tables(found: Mapping[str, Any]) -> list[Any]:
         f"of the quartiles). A network takes {offset:.4f} ms + {scale:.2f} x the sum of its pieces.",
         f"The table: {found['table']}",
     ]
-    if found["spread"] > 0.05:
+    if found["spread"] > TOO_NOISY:
         lines.append("Too noisy: measure more rounds, or on a quieter machine.")
     if checked := found.get("check"):
         aim = "too noisy to tell" if checked["too_noisy"] else "beside networks that the table has not seen"

@@ -33,6 +33,7 @@ _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.edgecolor": _FAINT,
     "axes.labelcolor": _INK,
+    "axes.labelsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "text.color": _INK,
@@ -185,7 +186,9 @@ def beside(space: Mapping[str, Any], columns: Mapping[str, Mapping[str, int]]) -
             marker, colour = _look(number)
             parts = [kept[choice["name"]] / size for choice, size in zip(choices, full, strict=True)]
             rows = [row + 0.4 * ((number + 0.5) / len(columns) - 0.5) for row in range(len(choices))]
-            axes.plot(parts, rows, marker=marker, color=colour, linestyle="none", markersize=4.5, label=name)
+            axes.plot(
+                parts, rows, marker=marker, color=colour, linestyle="none", markersize=4.5, label=name, clip_on=False
+            )
         axes.set_yticks(range(len(choices)), [choice["name"] for choice in choices], fontsize=8)
         axes.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
         axes.set_ylim(len(choices) - 0.4, -0.6)

@@ -101,7 +101,8 @@ def objective_loss(objective: Objective, plan: TrainingPlan) -> Loss:
     if plan.label_smoothing:
         if loss is not cross_entropy:
             raise BadRecipe(
-                f"label_smoothing applies to cross-entropy only, the objective's loss is {loss}; set it to 0"
+                f"{plan.section}label_smoothing applies to cross-entropy only, the objective's loss is {loss}; "
+                "set it to 0"
             )
         loss = partial(cross_entropy, label_smoothing=plan.label_smoothing)
     return lambda inputs, outputs, targets: of_both(partial(loss, outputs), targets)
@@ -155,9 +156,8 @@ def _numbers(run: Run, plan: TrainingPlan, checkpoint: Path | None) -> Iterator[
                 run.history.clear()
                 checkpoints.resume(run, plan, checkpoint)
                 kept = f"the network is as it was after epoch {len(run.history)}, which {checkpoint} holds"
-        raise Diverged(
-            f"{problem}; {kept}. Lower lr ({plan.lr:g}), or set clip (say 1.0) or a warm-up, and start anew"
-        ) from None
+        lower = f"Lower {plan.section}lr ({plan.lr:g}), or set {plan.section}clip (say 1.0) or a warm-up"
+        raise Diverged(f"{problem}; {kept}. {lower}, and start anew") from None
 
 
 def _step_function(

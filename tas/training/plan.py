@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -25,7 +25,10 @@ class TrainingPlan:
     clip: largest norm of all gradients together. ema: decay per step of an exponential moving average of weights and
     buffers, which the network is given at the end. dtype: "bfloat16" runs the forward under autocast; weights stay as
     they are. channels_last: the layout of pictures and convolutions. compile: the forward goes through `torch.compile`.
+    section: what messages put before the name of a field; a recipe has several plans, and so a subclass for each.
     """
+
+    section: ClassVar[str] = ""
 
     epochs: int = 30
     batch: int = 128
@@ -61,7 +64,7 @@ class TrainingPlan:
             "ema must be in (0, 1)": self.ema is None or 0 < self.ema < 1,
             "dtype must be 'float32' or 'bfloat16'": self.dtype in ("float32", "bfloat16"),
         }
-        require_rules(self, rules)
+        require_rules(self, rules, self.section)
 
 
 def learning_rate(plan: TrainingPlan, step: int, steps: int) -> float:
