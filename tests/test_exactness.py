@@ -1,5 +1,7 @@
 """What mixes channels other than by a sum over them is kept in order, or told in the space's notes."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,13 +30,15 @@ class Sliding(nn.Module):
 class Attention(nn.Module):
     """One head whose scale is computed from the width in forward."""
 
-    def __init__(self) -> None:
+    def __init__(self, as_tensor: bool = False) -> None:
         super().__init__()
         self.embed, self.qkv, self.head = nn.Linear(6, 12), nn.Linear(12, 36), nn.Linear(12, 5)
+        self.as_tensor = as_tensor
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.embed(x)).chunk(3, dim=-1)
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(1, 2)
+        root = torch.sqrt(torch.tensor(q.shape[-1])) if self.as_tensor else q.shape[-1] ** 0.5
+        scores = (q / root) @ k.transpose(1, 2)
         return self.head((scores @ v).mean(1))
 
 
@@ -56,6 +60,9 @@ def test_a_prefix_of_channels_under_a_sliding_operator_is_the_network_with_zeros
     assert any("slides over channels" in note for note in traced.space.notes)
 
 
-def test_a_scale_computed_from_a_width_is_told() -> None:
-    traced = check_space(Attention(), torch.randn(2, 7, 6))
-    assert any("a number follows a width" in note and "mul" in note for note in traced.space.notes)
+@pytest.mark.parametrize(("as_tensor", "kwargs"), [(False, {}), (True, {"dtype": torch.float32, "tolerance": 1e-4})])
+def test_a_scale_computed_from_a_width_is_told(as_tensor: bool, kwargs: dict[str, Any]) -> None:
+    """As a tensor, it is the correlation volume of RAFT."""
+    traced = check_space(Attention(as_tensor), torch.randn(2, 7, 6), **kwargs)
+    operator = "lift_fresh" if as_tensor else "div"
+    assert any(f"a number follows a width: {operator}" in note for note in traced.space.notes)

@@ -381,9 +381,14 @@ def is_real(tensor: Tensor) -> bool:
     return tensor.dtype.is_floating_point or tensor.dtype.is_complex
 
 
+LITERAL = "lift_fresh"
+
+
 def numbers_in(operator: str, tree: Any) -> tuple[float, ...]:
     """The numbers among an operator's arguments that it computes with: fractions, and whole ones in arithmetic (sizes
-    and dimensions elsewhere)."""
+    and dimensions elsewhere); what `torch.tensor(number)` in a forward makes a tensor of."""
+    if operator == LITERAL:
+        return tuple(float(x.item()) for x in _tensors(tree) if x.numel() == 1 and x.is_cpu and not x.is_complex())
     kinds = (float, int) if operator.rstrip("_") in _ARITHMETIC else (float,)
     return tuple(_numbers(tree, kinds))
 

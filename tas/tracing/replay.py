@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tas.tracing.dynamic import Holding
-from tas.tracing.recording import Recorder, numbers_in
+from tas.tracing.recording import LITERAL, Recorder, numbers_in
 from tas.tracing.records import Axis, Record, Span
 from tas.tracing.watching import Watching
 from tas.tracing.whole import Whole
 
 # contiguity and sizes of one decide whether these appear: never compare on them
-_COMES_AND_GOES = {"clone", "_to_copy", "alias", "detach", "lift_fresh", "contiguous", "copy_"}
+_COMES_AND_GOES = {"clone", "_to_copy", "alias", "detach", LITERAL, "contiguous", "copy_"}
 _ALIKE = {"_unsafe_view": "view", "_reshape_alias": "view", "reshape": "view", "unsafe_split": "split"}
 
 
@@ -36,6 +36,7 @@ class Replay(Watching):
         self.strayed: set[int] = set()
         self._calls: Counter[str] = Counter()
         self._whole = Whole(self._compare)
+        self._literals: list[tuple[float, ...]] = []  # as many as in the record, or they are not compared
         self.asked: list[int] | None = None  # the sizes that a failing operator was given
         self.error: str | None = None
 
@@ -43,11 +44,22 @@ class Replay(Watching):
         try:
             with self._aligning(network), self._whole, Holding(self.recorder.decisions), self:
                 network(*args, **kwargs)
+            self._compare_literals()
         except _Differs as error:
             self.error = str(error)
         except Exception as error:  # whatever the user's forward raises at a wrong size
             lines = str(error).strip().splitlines()
             self.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+    def _compare_literals(self) -> None:
+        records = [record for record in self.recorder.records if record.operator == LITERAL]
+        if len(records) == len(self._literals):
+            for record, numbers in zip(records, self._literals, strict=True):
+                self._compare_numbers(record, numbers)
+
+    def _compare_numbers(self, record: Record, numbers: tuple[float, ...]) -> None:
+        if record.numbers != numbers:  # a scale computed from the head size, say
+            self.recorder.mark_inexact(f"a number follows a width: {record.where()}")
 
     @contextmanager
     def _aligning(self, network: nn.Module) -> Iterator[None]:
@@ -93,6 +105,8 @@ class Replay(Watching):
     def _compare(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         self.asked = list(args[1]) if len(args) > 1 and isinstance(args[1], (list, tuple)) else None
         out = func(*args, **kwargs)
+        if name == LITERAL:
+            self._literals.append(numbers_in(name, (args, kwargs)))
         whole = name == "alias" and self.at().operator == "slice"  # a slice up to the end or beyond
         if not self.aligned or (name in _COMES_AND_GOES and not whole):
             return out
@@ -106,8 +120,7 @@ class Replay(Watching):
                 if 1 in wanted and sorted(tensor.shape) == sorted(wanted):
                     return self._stray(out)  # einsum moves sizes of one elsewhere
                 raise _Differs(f"it gives {tuple(tensor.shape)} where {wanted} was due")
-        if record.numbers != numbers_in(record.operator, (args, kwargs)):  # a scale computed from the head size, say
-            self.recorder.mark_inexact(f"a number follows a width: {record.where()}")
+        self._compare_numbers(record, numbers_in(record.operator, (args, kwargs)))
         self.position += 1
         self.asked = None
         return out
