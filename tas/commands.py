@@ -128,7 +128,7 @@ def score(
         print(f"warning: {remark}", file=sys.stderr)
     metric = found["metric"]
     original = f"The original reaches {tables.decimal(found['original'][metric])} on the same images. "
-    note = tables.weights_note(recipe.initialize.importance)
+    note = tables.weights_note(recipe.initialize.importance, found["merged"])
     show(as_json, found, tables.score_rows(found["scores"], metric), original + note)
 
 

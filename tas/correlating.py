@@ -109,6 +109,7 @@ class _Setting:
             prepared.data,
             objective=prepared.objective,
             calibration_images=recipe.search.calibration_images,
+            merge=getattr(recipe.search, "merge", False),
             images=images,
             seed=recipe.seed,
             device=prepared.device,
@@ -171,6 +172,7 @@ def _found(current: Run, rows: list[dict[str, Any]], epochs: int, asked: int) ->
     return {
         "metric": prepared.objective.name,
         "weights": "original",
+        "merged": getattr(recipe.search, "merge", False),
         "importance": recipe.initialize.importance,
         "epochs": epochs,
         "images": rows[0]["images"],

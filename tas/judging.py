@@ -69,6 +69,7 @@ def quick_scores(
             objective=prepared.objective,
             calibration_images=search.calibration_images,
             images=search.images,
+            merge=getattr(search, "merge", False),
             raw=raw,
             seed=recipe.seed,
             device=prepared.device,
@@ -79,6 +80,7 @@ def quick_scores(
     return {
         "metric": prepared.objective.name,
         "weights": "original",
+        "merged": getattr(search, "merge", False),
         "original": reached,
         "remarks": remarks,
         "scores": rows,

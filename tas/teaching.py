@@ -14,7 +14,8 @@ from tas.calibration import recalibrate
 from tas.data import Data
 from tas.distillation import Taps, distill, find_taps
 from tas.files import is_number
-from tas.initialization import MERGE_IMAGES, Weights, student_at
+from tas.initialization import Weights, student_at
+from tas.merging import MERGE_IMAGES
 from tas.methods.baselines import uniform
 from tas.objectives import Objective
 from tas.recipe import Distillation
@@ -153,7 +154,7 @@ def _begun(
 ) -> nn.Module:
     """A student with its first weights."""
     recipe = current.recipe
-    batches = data.train.take(MERGE_IMAGES).batches(64) if weights == "merge" else ()
+    batches = data.train.take(MERGE_IMAGES).batches(64, device=current.prepared.device) if weights == "merge" else ()
     if weights == "rewind":
         source = rewound(current.prepared, original)
     student = student_at(source, architecture, weights, seed, (inputs for inputs, _ in batches))

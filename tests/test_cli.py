@@ -147,14 +147,15 @@ def test_distill_takes_a_given_architecture(shell: Shell, task: Path, tmp_path: 
 
 
 def test_score_repeats_the_scores_of_the_run(shell: Shell, task: Path) -> None:
-    """Not to the digit: the run scores with the supernet's weights, this with the original's."""
     arguments = ("--architectures", task / "run" / "candidates.jsonl", "--out", task / "run", "--json")
     code, out, _ = shell("score", task / "tiny.yaml", *arguments)
     found = json.loads(out)
-    known = [json.loads(line)["architecture"] for line in (task / "run" / "candidates.jsonl").read_text().splitlines()]
+    known = [json.loads(line) for line in (task / "run" / "candidates.jsonl").read_text().splitlines()]
     assert code == 0
     assert found["metric"] == "top1"
-    assert sorted(json.dumps(row["architecture"]) for row in found["scores"]) == sorted(map(json.dumps, known))
+    for mine, theirs in zip(found["scores"], known, strict=True):
+        for name in ("architecture", "recalibrated", "loss", "images", "macs"):
+            assert mine[name] == theirs[name], name
     assert [row["chosen"] for row in found["scores"]] == [True] + [False] * (len(known) - 1)
 
 

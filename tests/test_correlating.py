@@ -11,7 +11,7 @@ from tiny_task import recipe_values
 from toys import data as toy_data
 
 import tas
-from tas import correlating
+from tas import correlating, teaching
 from tas.correlating import correlate, depth
 from tas.data import Data, InMemory, Split
 from tas.errors import BadRecipe
@@ -43,15 +43,15 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def trainings(monkeypatch: pytest.MonkeyPatch, stop_before: int | None = None) -> list[dict[str, int]]:
     """The architectures that are trained from now on; Ctrl-C before training number `stop_before`."""
     seen: list[dict[str, int]] = []
-    taught = correlating.taught
+    briefly = correlating.briefly
 
     def noting(current: Any, stage: str, architecture: Any, *rest: Any, **options: Any) -> Any:
         if stop_before == len(seen):
             raise KeyboardInterrupt
         seen.append(dict(architecture))
-        return taught(current, stage, architecture, *rest, **options)
+        return briefly(current, stage, architecture, *rest, **options)
 
-    monkeypatch.setattr(correlating, "taught", noting)
+    monkeypatch.setattr(correlating, "briefly", noting)
     return seen
 
 
@@ -132,13 +132,13 @@ def test_candidates_train_on_the_weights_half_alone(
     done: tuple[Recipe, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, given = done[0], []
-    taught = correlating.taught
+    taught = teaching.taught
 
     def noting(*arguments: Any, **options: Any) -> Any:
         given.append(options["data"])
         return taught(*arguments, **options)
 
-    monkeypatch.setattr(correlating, "taught", noting)
+    monkeypatch.setattr(teaching, "taught", noting)
     correlate(recipe, tmp_path / "run", 3)
     weights, _ = search_splits(prepare(recipe).data, recipe.seed)
     assert {used.train.digest for used in given} == {weights.digest}

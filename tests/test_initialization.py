@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import tas
 from tas.data import load
 from tas.errors import BadRecipe
-from tas.initialization import merged, require_same, student_at
+from tas.initialization import require_same, student_at
+from tas.merging import Merging
 from tas.objectives import default_objective
 from tas.training import TrainingPlan, evaluate, train
 
@@ -121,7 +122,10 @@ def points_lost(small: Chain, data: tas.data.Data, sizes: dict[str, int]) -> dic
     architecture = tas.Architecture.of({choice.name: choice.size // 2 for choice in traced.space.choices})
     judged, judge = data.test or data.train, default_objective()
     full = evaluate(wide, judged, judge)["top1"]
-    students = {"inherit": tas.extract(traced, architecture, keep), "merge": merged(traced, architecture, inputs, keep)}
+    students = {
+        "inherit": tas.extract(traced, architecture, keep),
+        "merge": Merging(traced, [*inputs]).student(architecture, keep),
+    }
     return {name: full - evaluate(student, judged, judge)["top1"] for name, student in students.items()}
 
 
@@ -148,25 +152,39 @@ def test_planted_twins_are_merged_without_loss_on_digits() -> None:
     assert lost["inherit"] > 2
 
 
+def test_a_merge_looks_at_some_positions_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = Chain().eval(), torch.randn(400, 1, 8, 8)
+    traced = tas.trace(net, x[:2])
+    smallest = traced.space.smallest()
+    students = []
+    for samples in (1 << 30, 2000, 20):
+        monkeypatch.setattr("tas.merging._SAMPLES", samples)
+        students.append(Merging(traced, [x]).student(smallest).conv2.weight.detach())
+    every, many, few = students
+    scale = every.abs().max()
+    assert 0 < (many - every).abs().max() < 0.1 * scale < (few - every).abs().max()
+
+
 def test_a_merge_of_nothing_changes_nothing_and_the_original_stays() -> None:
     net = toys.network()
     before, x = copy.deepcopy(net.state_dict()), torch.randn(16, 1, 8, 8)
     traced = tas.trace(net, x[:2])
-    student = merged(traced, traced.space.largest(), [x])
+    student = Merging(traced, [x]).student(traced.space.largest())
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
-    merged(traced, traced.space.smallest(), [x])
+    Merging(traced, [x]).student(traced.space.smallest())
     assert all(torch.equal(value, before[name]) for name, value in traced.network.state_dict().items())
 
 
-def test_merged_weights_are_the_least_squares_solution_derived_with_numpy() -> None:
+def test_merged_weights_are_the_least_squares_solution_derived_with_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each layer's new weights minimise the error of what it computes, over inputs of the original."""
+    monkeypatch.setattr("tas.merging._SAMPLES", 1 << 30)
     torch.manual_seed(1)
     net, x = Chain(), torch.randn(4000, 1, 8, 8)  # so many that no ridge helps
     net.eval()
     traced = tas.trace(net, x[:2])
     keep = {"conv1": [0, 2, 3, 5], "conv2": [1, 2, 4]}
     architecture = tas.Architecture.of({"conv1": 4, "conv2": 3})
-    student = merged(traced, architecture, [x[:10], x[10:]], keep)
+    student = Merging(traced, [x[:10], x[10:]]).student(architecture, keep)
     with torch.no_grad():
         first = net.bn1(net.conv1(x)).relu()
         pooled = net.pool(net.bn2(net.conv2(first)).relu())

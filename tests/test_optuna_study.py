@@ -52,7 +52,7 @@ def test_the_scores_are_those_of_tas_score(source: tas.Traced) -> None:
     found = searched(source, candidates=3, raw=True)
     architectures = [scored.architecture for scored in found.candidates]
     images = {"images": 48, "calibration_images": 48}
-    assert list(found.candidates) == tas.score(source, architectures, DATA, **images)
+    assert list(found.candidates) == tas.score(source, architectures, DATA, merge=True, **images)
 
 
 def test_the_study_starts_with_uniform_widths_and_what_it_is_given(source: tas.Traced, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tas
 from tas.errors import BadRecipe
-from tas.initialization import merged
+from tas.merging import Merging
 from tas.space import SearchSpace
 from tas.testing import check_space
 from tas.tracing import Rules, Traced
@@ -103,7 +103,7 @@ def test_below_an_upper_bound_the_original_still_is_what_ratios_refer_to() -> No
 
 def test_merging_reads_the_original_where_bounds_leave_it_out() -> None:
     traced = tas.trace(plain(), images(), Rules(bound={"0.0": (8, 12)}))
-    student = merged(traced, traced.space.largest(), [images(batch=8)])
+    student = Merging(traced, [images(batch=8)]).student(traced.space.largest())
     assert student(images()).shape == (2, 5)
 
 

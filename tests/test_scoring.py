@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tas import scoring
 from tas.calibration import recalibrate
 from tas.data import nested
 from tas.errors import BadData, BadRecipe
+from tas.merging import Merging
 from tas.objectives import Objective, cross_entropy, default_objective, top1
 from tas.scoring import Score, judge, judged, raced, ranked, score, search_splits
 
@@ -25,15 +27,55 @@ def architectures(space: tas.SearchSpace, count: int = 5) -> list[tas.Architectu
     return [space.architecture(row) for row in found.tolist()]
 
 
-def test_a_score_does_not_depend_on_the_other_candidates_or_their_order():
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_score_does_not_depend_on_the_other_candidates_or_their_order(merge):
     source = traced()
     found = architectures(source.space)
-    forward = score(source, found, DATA, images=100, batch=32)
-    backward = score(source, found[::-1], DATA, images=100, batch=32)
-    alone = score(source, found[2:3], DATA, images=100, batch=32)
+    options = {"images": 100, "batch": 32, "merge": merge}
+    forward = score(source, found, DATA, **options)
+    backward = score(source, found[::-1], DATA, **options)
+    alone = score(source, found[2:3], DATA, **options)
     assert forward == backward[::-1]
     assert alone == forward[2:3]
     assert len({scored.loss for scored in forward}) > 1
+
+
+def test_a_merged_score_is_of_the_merged_student():
+    source = traced()
+    found = architectures(source.space)[0]
+    chosen = judge(source, DATA, images=100, calibration_images=96, batch=32, merge=True)
+    student = Merging(source, chosen.merging.batches).student(found)
+    recalibrate(student, chosen.calibration, student)
+    with torch.no_grad():
+        wanted = torch.cat([student.eval()(x) for x, _ in chosen.held_out])
+    scored, _ = judged(chosen, found)
+    assert scored.loss == pytest.approx(float(cross_entropy(wanted, torch.cat([y for _, y in chosen.held_out]))), 1e-5)
+    assert scored.loss != pytest.approx(judged(replace(chosen, merging=None), found)[0].loss, 1e-3)
+    weights, _ = search_splits(DATA)
+    assert sum(map(len, chosen.merging.batches)) == min(256, len(weights))
+
+
+def test_candidates_of_one_depth_share_what_the_original_said(monkeypatch):
+    source = traced()
+    found = architectures(source.space, 8)
+    (depth,) = (choice.name for choice in source.space.choices if choice.kind == "depth")
+    runs, cut = [], tas.Traced.cut
+    monkeypatch.setattr(tas.Traced, "cut", lambda *given: runs.append(1) or cut(*given))
+    chosen = judge(source, DATA, images=50, calibration_images=32, batch=32, merge=True)
+    [chosen.network(each) for each in found]
+    depths = {each[depth] for each in found}
+    assert len(depths) > 1
+    first, again = len(runs), [chosen.network(each) for each in found]
+    assert len(runs) - first == len(again)  # an extraction each, and the original is not run any more
+    assert set(chosen.merging._known) == {(each,) for each in depths}
+
+
+def test_weights_of_a_supernet_are_never_merged():
+    source = traced()
+    found = architectures(source.space)
+    supernet = tas.Supernet(source)
+    assert judge(supernet, DATA, images=50, merge=True).merging is None
+    assert score(supernet, found, DATA, images=50, merge=True) == score(supernet, found, DATA, images=50)
 
 
 def test_candidates_may_be_indices_as_samplers_and_distributions_give_them():

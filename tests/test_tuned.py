@@ -38,7 +38,7 @@ def test_every_score_is_that_of_the_originals_weights_on_the_same_images(source:
     found = searched(source)
     architectures = [scored.architecture for scored in found.candidates]
     assert len(set(architectures)) == len(architectures) > 4
-    again = tas.score(source, architectures, DATA, raw=False, **IMAGES)
+    again = tas.score(source, architectures, DATA, raw=False, merge=True, **IMAGES)
     assert list(found.candidates) == again
     limit = 0.6 * cost.macs(source.space, source.space.largest())
     assert all(cost.macs(source.space, each) <= limit for each in architectures)

@@ -20,7 +20,8 @@ import torch
 
 import tas
 from tas.distillation import distill, find_taps
-from tas.initialization import MERGE_IMAGES, student_at
+from tas.initialization import student_at
+from tas.merging import MERGE_IMAGES
 from tas.methods.baselines import uniform
 from tas.preparation import prepare
 from tas.recipe import read

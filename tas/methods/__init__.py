@@ -110,15 +110,14 @@ def search(
 
 
 def _tilted(first: Callable[[Asked[Any]], SearchResult], asked: Asked[Any]) -> list[SearchResult]:
-    """One search at the first budget; the others are tilted from it and scored with the same weights, those of its
-    supernet where it keeps one."""
+    """One search at the first budget; the others are tilted from it and scored with the same weights."""
     if not asked.budgets:
         return []
     found = first(asked)
     if len(asked.budgets) == 1:
         return [found]
     others = at_budgets(
-        asked.source if found.supernet is None else found.supernet,  # type: ignore[arg-type]
+        differentiable.scored_with(asked, found.supernet),
         asked.data,
         found.probabilities,
         asked.budgets[1:],
@@ -127,6 +126,7 @@ def _tilted(first: Callable[[Asked[Any]], SearchResult], asked: Asked[Any]) -> l
         with_uniform=asked.settings.with_uniform,
         images=asked.settings.images,
         calibration_images=asked.settings.calibration_images,
+        merge=asked.settings.merge,
         objective=asked.objective,
         seed=asked.seed,
         device=asked.device,

@@ -24,7 +24,7 @@ class Settings:
 
     candidates: architectures drawn and scored (1000). aim: how they are drawn, see `tas.sample_many` ("reject"); what
       a draw leaves of the budget is filled up in random order, but for "reject".
-    images, calibration_images: see `tas.score` (10,000 and 13,056).
+    images, calibration_images, merge: see `tas.score` (10,000, 13,056 and False).
     rungs, keep: of the race that the candidates run, see `tas.scoring.raced`; 1 rung scores all on all images (1).
     raw: score with inherited statistics too, for the report; takes `images` forwards more a candidate (False).
     """
@@ -35,6 +35,7 @@ class Settings:
     calibration_images: int = 2560
     rungs: int = 2
     keep: float = 0.25
+    merge: bool = True
     raw: bool = False
 
     def __post_init__(self) -> None:

@@ -58,6 +58,7 @@ class Asked(Generic[S]):
             objective=self.objective,
             calibration_images=settings.calibration_images,
             images=settings.images,
+            merge=getattr(settings, "merge", False),  # NetAdapt scores what it has trained
             seed=self.seed,
             device=self.device,
         )

@@ -47,7 +47,8 @@ class Settings:
       half drawn from the distribution under the budget; the best wins. 1 takes the most probable one unseen (1).
     with_uniform: score the baseline `methods.baselines.uniform` as one more candidate: the result is then never worse
       by score; not for comparisons with that baseline (False).
-    images, calibration_images: see `tas.score`.
+    images, calibration_images, merge: of the candidates' scores, see `tas.score`; without `merge` they are scored with
+      the weights of the supernet.
     rows: steps between two rows of the course.
     """
 
@@ -73,6 +74,7 @@ class Settings:
     with_uniform: bool = False
     images: int = 2000
     calibration_images: int = 2560
+    merge: bool = True
     rows: int = 20
 
     def __post_init__(self) -> None:

@@ -34,6 +34,7 @@ def at_budgets(
     with_uniform: bool = False,
     images: int = 2000,
     calibration_images: int = 2560,
+    merge: bool = False,
     objective: Objective | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -44,7 +45,7 @@ def at_budgets(
     may lie above or below that of the search: see `candidates_at`. with_uniform: uniform widths are scored as well. An
     architecture that was scored for one budget, or is among the `known` scores, competes for every budget that it
     meets, so a larger one never gives a worse score. Raises `Infeasible` for a budget that no architecture meets,
-    before anything is scored.
+    before anything is scored. images, calibration_images, merge: see `tas.score`.
     """
     space, generator = source.space, torch.Generator().manual_seed(seed)
     table = table_of(space, probabilities)
@@ -57,6 +58,7 @@ def at_budgets(
         objective=objective,
         calibration_images=calibration_images,
         images=images,
+        merge=merge,
         seed=seed,
         device=device,
     )

@@ -132,7 +132,8 @@ def _chosen(run: Run) -> SearchResult:
         found = list(dict.fromkeys([*found, uniform(space, asked.budget)]))
     scores: list[Score] = []
     if len(found) > 1:
-        scores = ranked(raced(replace(asked, source=run.supernet).judge(), found, raw=True), asked.objective)
+        judge = replace(asked, source=scored_with(asked, run.supernet)).judge()
+        scores = ranked(raced(judge, found, raw=True), asked.objective)
     return SearchResult(
         architecture=scores[0].architecture if scores else found[0],
         candidates=tuple(scores),
@@ -143,6 +144,12 @@ def _chosen(run: Run) -> SearchResult:
         },
         supernet=run.supernet,
     )
+
+
+def scored_with(asked: Asked[Settings], supernet: Any) -> Any:
+    """Whose weights score the candidates: the original's, merged, as students start; else those of the supernet."""
+    merges = asked.settings.merge and isinstance(asked.source, Traced)
+    return asked.source if merges or supernet is None else supernet
 
 
 def candidates(

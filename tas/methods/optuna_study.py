@@ -45,7 +45,7 @@ class Settings:
     study: its name in the storage. A study of that name is gone on with, by any number of processes at a time.
     stale_after: seconds without a sign of life after which a process of the study is taken for dead, and its candidate
       is proposed again.
-    images, calibration_images: see `tas.score`. raw: score with inherited statistics too.
+    images, calibration_images, merge: see `tas.score`. raw: score with inherited statistics too.
     """
 
     candidates: int = 100
@@ -61,6 +61,7 @@ class Settings:
     stale_after: float = 60.0
     images: int = 2000
     calibration_images: int = 2560
+    merge: bool = True
     raw: bool = False
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ def run(asked: Asked[Settings]) -> SearchResult:
     settings, space = asked.settings, asked.space
     with kept(stored(asked)) as storage:
         measures = list(settings.measures)
-        study, new = opened(asked, storage, {"measures": measures}, measures)
+        study, new = opened(asked, storage, {"measures": measures, "merge": settings.merge}, measures)
         if new:
             _warm_start(asked, study)
         judges: list[Judge] = []  # made for the first candidate: a study that is complete is only read

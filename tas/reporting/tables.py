@@ -220,12 +220,10 @@ def lost_note(scores: Sequence[Mapping[str, Any]]) -> str:
     return f"{lost} of {len(scores)} candidates: metric or loss is no number, so they are never chosen." if lost else ""
 
 
-def weights_note(importance: str) -> str:
+def weights_note(importance: str, merged: bool) -> str:
     """With which weights scores outside a run are made."""
-    return (
-        f"Scored with the original's weights, the most important channels by {importance} kept. (A differentiable "
-        "search scores its candidates with the weights of its supernet, which it does not keep.)"
-    )
+    others = "the others merged in" if merged else "without the others"
+    return f"Scored with the original's weights, the most important channels by {importance}, {others}."
 
 
 def candidate_rows(candidates: Sequence[Mapping[str, Any]], metric: str) -> Table:
@@ -264,7 +262,7 @@ def correlation_note(found: Mapping[str, Any]) -> str:
         f"{count} architectures within the budget{few}, each distilled for {epochs} on "
         f"the weights half of the training images and judged on {found['reached_images']} images of the architecture "
         f"half ({images if found['overlap'] else 'none of them a score image'}); scores on {found['images']} images. "
-        "Brackets: 95 % bootstrap intervals. " + weights_note(found["importance"])
+        "Brackets: 95 % bootstrap intervals. " + weights_note(found["importance"], found["merged"])
     )
 
 
