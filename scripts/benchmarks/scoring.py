@@ -5,7 +5,8 @@
 
 resnet56 sees pictures of 32 pixels, resnet50 (torchvision's) of 224. A round times, in alternating order and in this
 process: the extracted network in eval mode on the calibration and the score images; a whole score of the candidate
-(extraction, calibration, hold-out metric and loss); the same with the raw metric; and the parts of a score: extraction,
+(extraction, calibration, hold-out metric and loss); the same merged, as searches score, where the depths were met
+before, and the merging alone where they were not; the same with the raw metric; and the parts of a score: extraction,
 calibration, evaluation. Both kinds of image pass once, which is all that the mathematics needs; what is left is that
 batch norm in the calibration also takes the statistics of its input. Each ratio is to the plain inference of its own
 round. On a CPU, processor time of this process with one thread is taken, so that other processes do not matter much; on
@@ -19,6 +20,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -50,19 +52,25 @@ def main() -> None:
     traced = tas.trace(build(name).eval(), torch.randn(2, 3, side, side))
     architecture = uniform(traced.space, tas.budget(traced.space, macs=arguments.ratio))
     data = random_data(2 * max(arguments.images, arguments.calibration), side)
-    chosen = judge(
-        traced,
-        data,
-        calibration_images=arguments.calibration,
-        images=arguments.images,
-        batch=min(arguments.calibration, 128),
-        device=arguments.device,
+    chosen, merging = (
+        judge(
+            traced,
+            data,
+            calibration_images=arguments.calibration,
+            images=arguments.images,
+            batch=min(arguments.calibration, 128),
+            merge=merge,
+            device=arguments.device,
+        )
+        for merge in (False, True)
     )
     student = tas.extract(traced, architecture).to(arguments.device).eval()
     inputs = [inputs for inputs, _ in chosen.held_out]
     works = {
         "plain inference": lambda: plain(student, [*chosen.calibration, *inputs]),
         "score": lambda: judged(chosen, architecture),
+        "score, merged": lambda: judged(merging, architecture),
+        "of it merging at new depths": lambda: replace(merging.merging, _known={}).student(architecture),
         "score, also raw": lambda: judged(chosen, architecture, raw=True),
         "of it extraction": lambda: tas.extract(traced, architecture).to(arguments.device),
         "of it calibration": lambda: recalibrate(student, chosen.calibration),
