@@ -19,17 +19,18 @@ from typing import Any
 
 from torch import nn
 
-from tas.choosing import Finals, asked_for
+from tas.choosing import Finals, finalists_of
 from tas.data.tensors import digest as data_digest
 from tas.describing import costs, costs_of_original
 from tas.files import write_json
 from tas.initialization import Weights
 from tas.methods import search
+from tas.methods.budgets import distinct
 from tas.predictions import predictions, write_predictions
 from tas.recipe import Distillation, Recipe
 from tas.space import Architecture, Budget
 from tas.stages import Run, judged_on
-from tas.teaching import best_of, started, taught
+from tas.teaching import started, taught
 from tas.tracing import Traced
 
 
@@ -81,7 +82,7 @@ class Work:
 
 def searched(work: Work, name: str, settings: Any, label: str, seed: int) -> Architecture:
     current, budget = work.current, work.budgets[label]
-    options, number = asdict(settings), asked_for(current, work.source)
+    options, number = asdict(settings), finalists_of(work.recipe, work.source)
     method = options.pop("method")
     decides = {"settings": asdict(settings), "finalists": number, "budget": asdict(budget), "seed": seed}
     identity = digest({**decides, **work.facts})
@@ -106,32 +107,36 @@ def searched(work: Work, name: str, settings: Any, label: str, seed: int) -> Arc
                 **options,
             )
         seconds = None if resumed else time.perf_counter() - began
-        ahead = [score.architecture for score in found.candidates if score.valid][:number]
+        scored = [each for each in found.candidates if each.valid]
+        best = [each.architecture for each in distinct(scored, current.prepared.objective)] if scored else []
+        ahead = list(dict.fromkeys([found.architecture, *best]))[:number]
         facts = {"candidates": len(found.candidates), "seconds": seconds, "finalists": [*map(dict, ahead)]}
         return {"architecture": dict(found.architecture), **facts}
 
     known = kept(work.path / "searches" / f"{name.replace(' ', '-')}-seed{seed}-{identity}.json", work_)
     _forget(checkpoint)
-    if len(known["finalists"]) < 2:
+    if len(known["finalists"]) < 2 or started(current, work.source, work.teacher) == "scratch":
         return Architecture.of(known["architecture"])
-    rows = [_final(work, Architecture.of(each), seed) for each in known["finalists"]]
-    return Architecture.of(best_of(rows, current.prepared.objective)["architecture"])
+    finals = Finals.of(current, work.source, work.teacher, seed)
+    return finals.best([_final(work, finals, Architecture.of(each)) for each in known["finalists"]])
 
 
-def _final(work: Work, architecture: Architecture, seed: int) -> dict[str, Any]:
+def _final(work: Work, finals: Finals, architecture: Architecture) -> dict[str, Any]:
     """What a finalist of a search reaches in its short training, whichever search it is of."""
-    current, recipe = work.current, work.recipe
+    current, recipe, seed = work.current, work.recipe, finals.seed
     decides = {"architecture": dict(architecture), "how": asdict(recipe.distill), "choose": recipe.choose.model_dump()}
     start = _start(recipe, started(current, work.source, work.teacher))
     identity = digest({**decides, "start": start, **work.facts, "seed": seed})
-    finals = Finals(current, work.source, work.teacher, seed)
+    checkpoint = work.path / "checkpoints" / f"{identity}.pt"
 
     def train() -> dict[str, Any]:
         began = time.perf_counter()
-        row = finals.reached(f"finalist, seed {seed}", architecture)
+        row = finals.reached(f"finalist, seed {seed}", architecture, checkpoint)
         return {**row, "seconds": time.perf_counter() - began}
 
-    return kept(work.path / f"finalists/seed{seed}-{identity}.json", train)
+    known = kept(work.path / f"finalists/seed{seed}-{identity}.json", train)
+    _forget(checkpoint)
+    return known
 
 
 def trained(work: Work, student: Student, place: str) -> dict[str, Any]:

@@ -115,6 +115,8 @@ def _named(recipe: Recipe, method: str) -> Any:
     if method == recipe.search.method:
         return recipe.search
     shared = {"images": recipe.search.images, "calibration_images": recipe.search.calibration_images}
+    if method != "netadapt" and hasattr(recipe.search, "merge"):
+        shared["merge"] = recipe.search.merge
     if method == "optuna":
         shared["with_uniform"] = False  # uniform widths are what it is compared with
     return SEARCHES[method](**shared)

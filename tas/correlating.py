@@ -94,6 +94,7 @@ class _Setting:
     teacher: nn.Module
     judge: Judge
     epochs: int
+    half: Split
     held_out: Split
     overlap: bool
 
@@ -114,17 +115,19 @@ class _Setting:
             seed=recipe.seed,
             device=prepared.device,
         )
-        half = search_splits(prepared.data, recipe.seed)[1]
+        weights, half = search_splits(prepared.data, recipe.seed)
         rest = unseen(prepared.data, images, recipe.seed)
         apart = rest is not None and len(rest) >= _UNSEEN
-        return cls(current, teacher, judge_, epochs, rest if rest is not None and apart else half, not apart)
+        return cls(current, teacher, judge_, epochs, weights, rest if rest is not None and apart else half, not apart)
 
 
 def _rows(setting: _Setting, chosen: Sequence[Architecture]) -> list[dict[str, Any]]:
     """A row a candidate; those that the file has from before are not trained again."""
     path, epochs = setting.current.folder.path / LINES, setting.epochs
     lines = read_lines(path) if path.is_file() else []
-    known = {Architecture.of(row["architecture"]): row for row in lines if row["epochs"] == epochs}
+    merged = setting.judge.merging is not None
+    same = (row for row in lines if row["epochs"] == epochs and row.get("merged", False) == merged)
+    known = {Architecture.of(row["architecture"]): row for row in same}
     for number, architecture in enumerate(chosen, 1):
         if architecture in known:
             continue
@@ -140,7 +143,7 @@ def _row(setting: _Setting, architecture: Architecture, stage: str) -> dict[str,
     found, _ = judged(setting.judge, architecture, raw=True)
     seed = current.recipe.seed  # one for all: the same batches in the same order
     source, teacher = setting.judge.source, setting.teacher
-    student = briefly(current, stage, architecture, source, teacher, seed, setting.epochs)
+    student = briefly(current, stage, architecture, source, teacher, seed, setting.epochs, setting.half)
     reached = evaluate(student, setting.held_out, prepared.objective, device=prepared.device)
     return {
         **asdict(found),
@@ -148,6 +151,7 @@ def _row(setting: _Setting, architecture: Architecture, stage: str) -> dict[str,
         **costs(prepared.space, architecture),
         "depth": depth(prepared.space, architecture),
         "epochs": setting.epochs,
+        "merged": setting.judge.merging is not None,
         "reached": reached[prepared.objective.name],
         "reached_loss": reached["loss"],
         "reached_images": len(setting.held_out),
@@ -172,7 +176,7 @@ def _found(current: Run, rows: list[dict[str, Any]], epochs: int, asked: int) ->
     return {
         "metric": prepared.objective.name,
         "weights": "original",
-        "merged": getattr(recipe.search, "merge", False),
+        "merged": rows[0]["merged"],
         "importance": recipe.initialize.importance,
         "epochs": epochs,
         "images": rows[0]["images"],

@@ -44,7 +44,7 @@ class Merging:
 
     traced: Traced
     batches: Sequence[Any]
-    _known: dict[tuple[int, ...], Grams] = field(default_factory=dict)
+    _known: dict[tuple[int, ...], dict[str, Halves | None]] = field(default_factory=dict)  # None: it is never called
 
     def student(self, architecture: Mapping[str, int], keep: Mapping[str, Any] | None = None) -> nn.Module:
         """The student of `extract`, merged layer by layer for what each reads, so that it holds behind sums and
@@ -67,19 +67,20 @@ class Merging:
         depths = {
             choice.name: architecture[choice.name] for choice in self.traced.space.choices if choice.kind == "depth"
         }
-        known = self._known.setdefault(tuple(depths.values()), {})
+        known = self._known.pop(tuple(depths.values()), {})
         if missing := {name: reader for name, reader in readers.items() if name not in known}:
             whole = self.traced.cut(self.traced.keep_mask(self.traced.space.original()))
             for removal in self.traced.dead(depths):
                 whole.set_submodule(removal.module, removal.stand_in())
-            known |= _grams(whole, missing, self.batches)
-            while len(self._known) > 1 and sum(map(_bytes, self._known.values())) > _KEPT_BYTES:
-                self._known.pop(next(iter(self._known)))
-        return {name: known[name] for name in readers if name in known}
+            known = {**known, **dict.fromkeys(missing), **_grams(whole, missing, self.batches)}
+        self._known[tuple(depths.values())] = known
+        while sum(map(_bytes, self._known.values())) > _KEPT_BYTES:  # the least lately used first, at last this one
+            self._known.pop(next(iter(self._known)))
+        return {name: gram for name in readers if (gram := known[name]) is not None}
 
 
-def _bytes(grams: Grams) -> int:
-    return sum(half.nbytes for halves in grams.values() for half in halves)
+def _bytes(grams: Mapping[str, Halves | None]) -> int:
+    return sum(half.nbytes for halves in grams.values() for half in halves or ())
 
 
 @dataclass(frozen=True, eq=False)

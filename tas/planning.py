@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tas.choosing import finalists_of
 from tas.describing import describe
 from tas.distribution import ArchitectureDistribution
 from tas.initialization import student_at
@@ -60,9 +61,8 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
     if recipe.initialize.weights == "auto":
         tried = len(recipe.initialize.among) * recipe.initialize.epochs
         stages["initialize"] = step / len(students) * tried * len(search_splits(prepared.data)[0])
-    if isinstance(prepared.source, Traced) and recipe.choose.finalists > 1:
-        trained = recipe.choose.finalists * recipe.choose.epochs
-        stages["choose"] = step * trained * len(search_splits(prepared.data)[0])
+    if (finalists := min(finalists_of(recipe, prepared.source), proposals[0])) > 1:
+        stages["choose"] = step * finalists * recipe.choose.epochs * len(search_splits(prepared.data)[0])
     rivals = (1 + len(recipe.report.baselines)) * recipe.report.repeats
     stages["distill"] = step * recipe.distill.epochs * train * rivals
     return {

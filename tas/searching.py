@@ -37,9 +37,9 @@ def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, 
 
     def work() -> dict[str, Any]:
         found = [Architecture.of(given)] if given is not None else _search(current, source, network)
-        return _write(current, path, found)
+        return {**_write(current, path, found), "architectures": [*map(dict, found)]}
 
-    current.staged("search", work)
+    facts = current.staged("search", work)
     held = read_json(path)
     if held is None:
         raise BadRecipe(
@@ -50,8 +50,10 @@ def searched(current: Run, source: Any, network: nn.Module, given: Mapping[str, 
         raise BadRecipe(f"{current.folder.path} holds the student of another architecture; choose another --out")
     found = [row["architecture"] for row in held] if several else [held]
     best = dict(zip(current.prepared.budgets, map(Architecture.of, found), strict=True))
-    if given is None:
-        best = chosen(current, source, network, best)
+    if given is None and not any(stage.startswith("distill ") for stage in current.folder.state["stages"]):
+        answers = facts.get("architectures") or [*map(dict, best.values())]  # what the search said, before finalists
+        first = dict(zip(best, map(Architecture.of, answers), strict=True))
+        best = chosen(current, source, network, first)
         _write(current, path, [*best.values()])
     return best
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tas.calibration import recalibrate
-from tas.data import Data
+from tas.data import Data, Split
 from tas.distillation import Taps, distill, find_taps
 from tas.files import is_number
 from tas.initialization import Weights, student_at
@@ -77,13 +77,13 @@ def briefly(
     original: nn.Module,
     seed: int,
     epochs: int,
+    half: Split,
     *,
     weights: Weights | None = None,
     checkpoint: Path | None = None,
 ) -> nn.Module:
-    """The student after `epochs` on the weights half of the training images, otherwise as `taught`: for what is then
-    decided on the other half."""
-    data = current.prepared.data
+    """The student after `epochs` on one `half` of the training images, otherwise as `taught`: for what is then decided
+    on the other half."""
     return taught(
         current,
         stage,
@@ -93,7 +93,7 @@ def briefly(
         seed,
         how=in_epochs(current.recipe.distill, epochs),
         weights=weights,
-        data=replace(data, train=search_splits(data, seed)[0], val=None, test=None),
+        data=replace(current.prepared.data, train=half, val=None, test=None),
         checkpoint=checkpoint,
     )
 
@@ -120,7 +120,8 @@ def started(current: Run, source: Any, original: nn.Module) -> Weights:
         even = uniform(prepared.space, prepared.budget)
         for weights in asked.among:
             place = f"{STAGE} {weights}"
-            student = briefly(current, place, even, source, original, recipe.seed, asked.epochs, weights=weights)
+            seed = recipe.seed
+            student = briefly(current, place, even, source, original, seed, asked.epochs, half, weights=weights)
             reached = evaluate(student, held_out, prepared.objective, device=prepared.device)
             rows.append({"weights": weights, **reached})
         best: Weights = best_of(rows, prepared.objective)["weights"]

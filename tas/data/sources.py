@@ -187,8 +187,13 @@ def _named(path: str, arguments: Mapping[str, Any], train: bool) -> Any:
         return factory
     if "train" in arguments or not _takes_train(factory):
         return _built(path, factory, arguments)
-    asked = {"train": True, "test": False} if train else {"test": False}
-    return {split: _built(path, factory, {**arguments, "train": which}) for split, which in asked.items()}
+    found = {}
+    for split, which in {"train": True, "test": False}.items():
+        if train or not which:
+            found[split] = _built(path, factory, {**arguments, "train": which})
+            if isinstance(found[split], Mapping):  # a function that returns all splits, whatever it does with `train`
+                return found[split]
+    return found
 
 
 def _takes_train(factory: Callable[..., Any]) -> bool:

@@ -15,6 +15,7 @@ from tas.errors import BadRecipe
 from tas.methods import adaptive_bn, baselines, differentiable, netadapt, optuna_study, tuned
 from tas.methods.asked import Asked
 from tas.methods.budgets import at_budgets, best_within, front
+from tas.methods.evolving import evolved
 from tas.methods.result import OnRow, Row, SearchResult
 from tas.objectives import Objective, default_objective
 from tas.sampling import require_feasible
@@ -110,32 +111,39 @@ def search(
 
 
 def _tilted(first: Callable[[Asked[Any]], SearchResult], asked: Asked[Any]) -> list[SearchResult]:
-    """One search at the first budget; the others are tilted from it and scored with the same weights."""
+    """One search at the first budget; the others are tilted from it and scored with the same weights. At every budget
+    the candidates then evolve."""
     if not asked.budgets:
         return []
-    found = first(asked)
-    if len(asked.budgets) == 1:
-        return [found]
+    found, settings = first(asked), asked.settings
+    scored_by = differentiable.scored_with(asked, found.supernet)
     others = at_budgets(
-        differentiable.scored_with(asked, found.supernet),
+        scored_by,
         asked.data,
         found.probabilities,
         asked.budgets[1:],
         known=found.candidates,
-        candidates=asked.settings.candidates,
-        with_uniform=asked.settings.with_uniform,
-        images=asked.settings.images,
-        calibration_images=asked.settings.calibration_images,
-        merge=asked.settings.merge,
+        candidates=settings.candidates,
+        with_uniform=settings.with_uniform,
+        images=settings.images,
+        calibration_images=settings.calibration_images,
+        merge=settings.merge,
         objective=asked.objective,
         seed=asked.seed,
         device=asked.device,
     )
+    results = [found, *others]
     if not found.candidates:  # a single one was not scored
-        return [found, *others]
-    scores = [found.candidates, *(other.candidates for other in others)]
-    best = best_within(asked.space, asked.budget, scores, asked.objective)
-    return [replace(found, architecture=best[0].architecture, candidates=tuple(best)), *others]
+        return results
+    scores = [result.candidates for result in results]
+    if settings.evolve:
+        judge, generator = replace(asked, source=scored_by).judge(), torch.Generator().manual_seed(asked.seed)
+        for number, budget in enumerate(asked.budgets):
+            known = best_within(asked.space, budget, scores, asked.objective)
+            scores[number] = tuple(evolved(judge, budget, known, settings.evolve, generator))
+    best = [best_within(asked.space, budget, scores, asked.objective) for budget in asked.budgets]
+    pairs = zip(results, best, strict=True)
+    return [replace(result, architecture=its[0].architecture, candidates=tuple(its)) for result, its in pairs]
 
 
 def _optuna(asked: Asked[optuna_study.Settings]) -> list[SearchResult]:

@@ -12,6 +12,7 @@ import torch
 from tas.errors import least, require_rules
 from tas.methods.asked import Asked
 from tas.methods.budgets import best_within
+from tas.methods.evolving import evolved
 from tas.methods.result import OnRow, Row, SearchResult
 from tas.sampling import Aim, project, require_feasible, sample_many
 from tas.scoring import Score, raced
@@ -24,12 +25,14 @@ class Settings:
 
     candidates: architectures drawn and scored (1000). aim: how they are drawn, see `tas.sample_many` ("reject"); what
       a draw leaves of the budget is filled up in random order, but for "reject".
+    evolve: further candidates, each a small change of one of the best or of uniform widths (`methods.evolving`; 0).
     images, calibration_images, merge: see `tas.score` (10,000, 13,056 and False).
     rungs, keep: of the race that the candidates run, see `tas.scoring.raced`; 1 rung scores all on all images (1).
     raw: score with inherited statistics too, for the report; takes `images` forwards more a candidate (False).
     """
 
     candidates: int = 100
+    evolve: int = 24
     aim: Aim = "tilt"
     images: int = 2000
     calibration_images: int = 2560
@@ -39,7 +42,7 @@ class Settings:
     raw: bool = False
 
     def __post_init__(self) -> None:
-        rules = least(self, candidates=1, images=1, calibration_images=1, rungs=1)
+        rules = least(self, candidates=1, evolve=0, images=1, calibration_images=1, rungs=1)
         require_rules(self, {**rules, "keep lies between 0 and 1": 0 < self.keep < 1}, "search.")
 
 
@@ -64,11 +67,13 @@ def search(asked: Asked[Settings]) -> tuple[SearchResult, ...]:
         drawn.append(list(dict.fromkeys(space.architecture(row) for row in found.tolist())))
     chosen = asked.judge()
     course: list[Row] = []
-    note = _noting(course, sum(_scores(settings, len(some)) for some in drawn), asked.on_row)
+    steps = sum(_scores(settings, len(some)) + settings.evolve for some in drawn)
+    note = _noting(course, steps, asked.on_row)
     scores, courses = [], []
-    for some in drawn:
-        before = len(course)
-        scores.append(raced(chosen, some, settings.rungs, settings.keep, settings.raw, note))
+    for some, budget in zip(drawn, asked.budgets, strict=True):
+        before, generator = len(course), torch.Generator().manual_seed(asked.seed)
+        first = raced(chosen, some, settings.rungs, settings.keep, settings.raw, note)
+        scores.append(evolved(chosen, budget, first, settings.evolve, generator, note))
         courses.append(tuple(course[before:]))
     ranks = [best_within(space, budget, scores, asked.objective) for budget in asked.budgets]
     return tuple(SearchResult(best[0].architecture, tuple(best), its) for best, its in zip(ranks, courses, strict=True))

@@ -45,6 +45,7 @@ class Settings:
       `ArchitectureDistribution.draw`.
     candidates: architectures scored at the end by adaptive batch norm, half of them the most probable feasible ones and
       half drawn from the distribution under the budget; the best wins. 1 takes the most probable one unseen (1).
+    evolve: further candidates, each a small change of one of the best or of uniform widths (`methods.evolving`; 0).
     with_uniform: score the baseline `methods.baselines.uniform` as one more candidate: the result is then never worse
       by score; not for comparisons with that baseline (False).
     images, calibration_images, merge: of the candidates' scores, see `tas.score`; without `merge` they are scored with
@@ -72,6 +73,7 @@ class Settings:
     mixed: int = 2
     candidates: int = 12
     with_uniform: bool = False
+    evolve: int = 24
     images: int = 2000
     calibration_images: int = 2560
     merge: bool = True
@@ -81,7 +83,7 @@ class Settings:
         above = ("weight_lr", "architecture_lr", "temperature_start", "temperature_end")
         from_0 = ("momentum", "weight_decay", "architecture_decay", "penalty_weight")
         rules = {
-            **least(self, epochs=1, batch=1, mixed=1, candidates=1, images=1, calibration_images=1, rows=1),
+            **least(self, epochs=1, batch=1, mixed=1, candidates=1, evolve=0, images=1, calibration_images=1, rows=1),
             **{f"{name} is above 0": getattr(self, name) > 0 for name in above},
             **{f"{name} is at least 0": getattr(self, name) >= 0 for name in from_0},
         }

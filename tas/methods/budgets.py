@@ -47,6 +47,8 @@ def at_budgets(
     meets, so a larger one never gives a worse score. Raises `Infeasible` for a budget that no architecture meets,
     before anything is scored. images, calibration_images, merge: see `tas.score`.
     """
+    if not budgets:
+        return ()
     space, generator = source.space, torch.Generator().manual_seed(seed)
     table = table_of(space, probabilities)
     found = [candidates_at(space, table, budget, candidates, generator) for budget in budgets]

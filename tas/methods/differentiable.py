@@ -147,8 +147,9 @@ def _chosen(run: Run) -> SearchResult:
 
 
 def scored_with(asked: Asked[Settings], supernet: Any) -> Any:
-    """Whose weights score the candidates: the original's, merged, as students start; else those of the supernet."""
-    merges = asked.settings.merge and isinstance(asked.source, Traced)
+    """Whose weights score the candidates: the original's, merged, as students start; where these are not wanted, or not
+    what the search began with, those of the supernet."""
+    merges = asked.settings.merge and asked.settings.warm_start and isinstance(asked.source, Traced)
     return asked.source if merges or supernet is None else supernet
 
 

@@ -262,7 +262,7 @@ def correlation_note(found: Mapping[str, Any]) -> str:
         f"{count} architectures within the budget{few}, each distilled for {epochs} on "
         f"the weights half of the training images and judged on {found['reached_images']} images of the architecture "
         f"half ({images if found['overlap'] else 'none of them a score image'}); scores on {found['images']} images. "
-        "Brackets: 95 % bootstrap intervals. " + weights_note(found["importance"], found["merged"])
+        "Brackets: 95 % bootstrap intervals. " + weights_note(found["importance"], found.get("merged", False))
     )
 
 

@@ -58,7 +58,7 @@ class Replay(Watching):
                 self._compare_numbers(record, numbers)
 
     def _compare_numbers(self, record: Record, numbers: tuple[float, ...]) -> None:
-        if record.numbers != numbers:  # a scale computed from the head size, say
+        if repr(record.numbers) != repr(numbers):  # NaN is NaN; a scale computed from the head size, say
             self.recorder.mark_inexact(f"a number follows a width: {record.where()}")
 
     @contextmanager
