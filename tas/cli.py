@@ -222,7 +222,7 @@ def score(
 ) -> None:
     """Score architectures quickly: hold-out metric with recalibrated batch norm, no training.
 
-    Scores are made with the original's weights, also those of architectures that a search found with its supernet's.
+    Scores are made with the original's weights, the removed channels merged in as in the recipe's search.
     """
     from tas import commands
 

@@ -117,8 +117,6 @@ def _named(recipe: Recipe, method: str) -> Any:
     shared = {"images": recipe.search.images, "calibration_images": recipe.search.calibration_images}
     if method != "netadapt" and hasattr(recipe.search, "merge"):
         shared["merge"] = recipe.search.merge
-    if method == "optuna":
-        shared["with_uniform"] = False  # uniform widths are what it is compared with
     return SEARCHES[method](**shared)
 
 

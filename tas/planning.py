@@ -99,7 +99,8 @@ def _scored_images(search: Any, train: int, scores: int) -> float:
     held_out *= passes * sum(part * running for part, running in zip(parts, parts[::-1], strict=True))
     steps = zip(parts, [0.0, *parts[:-1]], parts[::-1], strict=True)
     calibration *= sum((part - before) * running for part, before, running in steps)
-    return float(scores * (calibration + held_out))
+    whole = sum(min(count, train / 2) for count in (search.calibration_images, search.images))
+    return float(scores * (calibration + held_out) + getattr(search, "evolve", 0) * whole)
 
 
 def _search_epochs(search: Any) -> int:

@@ -190,3 +190,43 @@ def test_bad_numbers_are_refused(tmp_path: Path) -> None:
     for bad in ("finalists=-1", "epochs=0", "finalist=2"):
         with pytest.raises(BadRecipe, match="choose"):
             values_of(tmp_path, f"choose.{bad}")
+
+
+def test_an_answer_that_was_not_scored_is_a_finalist_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one candidate of a first budget is taken unseen; those of smaller budgets meet it as well."""
+    asked = promised(monkeypatch, [90.0, *[10.0] * 20])
+    values = {**recipe_values(tmp_path), "budget": ["80%", "50%"], "choose": {"finalists": 2}}
+    values["search"] |= {"candidates": 1}
+    run(recipe.parse(values), tmp_path / "run", until="search", display=QUIET)
+    rows = json.loads((tmp_path / "run" / "architectures.json").read_text())
+    if asked:
+        assert rows[0]["architecture"] == dict(asked[0])
+    assert rows[0]["macs"] > rows[1]["macs"]
+
+
+def test_once_a_student_is_trained_nothing_is_decided_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(values_of(tmp_path, *SIX[:-1], "choose.finalists=0"), tmp_path / "run", display=QUIET)
+    text = (tmp_path / "run" / "recipe.yaml").read_text()
+    (tmp_path / "run" / "recipe.yaml").write_text(text.replace("finalists: 0", "finalists: 3"))  # as by another version
+    before = architecture(tmp_path / "run"), lines(tmp_path / "run")
+    asked = promised(monkeypatch, [])
+    run(values_of(tmp_path, *SIX), tmp_path / "run", display=QUIET)
+    assert not asked
+    assert (architecture(tmp_path / "run"), lines(tmp_path / "run")) == before
+
+
+def test_a_repeated_search_decides_the_same_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = promised(monkeypatch, [50.0, 60.0, 70.0])
+    for _ in range(2):
+        run(values_of(tmp_path, *SIX), tmp_path / "run", until="search", display=QUIET)
+        assert architecture(tmp_path / "run") == asked[2]
+    assert len(asked) == 3
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_students_from_fresh_weights_have_no_finalists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = promised(monkeypatch, [])
+    fresh = values_of(tmp_path, *SIX, "initialize.weights=scratch")
+    run(fresh, tmp_path / "run", until="search", display=QUIET)
+    assert not asked
+    assert "choose" not in estimate(prepare(fresh))["seconds"]

@@ -248,7 +248,6 @@ def test_a_search_that_is_only_named_has_its_defaults_but_the_recipes_images(tmp
     assert list(found) == ["optuna", "adaptive_bn", "adaptive_bn 2"]
     assert [found[name].candidates for name in found] == [100, 3, 9]
     assert found["optuna"].images == 64
-    assert not found["optuna"].with_uniform
     assert list(searches(recipe_in(tmp_path))) == ["adaptive_bn"]
 
 

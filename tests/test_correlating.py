@@ -196,3 +196,16 @@ def test_too_few_architectures_are_refused_before_anything_is_written(tmp_path: 
     with pytest.raises(BadRecipe, match="raise the budget"):
         correlate(recipe, tmp_path / "run", 8)
     assert not (tmp_path / "run").exists()
+
+
+def test_scores_of_other_weights_are_not_taken_for_these(
+    done: tuple[Recipe, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = done[0]
+    correlate(recipe, tmp_path / "run", 3)
+    path = tmp_path / "run" / correlating.LINES
+    rows = [{**row, "merged": not row["merged"]} for row in lines(tmp_path / "run")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen = trainings(monkeypatch)
+    correlate(recipe, tmp_path / "run", 3)
+    assert len(seen) == 3

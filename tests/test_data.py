@@ -490,6 +490,16 @@ def test_a_class_that_takes_train_is_asked_for_both_splits() -> None:
         load(f"{__name__}:Halved", kwargs={"count": 13})
 
 
+def whole(train: bool = True) -> dict[str, Squares]:
+    """All splits, whatever `train` is for here."""
+    return {"train": Squares(6 if train else 3), "test": Squares(4)}
+
+
+def test_a_function_that_returns_all_splits_is_asked_once() -> None:
+    data = load(f"{__name__}:whole")
+    assert [(split.name, len(split)) for split in data.splits] == [("train", 6), ("test", 4)]
+
+
 def test_torchvision_by_import_path_has_the_splits_that_it_has_by_name(tmp_path: Path) -> None:
     fashion(tmp_path)
     named, by_path = load("FashionMNIST", tmp_path), load("torchvision.datasets:FashionMNIST", tmp_path)

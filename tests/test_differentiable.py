@@ -270,15 +270,6 @@ def test_the_papers_own_network_is_searched_by_the_same_loop():
     assert cost.macs(supernet.space, found.architecture) <= budget.limits[0][1]
 
 
-def test_the_uniform_baseline_can_be_one_more_candidate():
-    source = traced()
-    budget = cost.budget(source.space, macs=0.5)
-    settings = Settings(epochs=1, batch=64, candidates=1, with_uniform=True, start="noise")
-    found = search(source, DATA, budget, settings)
-    assert uniform(source.space, budget) in [scored.architecture for scored in found.candidates]
-    assert len(found.candidates) <= 2
-
-
 def test_an_impossible_budget_is_refused_before_training():
     with pytest.raises(Infeasible, match="smallest reachable cost"):
         search(Dial(), dial_data(), Budget((("macs", 1.0),)), SHORT)

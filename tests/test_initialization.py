@@ -262,3 +262,43 @@ def test_residual_streams_and_left_out_blocks_come_closer_too() -> None:
 def test_a_merge_without_data_is_refused(traced: tas.Traced) -> None:
     with pytest.raises(BadRecipe, match="give `batches`"):
         student_at(traced, traced.space.smallest(), "merge")
+
+
+class Unused(nn.Module):
+    """Its second layer loses inputs, and is never called: functional code reads its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.linear(self.first(x).relu(), self.second.weight, self.second.bias).relu())
+
+
+def test_a_layer_that_is_never_called_does_not_ask_the_original_again() -> None:
+    net, x = Unused().eval(), torch.randn(40, 6)
+    traced, runs = tas.trace(net, x[:2]), []
+    batch = x.clone()
+    merging = Merging(traced, [batch])
+    cut = tas.Traced.cut
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tas.Traced, "cut", lambda *given: runs.append(1) or cut(*given))
+        counts = []
+        for _ in range(3):
+            runs.clear()
+            merging.student(traced.space.smallest())
+            counts.append(len(runs))
+    assert counts == [2, 1, 1]  # a cut for the student, and once one for the original
+
+
+def test_no_more_gram_matrices_are_kept_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = tas.trace(Chain().eval(), torch.randn(2, 1, 8, 8))
+    monkeypatch.setattr("tas.merging._KEPT_BYTES", 8)
+    merging = Merging(traced, [torch.randn(40, 1, 8, 8)])
+    kept = Merging(traced, merging.batches)
+    first = merging.student(traced.space.smallest()).state_dict()
+    assert not merging._known
+    monkeypatch.setattr("tas.merging._KEPT_BYTES", 1 << 30)
+    second = kept.student(traced.space.smallest()).state_dict()
+    assert kept._known
+    assert all(torch.equal(value, second[name]) for name, value in first.items())

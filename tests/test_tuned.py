@@ -18,7 +18,7 @@ from tas.methods import SearchResult, bilevel, differentiable, tuned, tuning
 from tas.methods.baselines import uniform
 
 DATA = data()
-SMALL: dict[str, Any] = {"trials": 4, "startup": 2, "batch": 64, "candidates": 3, "rows": 1}
+SMALL: dict[str, Any] = {"trials": 4, "startup": 2, "batch": 64, "candidates": 3, "evolve": 0, "rows": 1}
 IMAGES = {"images": 48, "calibration_images": 48}
 RANGES = {"epochs": (1, 3), "penalty_weight": (0.5, 8.0), "architecture_lr": (0.01, 0.5)}
 
@@ -49,7 +49,7 @@ def test_every_score_is_that_of_the_originals_weights_on_the_same_images(source:
 def test_a_trial_is_the_differentiable_search_with_its_hyper_parameters(source: tas.Traced, tmp_path: Path) -> None:
     searched(source, trials=2, pruner="none", storage=f"journal:{tmp_path / 'j'}")
     for trial in trials(tmp_path / "j"):
-        own = {**trial.params, "candidates": 3, "batch": 64, **IMAGES}
+        own = {**trial.params, "candidates": 3, "evolve": 0, "batch": 64, **IMAGES}
         alone = tas.search(source, DATA, cost.budget(source.space, macs=0.6), **own)
         assert {name: tuple(row) for name, row in trial.user_attrs["probabilities"].items()} == alone.probabilities
         assert sorted(trial.intermediate_values) == list(range(1, trial.params["epochs"] + 1))
@@ -161,10 +161,13 @@ def test_a_supernet_is_searched_on_copies(source: tas.Traced) -> None:
     assert len(found.course) == 2
 
 
-def test_uniform_widths_compete_where_asked_for(source: tas.Traced) -> None:
+def test_the_candidates_of_all_trials_evolve_together(source: tas.Traced) -> None:
     budget = cost.budget(source.space, macs=0.6)
-    found = searched(source, trials=1, with_uniform=True)
+    before, found = (searched(source, trials=2, evolve=count) for count in (0, 5))
+    assert {each.architecture for each in before.candidates} < {each.architecture for each in found.candidates}
     assert uniform(source.space, budget) in {scored.architecture for scored in found.candidates}
+    assert found.candidates[0].recalibrated >= before.candidates[0].recalibrated
+    assert found.course == before.course
 
 
 def test_several_budgets_are_tilted_from_the_best_trial(source: tas.Traced) -> None:

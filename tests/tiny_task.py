@@ -48,6 +48,7 @@ def no_number(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 BROKEN = [False]
+IMAGES = {"images": 64, "calibration_images": 64}
 
 
 class Nothing(nn.Module):
@@ -90,7 +91,15 @@ def recipe_values(folder: Path) -> dict[str, Any]:
         "data": {"name": "npz", "root": str(data)},
         "budget": {"macs": "60%"},
         "original": {"epochs": 3, "batch": 32},
-        "search": {"epochs": 2, "batch": 32, "candidates": 3, "evolve": 0, "images": 64, "calibration_images": 64, "rows": 1},
+        "search": {
+            "epochs": 2,
+            "batch": 32,
+            "candidates": 3,
+            "evolve": 0,
+            "images": 64,
+            "calibration_images": 64,
+            "rows": 1,
+        },
         "choose": {"finalists": 0},  # two trainings more a run; see test_choosing.py
         "distill": {"epochs": 2, "batch": 32},
         "machine": {"threads": 1},

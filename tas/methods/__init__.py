@@ -124,7 +124,6 @@ def _tilted(first: Callable[[Asked[Any]], SearchResult], asked: Asked[Any]) -> l
         asked.budgets[1:],
         known=found.candidates,
         candidates=settings.candidates,
-        with_uniform=settings.with_uniform,
         images=settings.images,
         calibration_images=settings.calibration_images,
         merge=settings.merge,

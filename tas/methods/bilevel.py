@@ -44,10 +44,9 @@ class Settings:
     selection, mixed: which and how many widths of a choice a draw mixes ("multinomial", 2); see
       `ArchitectureDistribution.draw`.
     candidates: architectures scored at the end by adaptive batch norm, half of them the most probable feasible ones and
-      half drawn from the distribution under the budget; the best wins. 1 takes the most probable one unseen (1).
+      half drawn from the distribution under the budget; the best wins. 1 takes the most probable one unseen, and
+      nothing evolves (1).
     evolve: further candidates, each a small change of one of the best or of uniform widths (`methods.evolving`; 0).
-    with_uniform: score the baseline `methods.baselines.uniform` as one more candidate: the result is then never worse
-      by score; not for comparisons with that baseline (False).
     images, calibration_images, merge: of the candidates' scores, see `tas.score`; without `merge` they are scored with
       the weights of the supernet.
     rows: steps between two rows of the course.
@@ -72,7 +71,6 @@ class Settings:
     selection: Selection = "multinomial"
     mixed: int = 2
     candidates: int = 12
-    with_uniform: bool = False
     evolve: int = 24
     images: int = 2000
     calibration_images: int = 2560

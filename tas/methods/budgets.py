@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tas import cost
-from tas.methods.baselines import uniform
 from tas.methods.result import SearchResult
 from tas.objectives import Objective
 from tas.sampling import in_band, most_probable, require_feasible, sample_many, spent, tilt
@@ -31,7 +30,6 @@ def at_budgets(
     *,
     known: Sequence[Score] = (),
     candidates: int = 12,
-    with_uniform: bool = False,
     images: int = 2000,
     calibration_images: int = 2560,
     merge: bool = False,
@@ -42,7 +40,7 @@ def at_budgets(
     """For every budget the best of `candidates` architectures of the learned distribution, by adaptive batch norm.
 
     probabilities: `SearchResult.probabilities`. source: whose weights score, such as `SearchResult.supernet`. A budget
-    may lie above or below that of the search: see `candidates_at`. with_uniform: uniform widths are scored as well. An
+    may lie above or below that of the search: see `candidates_at`. An
     architecture that was scored for one budget, or is among the `known` scores, competes for every budget that it
     meets, so a larger one never gives a worse score. Raises `Infeasible` for a budget that no architecture meets,
     before anything is scored. images, calibration_images, merge: see `tas.score`.
@@ -52,8 +50,6 @@ def at_budgets(
     space, generator = source.space, torch.Generator().manual_seed(seed)
     table = table_of(space, probabilities)
     found = [candidates_at(space, table, budget, candidates, generator) for budget in budgets]
-    if with_uniform:
-        found = [list(dict.fromkeys([*some, uniform(space, at)])) for some, at in zip(found, budgets, strict=True)]
     chosen = judge(
         source,
         data,

@@ -128,8 +128,6 @@ def _chosen(run: Run) -> SearchResult:
     table = run.distribution.probabilities().detach().cpu().double()
     generator = torch.Generator().manual_seed(asked.seed)
     found = candidates(space, table, asked.budget, settings.candidates, generator)
-    if settings.with_uniform:
-        found = list(dict.fromkeys([*found, uniform(space, asked.budget)]))
     scores: list[Score] = []
     if len(found) > 1:
         judge = replace(asked, source=scored_with(asked, run.supernet)).judge()

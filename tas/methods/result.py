@@ -23,8 +23,8 @@ class SearchResult:
     """The architecture found, and the evidence: the scored candidates, best first, and the course of the search.
 
     `probabilities` (differentiable) are the final ones of each choice, in the order of its candidates; `supernet` is
-    the trained one, from which a student may inherit its weights. `hyperparameters` (tuned) are those with which the
-    architecture was found.
+    the trained one, from which a student may inherit its weights. `hyperparameters` (tuned) are those of the
+    trial that came upon the best score, from which the architecture may have evolved.
     """
 
     architecture: Architecture

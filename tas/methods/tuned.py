@@ -1,9 +1,9 @@
 """The search by gradient, its hyper-parameters tuned: an Optuna study of which every trial is a whole short search.
 
 A trial reports, after every epoch, the adaptive batch-norm score of the most probable architecture that meets the
-budget, and a pruner ends the searches that lag behind. At its end its candidates are scored as in `differentiable`, but
-with the original's weights, not with those of its own supernet: a score compares architectures only under equal weights
-(and images), and a higher learning rate or more epochs would raise a supernet's without making a better architecture.
+budget, and a pruner ends the searches that lag behind. At its end its candidates are scored as in `differentiable`,
+never with the weights of its own supernet: a score compares architectures only under equal weights (and images), and a
+higher learning rate or more epochs would raise a supernet's without making a better architecture.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Settings(bilevel.Settings):
       better in their early epochs than long ones.
     startup: trials before the sampler proposes and the median pruner ends any.
     sampler, storage, study, stale_after: see `optuna_study`.
-    candidates: architectures scored at the end of a trial (with_uniform: and uniform widths); the best is its value.
+    candidates: architectures scored at the end of a trial; the best is its value.
     images, calibration_images: of every score of every trial, the same ones.
     """
 

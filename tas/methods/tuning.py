@@ -22,7 +22,6 @@ from tas.data.tensors import digest
 from tas.errors import BadRecipe, Diverged
 from tas.methods import bilevel, differentiable
 from tas.methods.asked import Asked
-from tas.methods.baselines import uniform
 from tas.methods.budgets import table_of
 from tas.methods.claims import claimed, take_part
 from tas.methods.optuna_study import stored
@@ -146,12 +145,12 @@ def _value(tried: _Tried, checkpoint: Path | None) -> float | None:
     """The best metric among the candidates of a whole search; None where none is a number."""
     asked, space = tried.asked, tried.asked.space
     source = asked.source if isinstance(asked.source, Traced) else deepcopy(asked.source)
-    settings = replace(asked.settings.trial(tried.trial.params), candidates=1, with_uniform=False)  # it does not score
+    settings = replace(asked.settings.trial(tried.trial.params), candidates=1)  # it does not score
     own = Asked(source, asked.data, asked.budgets, settings, asked.objective, asked.seed, asked.device, checkpoint)
     found = differentiable.search(own, tried.after_epoch)
     table, generator = table_of(space, found.probabilities), torch.Generator().manual_seed(asked.seed)
     last = differentiable.candidates(space, table, asked.budget, asked.settings.candidates, generator)
-    scores = tried.score([*last, *([uniform(space, asked.budget)] if asked.settings.with_uniform else [])])
+    scores = tried.score(last)
     valid = [each for each in scores if each.valid]
     if not valid:
         return None
