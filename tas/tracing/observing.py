@@ -282,7 +282,18 @@ def _kind(output: Any) -> str:
 
 def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     named = [*(("", a) for a in args), *((f"{k}=", v) for k, v in kwargs.items())]
-    return ", ".join(f"{k}{tuple(a.shape) if isinstance(a, torch.Tensor) else a!r}" for k, a in named)
+    return ", ".join(f"{k}{_shape(a)}" for k, a in named)
+
+
+def _shape(value: Any) -> str:
+    """Tensors by their shape, in containers too: a detector's pictures and targets are lists of them."""
+    if isinstance(value, torch.Tensor):
+        return str(tuple(value.shape))
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_shape, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_shape(part)}' for key, part in value.items())}}}"
+    return repr(value)
 
 
 def _first_line(error: Exception) -> str:
