@@ -32,7 +32,7 @@ BASELINES = ["uniform", "random", "magnitude", "scratch-E", "scratch-B"]
 
 
 def recipe_in(folder: Path, **section: Any) -> Recipe:
-    search = {"method": "adaptive_bn", "candidates": 3, "images": 64, "calibration_images": 64}
+    search = {"method": "adaptive_bn", "candidates": 3, "evolve": 0, "images": 64, "calibration_images": 64}
     section = {"seeds": [0, 1], "latency_repeats": 3, "latency_batch": 4, **section}
     return parse({**recipe_values(folder), "search": search, "compare": section, "distill": {"epochs": 1, "batch": 64}})
 

@@ -126,7 +126,8 @@ def test_latency_needs_no_batch_norm_and_as_many_images_as_its_batch() -> None:
 
 def test_warm_starts_come_from_files_of_runs(source: tas.Traced, tmp_path: Path) -> None:
     budget = cost.budget(source.space, macs=0.6)
-    learned = tas.search(source, DATA, budget, epochs=1, batch=64, candidates=3, images=48, calibration_images=48)
+    images = {"images": 48, "calibration_images": 48}
+    learned = tas.search(source, DATA, budget, epochs=1, batch=64, candidates=3, evolve=0, **images)
     rows = [{"architecture": dict(scored.architecture), "macs": 1} for scored in learned.candidates]
     (tmp_path / "candidates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     storage = f"journal:{tmp_path / 'j'}"

@@ -173,6 +173,8 @@ def test_what_is_made_at_one_budget_refuses_several(tmp_path: Path) -> None:
 def test_a_plan_counts_the_images_that_candidates_see() -> None:
     """Raw scores are another pass; of the searches that do not ask, only the differentiable one takes them."""
     numbers = {"images": 100, "calibration_images": 300}
-    assert _scored_images(Differentiable(**numbers), train=1000, scores=2) == 2 * (300 + 2 * 100)
+    assert _scored_images(Differentiable(**numbers, evolve=0), train=1000, scores=2) == 2 * (300 + 2 * 100)
+    more = _scored_images(Differentiable(**numbers, evolve=5), train=1000, scores=2)
+    assert more == 2 * (300 + 2 * 100) + 5 * (300 + 100)
     assert _scored_images(NetAdapt(**numbers), train=1000, scores=2) == 2 * (300 + 100)
     assert _scored_images(NetAdapt(**numbers), train=400, scores=1) == 200 + 100  # a half has no more
