@@ -104,6 +104,7 @@ def searched(work: Work, name: str, settings: Any, label: str, seed: int) -> Arc
                 device=current.prepared.device,
                 checkpoint=checkpoint,
                 on_row=lambda row: bar(row["step"], row["steps"], ""),
+                on_score=lambda done, count: bar(done, count, "(candidates)"),
                 **options,
             )
         seconds = None if resumed else time.perf_counter() - began

@@ -17,7 +17,7 @@ from tas.files import json_text, read_json, write_json, write_lines
 from tas.latency import latencies
 from tas.latency.explaining import by_layer
 from tas.latency.measuring import this_machine
-from tas.methods import OnRow, SearchResult, front, search
+from tas.methods import OnRow, OnScore, SearchResult, front, search
 from tas.methods.budgets import distinct
 from tas.preparation import Prepared
 from tas.reporting.tables import lost_note
@@ -114,7 +114,9 @@ def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]
             bar(row["step"], row["steps"], "")
             current.events.search(row, sizes)
 
-        results = asked_search(prepared, source, checkpoint, on_row)
+        results = asked_search(
+            prepared, source, checkpoint, on_row, lambda done, count: bar(done, count, "(candidates)")
+        )
     course = [row for result in results for row in result.course]
     write_lines(folder.path / "search.jsonl", course)  # without the rows of an interrupted epoch
     rows = _candidates(prepared, results)
@@ -129,7 +131,9 @@ def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]
     return [result.architecture for result in results]
 
 
-def asked_search(prepared: Prepared, source: Any, checkpoint: Path, on_row: OnRow) -> tuple[SearchResult, ...]:
+def asked_search(
+    prepared: Prepared, source: Any, checkpoint: Path, on_row: OnRow, on_score: OnScore | None = None
+) -> tuple[SearchResult, ...]:
     """The search of the recipe: a result a budget."""
     options = asdict(prepared.recipe.search)
     method = options.pop("method")
@@ -143,6 +147,7 @@ def asked_search(prepared: Prepared, source: Any, checkpoint: Path, on_row: OnRo
         device=prepared.device,
         checkpoint=checkpoint,
         on_row=on_row,
+        on_score=on_score,
         **options,
     )
 

@@ -109,6 +109,14 @@ def test_every_budget_of_a_search_has_its_own_children(method: str) -> None:
         assert other.architecture == other.candidates[0].architecture
 
 
+def test_it_is_told_how_many_candidates_are_scored() -> None:
+    source = tas.trace(network(), torch.zeros(2, 1, 8, 8))
+    told: list[tuple[int, int]] = []
+    options = {**OPTIONS["differentiable"], "candidates": 3, "evolve": 2}
+    tas.search(source, DATA, cost.budget(source.space, macs=0.5), on_score=lambda *at: told.append(at), **options)
+    assert told == [(1, 3), (2, 3), (3, 3), (1, 2), (2, 2)]
+
+
 def test_searches_score_the_originals_weights_merged_at_every_budget() -> None:
     source = tas.trace(network(), torch.zeros(2, 1, 8, 8))
     budgets = [cost.budget(source.space, macs=ratio) for ratio in (0.8, 0.4)]

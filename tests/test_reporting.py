@@ -154,6 +154,16 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.
     ]
 
 
+def test_another_number_of_steps_is_reckoned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 100.0, 200.0, 300.0, 300.0, 310.0])
+    monkeypatch.setattr("tas.reporting.progress.time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with Display(Console(file=stream, width=200)).bar("search") as bar:
+        for step, steps in ((10, 20), (20, 20), (1, 24), (6, 24)):
+            bar(step, steps, "")
+    assert stream.getvalue().splitlines()[-1] == "search: step 6 of 24, about 36 s left"
+
+
 @pytest.mark.parametrize(
     ("values", "form"),
     [

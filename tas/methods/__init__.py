@@ -16,14 +16,14 @@ from tas.methods import adaptive_bn, baselines, differentiable, netadapt, optuna
 from tas.methods.asked import Asked
 from tas.methods.budgets import at_budgets, best_within, front
 from tas.methods.evolving import evolved
-from tas.methods.result import OnRow, Row, SearchResult
+from tas.methods.result import OnRow, OnScore, Row, SearchResult
 from tas.objectives import Objective, default_objective
 from tas.sampling import require_feasible
 from tas.space import Budget
 from tas.supernet import Supernet
 from tas.tracing import Traced
 
-__all__ = ["METHODS", "OnRow", "Row", "SearchResult", "at_budgets", "front", "search"]
+__all__ = ["METHODS", "OnRow", "OnScore", "Row", "SearchResult", "at_budgets", "front", "search"]
 
 _S = TypeVar(
     "_S",
@@ -60,6 +60,7 @@ def search(
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
     on_row: OnRow | None = None,
+    on_score: OnScore | None = None,
     **options: Any,
 ) -> SearchResult | tuple[SearchResult, ...]:
     """The best architecture within the budget, by one of `METHODS`; for a sequence of budgets one result each.
@@ -69,6 +70,9 @@ def search(
       `.tuned`, `.netadapt`).
     checkpoint: file by which an interrupted search is resumed (the studies of "optuna" and "tuned": a journal beside
       it); "adaptive_bn" starts again.
+
+    on_row: is told every row of the course as it comes. on_score: how many candidates are scored of how many, where
+      that comes after the course ("differentiable", "tuned"), and may take as long.
 
     Several budgets share their work: "differentiable" searches at the first one and tilts what it learned to the
     others (`at_budgets`), "adaptive_bn" decodes its images once, and in both whatever was scored for one budget
@@ -84,7 +88,7 @@ def search(
 
     def asked(settings: type[_S]) -> Asked[_S]:
         judged_by, own = objective or default_objective(), _settings(settings, options)
-        return Asked(source, as_data(data), budgets, own, judged_by, seed, device, checkpoint, on_row)
+        return Asked(source, as_data(data), budgets, own, judged_by, seed, device, checkpoint, on_row, on_score)
 
     found: Sequence[SearchResult]
     match method:
@@ -139,7 +143,8 @@ def _tilted(first: Callable[[Asked[Any]], SearchResult], asked: Asked[Any]) -> l
         judge, generator = replace(asked, source=scored_by).judge(), torch.Generator().manual_seed(asked.seed)
         for number, budget in enumerate(asked.budgets):
             known = best_within(asked.space, budget, scores, asked.objective)
-            scores[number] = tuple(evolved(judge, budget, known, settings.evolve, generator))
+            note = asked.counting(settings.evolve)
+            scores[number] = tuple(evolved(judge, budget, known, settings.evolve, generator, note))
     best = [best_within(asked.space, budget, scores, asked.objective) for budget in asked.budgets]
     pairs = zip(results, best, strict=True)
     return [replace(result, architecture=its[0].architecture, candidates=tuple(its)) for result, its in pairs]

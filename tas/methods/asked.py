@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -12,9 +13,9 @@ import torch
 
 from tas.data import Data
 from tas.data.tensors import digest
-from tas.methods.result import OnRow
+from tas.methods.result import OnRow, OnScore
 from tas.objectives import Objective, default_objective
-from tas.scoring import Judge, judge
+from tas.scoring import Judge, Score, judge
 from tas.space import Budget, SearchSpace
 from tas.supernet import Supernet
 from tas.tracing import Traced
@@ -35,6 +36,7 @@ class Asked(Generic[S]):
     device: torch.device | str = "cpu"
     checkpoint: Path | None = None
     on_row: OnRow | None = None
+    on_score: OnScore | None = None
 
     @property
     def space(self) -> SearchSpace:
@@ -48,6 +50,16 @@ class Asked(Generic[S]):
     def at(self, *budgets: Budget, **changes: Any) -> Asked[S]:
         """The same at other budgets."""
         return replace(self, budgets=budgets, **changes)
+
+    def counting(self, count: int) -> Callable[[Score], None]:
+        """A listener for `count` scores that tells `on_score`."""
+        done = itertools.count(1)
+
+        def note(_: Score) -> None:
+            if self.on_score:
+                self.on_score(next(done), count)
+
+        return note
 
     def judge(self) -> Judge:
         """What scores all candidates: the weights of the source, and images as the settings have them."""

@@ -16,6 +16,7 @@ from tas.space import Architecture
 
 Row = dict[str, Any]  # plain numbers, strings, and mappings of them: one line of search.jsonl
 OnRow = Callable[[Row], None]
+OnScore = Callable[[int, int], None]  # candidates scored so far at a budget, of how many
 
 
 @dataclass(frozen=True)

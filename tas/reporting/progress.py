@@ -66,7 +66,8 @@ class Display:
 
     @contextmanager
     def bar(self, stage: str) -> Iterator[Bar]:
-        """Call the value with step, steps and a note."""
+        """Call the value with step, steps and a note. Another number of steps is another piece of work: what is left is
+        reckoned anew."""
         if not self.console.is_terminal:
             yield self._lines(stage)
             return
@@ -74,14 +75,23 @@ class Display:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), note, console=self.console, transient=True) as shown:
             task = shown.add_task(stage, total=None, note="")
-            yield lambda step, steps, text: shown.update(task, completed=step, total=steps, note=text)
+
+            def show(step: int, steps: int, text: str) -> None:
+                if shown.tasks[0].total not in (None, steps):
+                    shown.reset(task)
+                shown.update(task, completed=step, total=steps, note=text)
+
+            yield show
 
     def _lines(self, stage: str) -> Bar:
         """A first line after a few seconds, then one every `_SECONDS_BETWEEN_LINES`."""
-        started, first, due = time.monotonic(), 0, _SECONDS_TO_FIRST_LINE
+        started, first, due, known = time.monotonic(), 0, _SECONDS_TO_FIRST_LINE, 0
 
         def show(step: int, steps: int, text: str) -> None:
-            nonlocal first, due
+            nonlocal started, first, due, known
+            if known not in (0, steps):
+                started, first, due = time.monotonic(), 0, _SECONDS_TO_FIRST_LINE
+            known = steps
             first = first or step  # a stage that is taken up again does not begin at 0
             passed = time.monotonic() - started
             if passed < due or step <= first:
