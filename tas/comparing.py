@@ -115,7 +115,7 @@ def _named(recipe: Recipe, method: str) -> Any:
     if method == recipe.search.method:
         return recipe.search
     shared = {"images": recipe.search.images, "calibration_images": recipe.search.calibration_images}
-    if method != "netadapt" and hasattr(recipe.search, "merge"):
+    if "netadapt" not in (method, recipe.search.method):  # which does not choose
         shared["merge"] = recipe.search.merge
     return SEARCHES[method](**shared)
 

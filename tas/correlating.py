@@ -110,7 +110,7 @@ class _Setting:
             prepared.data,
             objective=prepared.objective,
             calibration_images=recipe.search.calibration_images,
-            merge=getattr(recipe.search, "merge", False),
+            merge=recipe.search.merge,
             images=images,
             seed=recipe.seed,
             device=prepared.device,

@@ -69,7 +69,7 @@ def quick_scores(
             objective=prepared.objective,
             calibration_images=search.calibration_images,
             images=search.images,
-            merge=getattr(search, "merge", False),
+            merge=search.merge,
             raw=raw,
             seed=recipe.seed,
             device=prepared.device,
@@ -80,7 +80,7 @@ def quick_scores(
     return {
         "metric": prepared.objective.name,
         "weights": "original",
-        "merged": getattr(search, "merge", False),
+        "merged": search.merge,
         "original": reached,
         "remarks": remarks,
         "scores": rows,

@@ -9,9 +9,9 @@ in a process of its own under a time limit (processor seconds on one thread, as 
 change them); finished ones are not run again (`--again` repeats the failed ones, `--afresh` all), so the script can be
 interrupted. Written into `--out`: coverage.json and coverage.md. The laws are checked at the smallest, one random and
 one single-choice architecture, in float64, or to 1e-4 in float32 where a network does not take that. With `--peer`,
-each tool (peers.py beside this file; pip install torch-pruning, or
-nvidia-modelopt, torchprofile and requests) also cuts every network to about half of its MACs and as far as it goes;
-what comes out must give outputs of the original's shapes, and train for a step.
+each tool (peers.py beside this file; pip install torch-pruning, or nvidia-modelopt, torchprofile and requests) also
+cuts every network to about half of its MACs and as far as it goes; what comes out must give outputs of the original's
+shapes, and train for a step.
 """
 
 from __future__ import annotations
@@ -108,16 +108,22 @@ def measure(line: str, laws: bool) -> Iterator[Row]:
     yield row
     if laws:
         try:
-            try:
-                check_space(network, x, architectures=1)
-            except BadNetwork:  # it refuses float64, as torchvision's keypoint detector does, or overflows in it
-                check_space(network, x, architectures=1, dtype=torch.float32, tolerance=1e-4)
-                row["precision"] = "float32"
+            row["precision"] = _checked(network, x)
             row["laws"] = "hold"
         except Exception as error:
             row["laws"] = _told(error)
         row["laws_seconds"] = round(time.process_time() - start - row["seconds"], 1)
         yield row
+
+
+def _checked(network: nn.Module, x: Any) -> str:
+    """The precision in which the laws hold."""
+    try:
+        check_space(network, x, architectures=1)
+    except BadNetwork:  # it refuses float64, as torchvision's keypoint detector does, or overflows in it
+        check_space(network, x, architectures=1, dtype=torch.float32, tolerance=1e-4)
+        return "float32"
+    return "float64"
 
 
 def compare(line: str, peer: str) -> Iterator[Row]:

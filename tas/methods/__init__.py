@@ -14,7 +14,7 @@ from tas.data import as_data
 from tas.errors import BadRecipe
 from tas.methods import adaptive_bn, baselines, differentiable, netadapt, optuna_study, tuned
 from tas.methods.asked import Asked
-from tas.methods.budgets import at_budgets, best_within, front
+from tas.methods.budgets import at_budgets, best_within, front, tilted_to
 from tas.methods.evolving import evolved
 from tas.methods.result import OnRow, OnScore, Row, SearchResult
 from tas.objectives import Objective, default_objective
@@ -120,31 +120,18 @@ def _tilted(first: Callable[[Asked[Any]], SearchResult], asked: Asked[Any]) -> l
     if not asked.budgets:
         return []
     found, settings = first(asked), asked.settings
-    scored_by = differentiable.scored_with(asked, found.supernet)
-    others = at_budgets(
-        scored_by,
-        asked.data,
-        found.probabilities,
-        asked.budgets[1:],
-        known=found.candidates,
-        candidates=settings.candidates,
-        images=settings.images,
-        calibration_images=settings.calibration_images,
-        merge=settings.merge,
-        objective=asked.objective,
-        seed=asked.seed,
-        device=asked.device,
-    )
+    if not found.candidates and len(asked.budgets) == 1:  # a single one was not scored
+        return [found]
+    judge = differentiable.judge_of(asked, found.supernet)
+    others = tilted_to(judge, found.probabilities, asked.budgets[1:], found.candidates, settings.candidates, asked.seed)
     results = [found, *others]
-    if not found.candidates:  # a single one was not scored
+    if not found.candidates:
         return results
-    scores = [result.candidates for result in results]
-    if settings.evolve:
-        judge, generator = replace(asked, source=scored_by).judge(), torch.Generator().manual_seed(asked.seed)
-        for number, budget in enumerate(asked.budgets):
-            known = best_within(asked.space, budget, scores, asked.objective)
-            note = asked.counting(settings.evolve)
-            scores[number] = tuple(evolved(judge, budget, known, settings.evolve, generator, note))
+    scores, generator = [result.candidates for result in results], torch.Generator().manual_seed(asked.seed)
+    for number, budget in enumerate(asked.budgets):
+        known = best_within(asked.space, budget, scores, asked.objective)
+        note = asked.counting(settings.evolve)
+        scores[number] = tuple(evolved(judge, budget, known, settings.evolve, generator, note))
     best = [best_within(asked.space, budget, scores, asked.objective) for budget in asked.budgets]
     pairs = zip(results, best, strict=True)
     return [replace(result, architecture=its[0].architecture, candidates=tuple(its)) for result, its in pairs]

@@ -65,7 +65,7 @@ def search(asked: Asked[Settings]) -> tuple[SearchResult, ...]:
         if settings.aim != "reject":
             found = project(space, found, budget, generator)
         drawn.append(list(dict.fromkeys(space.architecture(row) for row in found.tolist())))
-    chosen = asked.judge()
+    chosen = asked.judge
     course: list[Row] = []
     steps = sum(_scores(settings, len(some)) + settings.evolve for some in drawn)
     note = _noting(course, steps, asked.on_row)

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -61,6 +62,7 @@ class Asked(Generic[S]):
 
         return note
 
+    @cached_property
     def judge(self) -> Judge:
         """What scores all candidates: the weights of the source, and images as the settings have them."""
         settings: Any = self.settings
@@ -70,7 +72,7 @@ class Asked(Generic[S]):
             objective=self.objective,
             calibration_images=settings.calibration_images,
             images=settings.images,
-            merge=getattr(settings, "merge", False),  # NetAdapt scores what it has trained
+            merge=settings.merge,
             seed=self.seed,
             device=self.device,
         )

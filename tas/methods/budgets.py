@@ -12,7 +12,7 @@ from tas import cost
 from tas.methods.result import SearchResult
 from tas.objectives import Objective
 from tas.sampling import in_band, most_probable, require_feasible, sample_many, spent, tilt
-from tas.scoring import Score, judge, raced, ranked
+from tas.scoring import Judge, Score, judge, raced, ranked
 from tas.space import Architecture, Budget, SearchSpace
 from tas.supernet import Supernet
 from tas.tracing import Traced
@@ -40,16 +40,13 @@ def at_budgets(
     """For every budget the best of `candidates` architectures of the learned distribution, by adaptive batch norm.
 
     probabilities: `SearchResult.probabilities`. source: whose weights score, such as `SearchResult.supernet`. A budget
-    may lie above or below that of the search: see `candidates_at`. An
-    architecture that was scored for one budget, or is among the `known` scores, competes for every budget that it
-    meets, so a larger one never gives a worse score. Raises `Infeasible` for a budget that no architecture meets,
-    before anything is scored. images, calibration_images, merge: see `tas.score`.
+    may lie above or below that of the search: see `candidates_at`. An architecture that was scored for one budget, or
+    is among the `known` scores, competes for every budget that it meets, so a larger one never gives a worse score.
+    Raises `Infeasible` for a budget that no architecture meets, before anything is scored. images, calibration_images,
+    merge: see `tas.score`.
     """
-    if not budgets:
-        return ()
-    space, generator = source.space, torch.Generator().manual_seed(seed)
-    table = table_of(space, probabilities)
-    found = [candidates_at(space, table, budget, candidates, generator) for budget in budgets]
+    for budget in budgets:
+        require_feasible(source.space, budget)
     chosen = judge(
         source,
         data,
@@ -60,10 +57,25 @@ def at_budgets(
         seed=seed,
         device=device,
     )
-    scores = [known, *(raced(chosen, some) for some in found)]
+    return tilted_to(chosen, probabilities, budgets, known, candidates, seed)
+
+
+def tilted_to(
+    judge: Judge,
+    probabilities: Mapping[str, tuple[float, ...]],
+    budgets: Sequence[Budget],
+    known: Sequence[Score],
+    candidates: int,
+    seed: int,
+) -> tuple[SearchResult, ...]:
+    """`at_budgets`, scored by a judge that is there."""
+    space, generator = judge.source.space, torch.Generator().manual_seed(seed)
+    table = table_of(space, probabilities)
+    found = [candidates_at(space, table, budget, candidates, generator) for budget in budgets]
+    scores = [known, *(raced(judge, some) for some in found)]
     return tuple(
         SearchResult(best[0].architecture, tuple(best), probabilities=probabilities)
-        for best in (best_within(space, budget, scores, objective) for budget in budgets)
+        for best in (best_within(space, budget, scores, judge.objective) for budget in budgets)
     )
 
 

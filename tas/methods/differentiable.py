@@ -21,7 +21,7 @@ from tas.methods.bilevel import Run, Settings, train_epoch
 from tas.methods.checkpoint import Stateful, resume, save
 from tas.methods.result import SearchResult
 from tas.sampling import draws, most_probable_feasible, require_feasible, spent, tilt
-from tas.scoring import Score, raced, ranked, search_splits
+from tas.scoring import Judge, Score, raced, ranked, search_splits
 from tas.space import Architecture, Budget, SearchSpace
 from tas.supernet import Supernet
 from tas.tracing import Traced
@@ -130,7 +130,7 @@ def _chosen(run: Run) -> SearchResult:
     found = candidates(space, table, asked.budget, settings.candidates, generator)
     scores: list[Score] = []
     if len(found) > 1:
-        judge = replace(asked, source=scored_with(asked, run.supernet)).judge()
+        judge = judge_of(asked, run.supernet)
         scores = ranked(raced(judge, found, raw=True, on_score=asked.counting(len(found))), asked.objective)
     return SearchResult(
         architecture=scores[0].architecture if scores else found[0],
@@ -144,11 +144,11 @@ def _chosen(run: Run) -> SearchResult:
     )
 
 
-def scored_with(asked: Asked[Settings], supernet: Any) -> Any:
-    """Whose weights score the candidates: the original's, merged, as students start; where these are not wanted, or not
+def judge_of(asked: Asked[Settings], supernet: Any) -> Judge:
+    """What scores the candidates: the original's, merged, as students start; where these are not wanted, or not
     what the search began with, those of the supernet."""
     merges = asked.settings.merge and asked.settings.warm_start and isinstance(asked.source, Traced)
-    return asked.source if merges or supernet is None else supernet
+    return asked.judge if merges or supernet is None else replace(asked, source=supernet).judge
 
 
 def candidates(

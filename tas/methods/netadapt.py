@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class Settings:
     images, calibration_images: of the hold-out score of every proposal, see `tas.score`.
     """
 
+    merge: ClassVar[bool] = False  # scores are of weights that were trained
     reduction: float = 0.025
     decay: float = 0.96
     steps: int = 10
@@ -110,7 +111,7 @@ def search(asked: Asked[Settings]) -> SearchResult:
     if not isinstance(traced, Traced):
         raise BadRecipe("search.method netadapt cuts a traced network: leave out network.supernet")
     require_feasible(traced.space, budget)
-    search = _Search(asked, asked.at(budget, source=traced).judge(), search_splits(asked.data, asked.seed)[0])
+    search = _Search(asked, asked.at(budget, source=traced).judge, search_splits(asked.data, asked.seed)[0])
     identity = {} if checkpoint is None else asked.identity(method="netadapt", settings=asdict(asked.settings))
     state, course, rivals = _begun(search, traced, checkpoint, identity)
     while (measure := _exceeded(state, budget)) is not None:

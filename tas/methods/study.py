@@ -48,7 +48,7 @@ def run(asked: Asked[Settings]) -> SearchResult:
             architecture = _proposed(asked, study, trial)
             if architecture is None or not claimed(study, trial, settings.stale_after):
                 return False
-            judges[:] = judges or [asked.judge()]
+            judges[:] = judges or [asked.judge]
             _tell(asked, study, trial, judged(judges[0], architecture, raw=settings.raw)[0])
             return True
 

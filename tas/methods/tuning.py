@@ -51,7 +51,7 @@ def run(asked: Asked[Settings]) -> SearchResult:
         def work(trial: Trial) -> bool:
             if not claimed(study, trial, settings.stale_after):
                 return False
-            judges[:] = judges or [asked.judge()]
+            judges[:] = judges or [asked.judge]
             _searched(_Tried(asked, study, trial, judges[0]))
             return True
 
