@@ -54,6 +54,30 @@ def test_candidates_come_nearer_to_what_is_best_than_as_many_random_ones(planted
     assert found[0].recalibrated == max(score.recalibrated for score in found)
 
 
+class Diminishing(Planted):
+    """Every choice is worth more the larger it is, less so the larger it is, and each another weight."""
+
+    def score(self, architecture: tas.Architecture) -> tuple[Score, None]:
+        loss = sum((1 + place) * (1 - size / 10) ** 2 for place, size in enumerate(architecture.values()))
+        return Score(architecture, 100.0 - loss, None, 1.0, 10), None
+
+
+def test_the_most_promising_child_of_many_saves_scores(
+    planted: tuple[Planted, tas.Budget], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, budget = Diminishing(planted[0].space, planted[0].best), planted[1]
+    start = first(judge, budget)
+
+    def best(seed: int, count: int) -> float:
+        found = evolving.evolved(judge, budget, start, count, torch.Generator().manual_seed(seed))
+        return found[0].recalibrated
+
+    chosen = [best(seed, 25) for seed in range(5)]
+    monkeypatch.setattr(evolving, "_BROOD", 1)  # nothing to choose from
+    blind = [best(seed, 50) for seed in range(5)]
+    assert sum(chosen) > sum(blind)
+
+
 def test_children_are_new_meet_the_budget_and_follow_their_seed(planted: tuple[Planted, tas.Budget]) -> None:
     judge, budget = planted
     start = first(judge, budget)

@@ -25,14 +25,15 @@ class Settings:
 
     candidates: architectures drawn and scored (1000). aim: how they are drawn, see `tas.sample_many` ("reject"); what
       a draw leaves of the budget is filled up in random order, but for "reject".
-    evolve: further candidates, each a small change of one of the best or of uniform widths (`methods.evolving`; 0).
+    evolve: further candidates, small changes of the best and of uniform widths that look promising
+      (`methods.evolving`; 0).
     images, calibration_images, merge: see `tas.score` (10,000, 13,056 and False).
     rungs, keep: of the race that the candidates run, see `tas.scoring.raced`; 1 rung scores all on all images (1).
     raw: score with inherited statistics too, for the report; takes `images` forwards more a candidate (False).
     """
 
     candidates: int = 100
-    evolve: int = 24
+    evolve: int = 48
     aim: Aim = "tilt"
     images: int = 2000
     calibration_images: int = 2560

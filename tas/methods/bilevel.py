@@ -46,7 +46,8 @@ class Settings:
     candidates: architectures scored at the end by adaptive batch norm, half of them the most probable feasible ones and
       half drawn from the distribution under the budget; the best wins. 1 takes the most probable one unseen, and
       nothing evolves (1).
-    evolve: further candidates, each a small change of one of the best or of uniform widths (`methods.evolving`; 0).
+    evolve: further candidates, small changes of the best and of uniform widths that look promising
+      (`methods.evolving`; 0).
     images, calibration_images, merge: of the candidates' scores, see `tas.score`; without `merge` they are scored with
       the weights of the supernet.
     rows: steps between two rows of the course.
@@ -71,7 +72,7 @@ class Settings:
     selection: Selection = "multinomial"
     mixed: int = 2
     candidates: int = 12
-    evolve: int = 24
+    evolve: int = 48
     images: int = 2000
     calibration_images: int = 2560
     merge: bool = True
