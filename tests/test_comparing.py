@@ -186,7 +186,7 @@ def test_tables_page_and_curves_hold_what_was_found(done: tuple[Path, dict[str, 
     assert all(len(row) == len(header) for row in rows)
     assert "starts from scratch" in rows[-2][-1]
     page = (folder / "run" / "compare" / "comparison.html").read_text()
-    for text in ("60% of MACs", "40% of parameters", "magnitude", "Every seed", "starts from scratch", "1 epochs on"):
+    for text in ("60% of MACs", "40% of parameters", "magnitude", "Every seed", "starts from scratch", "1 epoch on"):
         assert text in page, text
     assert not set(re.findall(r"(?:src|href)=\"([^\"#]+)\"", page))
     assert page.count("<svg") == 1

@@ -13,7 +13,7 @@ from test_reporting import run_folder
 
 from tas.errors import BadRecipe
 from tas.reporting import write_runs
-from tas.reporting.cautions import cautions, difference_rows
+from tas.reporting.differences import cautions, difference_rows
 from tas.reporting.runs import points, result_rows, shared_sizes
 from tas.reporting.seen import labels, seen
 

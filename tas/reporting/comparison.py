@@ -11,7 +11,7 @@ from tas.files import read_json, write_text
 from tas.reporting import pictures
 from tas.reporting.forgetting import forgetting_parts
 from tas.reporting.page import write_page
-from tas.reporting.tables import Table, decimal, figures, short
+from tas.reporting.tables import Table, decimal, epochs, figures, short
 
 _STARTS = {
     "inherit": "the original's most important channels",
@@ -22,7 +22,6 @@ _STARTS = {
 _USED = 0.95  # of a budget; rows below it are cheaper than the others
 _BESIDE = {"best": "verdict", "original": "beside_original"}
 _FACTS = {
-    "epochs": "{} epochs",
     "data": "other data",
     "lr": "learning rate {}",
     "start": "starts from {}",
@@ -103,7 +102,7 @@ def protocol(found: Mapping[str, Any]) -> str:
     own = ", every seed with an original of its own," if found["forgetting"] else ""
     return (
         f"Mean ± standard deviation over the seeds {seeds}{own} on {images['test']:,} test images, n networks. Unless "
-        f"a remark says otherwise: {how['epochs']} epochs on {images['train']:,} images, learning rate {how['lr']:g}, "
+        f"a remark says otherwise: {epochs(how['epochs'])} on {images['train']:,} images, learning rate {how['lr']:g}, "
         f"{how['loss']} from {_teachers(how)} (alpha {how['alpha']:g}, T {how['temperature']:g}), start: "
         f"{_STARTS[found['start']]}. Within noise: Welch's t-test of the means against the best row, or the original, "
         "does not reach p < 0.05. Speed-up: MACs of the original over MACs; compression: the same of parameters. "
@@ -153,8 +152,12 @@ def _remarks(row: Mapping[str, Any], metric: str, limits: Mapping[str, float]) -
     used = max((row[measure] / limit for measure, limit in limits.items()), default=1.0)
     if used < _USED:
         said.append(f"uses {used:.0%} of the budget")
-    other = [_FACTS.get(name, "{}").format(value) for name, value in row["differs"].items()]
+    other = [_fact(name, value) for name, value in row["differs"].items()]
     return "; ".join([*said, *other])
+
+
+def _fact(name: str, value: Any) -> str:
+    return epochs(value) if name == "epochs" else _FACTS.get(name, "{}").format(value)
 
 
 def _mean(value: Mapping[str, Any], form: str) -> str:

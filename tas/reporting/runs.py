@@ -8,7 +8,7 @@ from typing import Any
 
 from tas.files import is_number
 from tas.reporting import pictures, tables
-from tas.reporting.cautions import cautions, difference_rows, listed
+from tas.reporting.differences import cautions, difference_rows, listed
 from tas.reporting.page import write_page
 from tas.reporting.seen import Seen, seen
 from tas.reporting.tables import Table

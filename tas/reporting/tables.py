@@ -108,6 +108,10 @@ def size_on_disk(row: Mapping[str, Any]) -> str:
     return f"{row['bytes'] / 1e6:.2f} MB" if "bytes" in row else "–"
 
 
+def epochs(count: int) -> str:
+    return f"{count} epoch" if count == 1 else f"{count} epochs"
+
+
 def start_rows(decided: Mapping[str, Any], metric: str) -> Table:
     """The starts that `initialize.weights: auto` has tried; a star marks the one that students get."""
     rows, form = [], figures(row[metric] for row in decided["rows"])
@@ -119,9 +123,8 @@ def start_rows(decided: Mapping[str, Any], metric: str) -> Table:
 
 def start_note(decided: Mapping[str, Any]) -> str:
     """How the starts of `start_rows` were tried."""
-    epochs = "1 epoch" if decided["epochs"] == 1 else f"{decided['epochs']} epochs"
     return (
-        f"Uniform widths from each start, {epochs} on {decided['trained_on']:,} training images, "
+        f"Uniform widths from each start, {epochs(decided['epochs'])} on {decided['trained_on']:,} training images, "
         f"judged on {decided['judged_on']:,} others of them (n = 1); the star marks the start of all students."
     )
 
@@ -255,11 +258,11 @@ def correlation_rows(correlations: Mapping[str, Any]) -> Table:
 
 def correlation_note(found: Mapping[str, Any]) -> str:
     """What was correlated, on which images, with which weights."""
-    count, epochs = len(found["candidates"]), f"{found['epochs']} epoch{'s' if found['epochs'] > 1 else ''}"
+    count = len(found["candidates"])
     few = f" ({found['asked']} were asked for, no more were found)" if count < found["asked"] else ""
     images = "among them those of the scores, so the agreement looks better than it is"
     return (
-        f"{count} architectures within the budget{few}, each distilled for {epochs} on "
+        f"{count} architectures within the budget{few}, each distilled for {epochs(found['epochs'])} on "
         f"the weights half of the training images and judged on {found['reached_images']} images of the architecture "
         f"half ({images if found['overlap'] else 'none of them a score image'}); scores on {found['images']} images. "
         "Brackets: 95 % bootstrap intervals. " + weights_note(found["importance"], found.get("merged", False))
