@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,7 +18,8 @@ from typing import Any
 
 from torch import nn
 
-from tas.choosing import Finals, finalists_of
+from tas.cautions import blindness
+from tas.choosing import Finals, finalists, finalists_of
 from tas.data.tensors import digest as data_digest
 from tas.describing import costs, costs_of_original
 from tas.files import write_json
@@ -81,6 +81,7 @@ class Work:
 
 
 def searched(work: Work, name: str, settings: Any, label: str, seed: int) -> Architecture:
+    """What a search finds at a budget, and its finalists leave of it; with the `name` of its row on the display."""
     current, budget = work.current, work.budgets[label]
     options, number = asdict(settings), finalists_of(work.recipe, work.source)
     method = options.pop("method")
@@ -90,10 +91,9 @@ def searched(work: Work, name: str, settings: Any, label: str, seed: int) -> Arc
     if options.get("storage") is not None:
         options["study"] += f"-{identity}"  # every cell has a study of its own
 
-    def work_() -> dict[str, Any]:
-        began, resumed = time.perf_counter(), checkpoint.exists()
+    def find() -> dict[str, Any]:
         source = work.source if isinstance(work.source, Traced) else copy.deepcopy(work.source)
-        with current.display.bar(f"search {name} at {label}, seed {seed}") as bar:
+        with blindness(current.warn), current.display.bar(f"search {name} at {label}, seed {seed}") as bar:
             found = search(
                 source,
                 current.prepared.data,
@@ -107,16 +107,14 @@ def searched(work: Work, name: str, settings: Any, label: str, seed: int) -> Arc
                 on_score=lambda done, count: bar(done, count, "(candidates)"),
                 **options,
             )
-        seconds = None if resumed else time.perf_counter() - began
         scored = [each for each in found.candidates if each.valid]
         best = [each.architecture for each in distinct(scored, current.prepared.objective)] if scored else []
-        ahead = list(dict.fromkeys([found.architecture, *best]))[:number]
-        facts = {"candidates": len(found.candidates), "seconds": seconds, "finalists": [*map(dict, ahead)]}
-        return {"architecture": dict(found.architecture), **facts}
+        ahead = finalists(found.architecture, best, number)
+        return {"architecture": dict(found.architecture), "finalists": [*map(dict, ahead)]}
 
-    known = kept(work.path / "searches" / f"{name.replace(' ', '-')}-seed{seed}-{identity}.json", work_)
+    known = kept(work.path / "searches" / f"{settings.method}-seed{seed}-{identity}.json", find)
     _forget(checkpoint)
-    if len(known["finalists"]) < 2 or started(current, work.source, work.teacher) == "scratch":
+    if not known["finalists"] or started(current, work.source, work.teacher) == "scratch":
         return Architecture.of(known["architecture"])
     finals = Finals.of(current, work.source, work.teacher, seed)
     return finals.best([_final(work, finals, Architecture.of(each)) for each in known["finalists"]])
@@ -131,9 +129,7 @@ def _final(work: Work, finals: Finals, architecture: Architecture) -> dict[str, 
     checkpoint = work.path / "checkpoints" / f"{identity}.pt"
 
     def train() -> dict[str, Any]:
-        began = time.perf_counter()
-        row = finals.reached(f"finalist, seed {seed}", architecture, checkpoint)
-        return {**row, "seconds": time.perf_counter() - began}
+        return finals.reached(f"finalist, seed {seed}", architecture, checkpoint)
 
     known = kept(work.path / f"finalists/seed{seed}-{identity}.json", train)
     _forget(checkpoint)

@@ -6,7 +6,6 @@ A quick score is of a network that was not trained yet, and the best of many is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +15,6 @@ from typing import Any
 from torch import nn
 
 from tas.data import Batches, Split
-from tas.errors import Diverged
 from tas.files import is_number, read_lines, write_lines
 from tas.methods.budgets import meets
 from tas.recipe import Recipe
@@ -25,7 +23,6 @@ from tas.space import Architecture, Budget
 from tas.stages import Run
 from tas.teaching import best_of, briefly, started
 from tas.tracing import Traced
-from tas.training import evaluate
 
 CANDIDATES = "candidates.jsonl"
 _JUDGED = 10_000  # images at most: a standard error of 0.5 points at 50 %
@@ -55,16 +52,19 @@ class Finals:
     def reached(self, stage: str, architecture: Mapping[str, int], checkpoint: Path) -> Row:
         """Metric and loss on images of the architecture half, after `choose.epochs` on the weights half with the start
         and the teachers of a student; NaN where the training diverges."""
-        current, source, seed = self.current, self.source, self.seed
-        objective, epochs = current.prepared.objective, current.recipe.choose.epochs
-        try:
-            student = briefly(
-                current, stage, architecture, source, self.original, seed, epochs, self.weights, checkpoint=checkpoint
-            )
-            found = evaluate(student, self.held_out, objective, device=current.prepared.device)
-        except Diverged:
-            found = {objective.name: math.nan, "loss": math.nan}
-        checkpoint.unlink(missing_ok=True)
+        epochs = self.current.recipe.choose.epochs
+        found = briefly(
+            self.current,
+            stage,
+            architecture,
+            self.source,
+            self.original,
+            self.seed,
+            epochs,
+            self.weights,
+            self.held_out,
+            checkpoint=checkpoint,
+        )
         facts = {"epochs": epochs, "trained_on": len(self.weights), "judged_on": len(self.held_out)}
         return {"architecture": dict(architecture), **found, **facts}
 
@@ -86,6 +86,12 @@ def finalists_of(recipe: Recipe, source: Any) -> int:
     return 0 if fresh or recipe.choose.finalists < 2 else recipe.choose.finalists
 
 
+def finalists(answer: Architecture, scored: Iterable[Architecture], number: int) -> list[Architecture]:
+    """Up to `number`: what a search has found, and the best by score; none where there is no other."""
+    some = [*dict.fromkeys([answer, *scored])][:number]
+    return some if len(some) > 1 else []
+
+
 def chosen(
     current: Run, source: Any, original: nn.Module, found: Mapping[str, Architecture]
 ) -> dict[str, Architecture]:
@@ -102,8 +108,7 @@ def chosen(
     lines = read_lines(path)
     entrants = {}
     for label, budget in prepared.budgets.items():
-        mine = dict.fromkeys([found[label], *islice(_scored(current, budget, lines), number)])
-        entrants[label] = [*mine][:number] if len(mine) > 1 else []
+        entrants[label] = finalists(found[label], islice(_scored(current, budget, lines), number), number)
     everyone = list(dict.fromkeys(each for some in entrants.values() for each in some))
     if not everyone or started(current, source, original) == "scratch":
         return dict(found)
@@ -113,7 +118,10 @@ def chosen(
         stage = f"finalist {place} of {len(everyone)}"
 
         def work(stage: str = stage, architecture: Architecture = architecture) -> Row:
-            return finals.reached(stage, architecture, current.folder.checkpoint(stage))
+            checkpoint = current.folder.checkpoint(stage)
+            row = finals.reached(stage, architecture, checkpoint)
+            checkpoint.unlink(missing_ok=True)
+            return row
 
         rows[architecture] = current.staged(stage, work)
     best = {

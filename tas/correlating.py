@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tas.calibration import has_batch_norm
+from tas.cautions import blindness
 from tas.correlation import Correlation, by_group, correlations
 from tas.data import Split
 from tas.describing import costs
@@ -33,7 +34,6 @@ from tas.searching import warn_of_scores
 from tas.space import Architecture, SearchSpace
 from tas.stages import Run, judged_on, opened, original, weighted
 from tas.teaching import briefly
-from tas.training import evaluate
 
 _UNSEEN = 1000  # images: with fewer, the standard error of what is reached (1.6 points at 50 %) hides the ranking
 LINES, RESULT, PICTURE = "correlation.jsonl", "correlation.json", "correlation.svg"
@@ -105,16 +105,17 @@ class _Setting:
         warn_of_scores(current, teacher)
         source = weighted(prepared, teacher)
         images = recipe.search.images
-        judge_ = judge(
-            source,
-            prepared.data,
-            objective=prepared.objective,
-            calibration_images=recipe.search.calibration_images,
-            merge=recipe.search.merge,
-            images=images,
-            seed=recipe.seed,
-            device=prepared.device,
-        )
+        with blindness(current.warn):
+            judge_ = judge(
+                source,
+                prepared.data,
+                objective=prepared.objective,
+                calibration_images=recipe.search.calibration_images,
+                merge=recipe.search.merge,
+                images=images,
+                seed=recipe.seed,
+                device=prepared.device,
+            )
         weights, half = search_splits(prepared.data, recipe.seed)
         rest = unseen(prepared.data, images, recipe.seed)
         apart = rest is not None and len(rest) >= _UNSEEN
@@ -143,8 +144,9 @@ def _row(setting: _Setting, architecture: Architecture, stage: str) -> dict[str,
     found, _ = judged(setting.judge, architecture, raw=True)
     seed = current.recipe.seed  # one for all: the same batches in the same order
     source, teacher = setting.judge.source, setting.teacher
-    student = briefly(current, stage, architecture, source, teacher, seed, setting.epochs, setting.half)
-    reached = evaluate(student, setting.held_out, prepared.objective, device=prepared.device)
+    reached = briefly(
+        current, stage, architecture, source, teacher, seed, setting.epochs, setting.half, setting.held_out
+    )
     return {
         **asdict(found),
         "architecture": dict(architecture),

@@ -170,7 +170,7 @@ def budget(space: SearchSpace, slack: float = 0.05, **limits: float | int | None
                 f"got {whole(measure, absolute):,}; "
                 "a float up to 1.0 is a ratio of the original, everything else an absolute number"
             )
-        if absolute + _tolerance(measure) < smallest:
+        if absolute + tolerance(measure) < smallest:
             raise Infeasible(
                 f"the {measure} budget {whole(measure, absolute):,} ({absolute / largest:.1%} of the original) is "
                 f"below the smallest architecture's {whole(measure, smallest):,} ({smallest / largest:.1%}); ask for "
@@ -186,12 +186,13 @@ def feasible(space: SearchSpace, indices: Tensor, limits: Budget) -> Tensor:
     """Whether each architecture, candidate indices [..., choices], meets every limit: bool [...]."""
     fits = torch.ones(indices.shape[:-1], dtype=torch.bool, device=indices.device)
     for measure, limit in limits.limits:
-        fits &= count(space, indices, measure) <= limit + _tolerance(measure)
+        fits &= count(space, indices, measure) <= limit + tolerance(measure)
     return fits
 
 
-def _tolerance(measure: str) -> float:
-    """Of a limit: those from ratios are no whole numbers, and sums of the same terms differ in their last bits."""
+def tolerance(measure: str) -> float:
+    """What a cost may lie above a limit that it meets: limits from ratios are no whole numbers, and sums of the same
+    terms differ in their last bits."""
     return 0.5 if measure in _COUNTED else 1e-9
 
 
@@ -205,7 +206,7 @@ def penalty(space: SearchSpace, limits: Budget, probabilities: Tensor) -> Tensor
     above, below, logs = [], [], []
     for measure, limit in limits.limits:
         actual = count(space, mode, measure)
-        above.append((actual > limit + _tolerance(measure)).double())
+        above.append((actual > limit + tolerance(measure)).double())
         below.append((actual < limit - limits.slack * original(space, measure)).double())
         logs.append((expected(space, probabilities, measure) / 1e6).log())
     sign = torch.stack(above) - torch.stack(below).amin(0)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tas.calibration import has_batch_norm
 from tas.choosing import finalists_of
 from tas.describing import describe
 from tas.distribution import ArchitectureDistribution
@@ -22,7 +23,6 @@ from tas.objectives import Objective
 from tas.preparation import Prepared
 from tas.recipe import Differentiable, NetAdapt, Tuned
 from tas.scoring import search_splits
-from tas.space import Budget
 from tas.supernet import Supernet
 from tas.synthesizing import planned
 from tas.tracing import Traced
@@ -49,19 +49,21 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
         stages["original"] = timer.training(original) * recipe.original.epochs * real
     if (how := recipe.synthesize) is not None:  # the gradient of pixels costs about what that of weights does
         stages["synthesize"] = timer.training(original) * (how.steps + how.coarse_steps / 4) * how.images
-    proposals = [_proposals(prepared, budget) for budget in prepared.budgets.values()]
-    scored = [_scored_images(recipe.search, train, count) for count in proposals]
+    proposals = [_proposals(prepared, place) for place in range(len(students))]
+    evolving, adapts = _evolving(prepared), has_batch_norm(prepared.original)
+    scored = [_scored_images(recipe.search, train, count, evolving, adapts) for count in proposals]
     stages["search"] = sum(timer.forward(one) * images for one, images in zip(students, scored, strict=True))
     if isinstance(recipe.search, NetAdapt):
         images = recipe.search.steps * recipe.search.batch
         stages["search"] += sum(timer.training(one) * n * images for one, n in zip(students, proposals, strict=True))
-    stages["search"] += timer.searching(prepared) * _search_epochs(recipe.search) * len(search_splits(prepared.data)[0])
+    if epochs := _search_epochs(recipe.search):
+        stages["search"] += timer.searching(prepared) * epochs * len(search_splits(prepared.data)[0])
     step = sum(map(timer.training, students))
     step += len(students) * _guidance(prepared, original, timer)
     if recipe.initialize.weights == "auto":
         tried = len(recipe.initialize.among) * recipe.initialize.epochs
         stages["initialize"] = step / len(students) * tried * len(search_splits(prepared.data)[0])
-    if (finalists := min(finalists_of(recipe, prepared.source), proposals[0])) > 1:
+    if (finalists := min(finalists_of(recipe, prepared.source), proposals[0] + evolving)) > 1:
         stages["choose"] = step * finalists * recipe.choose.epochs * len(search_splits(prepared.data)[0])
     rivals = (1 + len(recipe.report.baselines)) * recipe.report.repeats
     stages["distill"] = step * recipe.distill.epochs * train * rivals
@@ -80,27 +82,36 @@ def _guidance(prepared: Prepared, original: nn.Module, timer: _Timer) -> float:
     return sum(timer.forward(copy.deepcopy(teacher).to(prepared.device)) for teacher in asked)
 
 
-def _proposals(prepared: Prepared, budget: Budget) -> int:
-    """How many architectures the search scores at a budget."""
+def _proposals(prepared: Prepared, place: int) -> int:
+    """How many architectures the search scores at a budget, by its place, before they evolve."""
     search: Any = prepared.recipe.search
     if isinstance(search, NetAdapt):
-        return netadapt.proposals(prepared.space, budget, search)
-    if isinstance(search, Tuned):  # its candidates and, after every epoch, the most probable one
+        return netadapt.proposals(prepared.space, [*prepared.budgets.values()][place], search)
+    if isinstance(search, Tuned) and not place:  # its candidates and, after every epoch, the most probable one
         return search.trials * search.candidates + _search_epochs(search)
     return int(search.candidates)
 
 
-def _scored_images(search: Any, train: int, scores: int) -> float:
-    """Images that pass through candidates, on all rungs of a race; each side has half of the training images."""
-    passes = 2 if getattr(search, "raw", isinstance(search, Differentiable)) else 1  # raw scores take another
+def _evolving(prepared: Prepared) -> int:
+    """How many it scores after these; a search by gradient none where its one candidate has no rival."""
+    search: Any = prepared.recipe.search
+    alone = isinstance(search, Differentiable) and search.candidates == 1 and len(prepared.budgets) == 1
+    return 0 if alone else getattr(search, "evolve", 0)
+
+
+def _scored_images(search: Any, train: int, scores: int, evolving: int, adapts: bool) -> float:
+    """Images that pass through candidates, on all rungs of a race; each side has half of the training images. Nothing
+    `adapts` without batch norm."""
+    passes = 2 if adapts and getattr(search, "raw", False) else 1  # raw scores take another
     rungs, keep = getattr(search, "rungs", 1), getattr(search, "keep", 1.0)
-    calibration, held_out = (min(count, train / 2) for count in (search.calibration_images, search.images))
+    calibration = min(search.calibration_images, train / 2) if adapts else 0
+    held_out = min(search.images, train / 2)
+    whole = calibration + passes * held_out
     parts = [keep ** (rungs - 1 - rung) for rung in range(rungs)]  # of the images; of the candidates in reverse
     held_out *= passes * sum(part * running for part, running in zip(parts, parts[::-1], strict=True))
     steps = zip(parts, [0.0, *parts[:-1]], parts[::-1], strict=True)
     calibration *= sum((part - before) * running for part, before, running in steps)
-    whole = sum(min(count, train / 2) for count in (search.calibration_images, search.images))
-    return float(scores * (calibration + held_out) + getattr(search, "evolve", 0) * whole)
+    return float(scores * (calibration + held_out) + evolving * whole)
 
 
 def _search_epochs(search: Any) -> int:

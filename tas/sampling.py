@@ -69,9 +69,8 @@ def sample_many(
 def draws(table: Tensor, generator: torch.Generator, count: int) -> Tensor:
     """Independent draws from a table -> candidate indices [count, choices]."""
     steps = (table / table.sum(-1, keepdim=True)).cumsum(-1).contiguous()
-    last = (
-        (table > 0).long().cumsum(-1).argmax(-1, keepdim=True)
-    )  # rounding must not lead into a column of probability 0
+    # Rounding must not lead into a column of probability 0.
+    last = (table > 0).long().cumsum(-1).argmax(-1, keepdim=True)
     uniform = torch.rand(table.shape[0], count, generator=generator, dtype=table.dtype)
     return torch.searchsorted(steps, uniform, right=True).minimum(last).T.contiguous()
 
@@ -119,7 +118,7 @@ def in_band(space: SearchSpace, indices: Tensor, budget: Budget) -> Tensor:
     bool [...]. (Of several limits usually only one binds, so all bands at once could be empty.)"""
     near = torch.zeros(indices.shape[:-1], dtype=torch.bool, device=indices.device)
     for measure, limit in budget.limits:
-        near |= cost.count(space, indices, measure) >= limit - budget.slack * _original(space, measure)
+        near |= cost.count(space, indices, measure) >= limit - budget.slack * cost.original(space, measure)
     return near & cost.feasible(space, indices, budget)
 
 
@@ -143,7 +142,7 @@ def tilt(space: SearchSpace, table: Tensor, budget: Budget, below: float = 0.5) 
     Kullback-Leibler divergence at that mean where costs add up, hence what independent draws conditioned on the
     cost look like. t is negative where the budget leaves room. Candidates of probability 0 stay at 0.
     """
-    aims = {m: limit - below * budget.slack * _original(space, m) for m, limit in budget.limits}
+    aims = {m: limit - below * budget.slack * cost.original(space, m) for m, limit in budget.limits}
     targets = {m: max(aims[m], 1e-3 * limit) for m, limit in budget.limits}
 
     def load(
@@ -260,7 +259,3 @@ def most_probable_feasible(
     found = found.unique(dim=0)
     log_probability = table.log()[torch.arange(len(table)), found].sum(-1)
     return found[log_probability.argsort(descending=True, stable=True)[:count]]
-
-
-def _original(space: SearchSpace, measure: str) -> float:
-    return float(cost.count(space, torch.tensor([len(c.candidates) - 1 for c in space.choices]), measure))

@@ -162,9 +162,8 @@ def judge(
     class."""
     data = as_data(data)
     weights, architecture_half = search_splits(data, seed)
-    whole = (
-        min(len(weights), calibration_images) >= batch
-    )  # the average over batches gives every batch the same weight, whatever its size
+    # The average over batches gives every batch the same weight, whatever its size.
+    whole = min(len(weights), calibration_images) >= batch
     adapts = has_batch_norm(source.network if isinstance(source, Traced) else source)
     decoded = _decoded(weights, calibration_images, batch, whole, device) if adapts else []
     calibration = [inputs for inputs, _ in decoded]
@@ -227,7 +226,8 @@ def raced(
     """
     if rungs < 1 or not 0 < keep < 1:
         raise BadRecipe(f"a race has at least 1 rung and keeps a part between 0 and 1, got {rungs} and {keep}")
-    everyone = [Architecture.of(architecture) for architecture in architectures]
+    space = judge.source.space
+    everyone = [space.architecture(space.indices(each)) for each in architectures]  # choices in the space's order
     found: dict[Architecture, Score] = {}
     known: dict[Architecture, dict[str, Tensor]] = {}
     running = list(dict.fromkeys(everyone))

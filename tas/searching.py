@@ -193,5 +193,6 @@ def warn_of_scores(current: Run, network: nn.Module) -> None:
 
 
 def candidate_row(prepared: Prepared, score: Score, chosen: Collection[Architecture]) -> dict[str, Any]:
+    """A line of `candidates.jsonl`: the score, what the architecture costs, whether it is among the `chosen`."""
     row = {**asdict(score), "architecture": dict(score.architecture)}
     return {**row, **costs(prepared.space, score.architecture), "chosen": score.architecture in chosen}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,14 @@ from torch import nn
 from tas.calibration import recalibrate
 from tas.data import Data, Split
 from tas.distillation import Taps, distill, find_taps
+from tas.errors import Diverged
 from tas.files import is_number
 from tas.initialization import Weights, student_at
 from tas.merging import MERGE_IMAGES
 from tas.methods.baselines import uniform
 from tas.objectives import Objective
 from tas.recipe import Distillation
-from tas.scoring import search_splits
+from tas.scoring import scored_on, search_splits
 from tas.stages import Run, rewound, show
 from tas.training import call, evaluate
 
@@ -78,24 +80,30 @@ def briefly(
     seed: int,
     epochs: int,
     half: Split,
+    held_out: Split,
     *,
     weights: Weights | None = None,
     checkpoint: Path | None = None,
-) -> nn.Module:
-    """The student after `epochs` on one `half` of the training images, otherwise as `taught`: for what is then decided
-    on the other half."""
-    return taught(
-        current,
-        stage,
-        architecture,
-        source,
-        original,
-        seed,
-        how=in_epochs(current.recipe.distill, epochs),
-        weights=weights,
-        data=replace(current.prepared.data, train=half, val=None, test=None),
-        checkpoint=checkpoint,
-    )
+) -> dict[str, float]:
+    """Metric and loss on `held_out` images of the student after `epochs` on one `half` of the training images,
+    otherwise as `taught`: for what is then decided. NaN where the training diverges."""
+    prepared = current.prepared
+    try:
+        student = taught(
+            current,
+            stage,
+            architecture,
+            source,
+            original,
+            seed,
+            how=in_epochs(current.recipe.distill, epochs),
+            weights=weights,
+            data=replace(prepared.data, train=half, val=None, test=None),
+            checkpoint=checkpoint,
+        )
+    except Diverged:
+        return {prepared.objective.name: math.nan, "loss": math.nan}
+    return evaluate(student, held_out, prepared.objective, device=prepared.device)
 
 
 def in_epochs(how: Distillation, epochs: int) -> Distillation:
@@ -115,14 +123,14 @@ def started(current: Run, source: Any, original: nn.Module) -> Weights:
         return asked.weights
 
     def work() -> dict[str, Any]:
-        half, held_out = search_splits(prepared.data, current.recipe.seed)
-        held_out, rows = held_out.take(recipe.search.images), []
+        seed, rows = recipe.seed, []
+        half, held_out = search_splits(prepared.data, seed)[0], scored_on(prepared.data, recipe.search.images, seed)
         even = uniform(prepared.space, prepared.budget)
         for weights in asked.among:
-            place = f"{STAGE} {weights}"
-            seed = recipe.seed
-            student = briefly(current, place, even, source, original, seed, asked.epochs, half, weights=weights)
-            reached = evaluate(student, held_out, prepared.objective, device=prepared.device)
+            stage, epochs = f"{STAGE} {weights}", asked.epochs
+            reached = briefly(current, stage, even, source, original, seed, epochs, half, held_out, weights=weights)
+            if not is_number(reached["loss"]):
+                current.warn(f"The short training from the start {weights} diverged: lower distill.lr.")
             rows.append({"weights": weights, **reached})
         best: Weights = best_of(rows, prepared.objective)["weights"]
         current.display.say(f"students start by {best}, the best of {len(rows)} starts in a short training")

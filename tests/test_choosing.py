@@ -12,9 +12,9 @@ from test_teaching import values_of
 from tiny_task import recipe_values
 from torch import nn
 
-from tas import choosing, recipe
+from tas import choosing, recipe, teaching
 from tas.comparing import compare
-from tas.errors import BadRecipe, Diverged
+from tas.errors import BadRecipe
 from tas.methods.budgets import meets
 from tas.planning import estimate
 from tas.preparation import prepare
@@ -41,15 +41,11 @@ def promised(monkeypatch: pytest.MonkeyPatch, metrics: list[float], module: Any 
     """Trainings of finalists do nothing, and the n-th of them reaches the n-th metric; whom they were asked for."""
     asked: list[Architecture] = []
 
-    def untrained(current: Any, stage: str, architecture: Any, *_: Any, **__: Any) -> nn.Module:
+    def untrained(current: Any, stage: str, architecture: Any, *_: Any, **__: Any) -> dict[str, float]:
         asked.append(Architecture.of(architecture))
-        if math.isnan(metrics[len(asked) - 1]):
-            raise Diverged("the loss is no number")
-        return nn.Identity()
+        return {"top1": metrics[len(asked) - 1], "loss": 1.0}
 
     monkeypatch.setattr(module, "briefly", untrained)
-    reached = {"loss": 1.0}
-    monkeypatch.setattr(module, "evaluate", lambda *_, **__: {**reached, "top1": metrics[len(asked) - 1]})
     return asked
 
 
@@ -80,15 +76,15 @@ def test_finalists_train_on_the_weights_half_and_are_judged_on_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, judged = [], []
-    taught, evaluate = choosing.briefly.__globals__["taught"], choosing.evaluate
+    taught, evaluate = teaching.taught, teaching.evaluate
 
     def noting(*args: Any, data: Any = None, how: Any = None, **rest: Any) -> nn.Module:
         if data is not None:
             trained.append((data, how.epochs))
         return taught(*args, data=data, how=how, **rest)
 
-    monkeypatch.setattr("tas.teaching.taught", noting)
-    monkeypatch.setattr(choosing, "evaluate", lambda net, on, *a, **k: judged.append(on) or evaluate(net, on, *a, **k))
+    monkeypatch.setattr(teaching, "taught", noting)
+    monkeypatch.setattr(teaching, "evaluate", lambda net, on, *a, **k: judged.append(on) or evaluate(net, on, *a, **k))
     asked = values_of(tmp_path, *SIX, "choose.epochs=2")
     run(asked, tmp_path / "run", until="search", display=QUIET)
     weights, held_out = search_splits(prepare(asked).data, asked.seed)
@@ -97,6 +93,7 @@ def test_finalists_train_on_the_weights_half_and_are_judged_on_the_other(
         assert data.train.source.inputs.equal(weights.source.inputs)
         assert data.val is None
         assert data.test is None
+    assert len(judged) == 3
     for split in judged:
         assert len(split) == len(held_out)
         assert torch.sort(split.source.targets).values.equal(torch.sort(held_out.source.targets).values)
@@ -109,7 +106,7 @@ def test_an_interruption_keeps_the_finalists_that_are_done(tmp_path: Path, monke
     run(whole, tmp_path / "whole", until="search", display=QUIET)
     briefly, begun = choosing.briefly, []
 
-    def stopping(current: Any, stage: str, *args: Any, **kwargs: Any) -> nn.Module:
+    def stopping(current: Any, stage: str, *args: Any, **kwargs: Any) -> dict[str, float]:
         begun.append(stage)
         if len(begun) == 2:
             raise KeyboardInterrupt
@@ -181,9 +178,14 @@ def test_a_comparison_lets_its_searches_choose_likewise_and_trains_no_finalist_t
 
 
 def test_a_plan_counts_them(tmp_path: Path) -> None:
-    counted = [estimate(prepare(values_of(tmp_path, *SIX, f"choose.finalists={n}")))["seconds"] for n in (0, 4)]
-    assert "choose" not in counted[0]
-    assert counted[1]["choose"] > 0
+    def choose(*asked: str) -> float:
+        return estimate(prepare(values_of(tmp_path, *asked)))["seconds"].get("choose", 0.0)
+
+    assert choose(*SIX, "choose.finalists=0") == 0
+    assert choose(*SIX) > 0
+    alone = ("search.candidates=1", "search.evolve=0", "choose.finalists=4")
+    assert choose(*alone) == 0
+    assert choose(*alone, "search.evolve=5") > 0  # those that evolve are finalists too
 
 
 def test_bad_numbers_are_refused(tmp_path: Path) -> None:
@@ -199,8 +201,8 @@ def test_an_answer_that_was_not_scored_is_a_finalist_too(tmp_path: Path, monkeyp
     values["search"] |= {"candidates": 1}
     run(recipe.parse(values), tmp_path / "run", until="search", display=QUIET)
     rows = json.loads((tmp_path / "run" / "architectures.json").read_text())
-    if asked:
-        assert rows[0]["architecture"] == dict(asked[0])
+    assert len(asked) == 2
+    assert rows[0]["architecture"] == dict(asked[0])
     assert rows[0]["macs"] > rows[1]["macs"]
 
 

@@ -1,6 +1,7 @@
 """A study scores no architecture twice, obeys the budget, and goes on from its storage, alone or among others."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tas import cost
 from tas.errors import BadRecipe
 from tas.methods import SearchResult, front, optuna_study, study
 from tas.methods.baselines import uniform
+from tas.space import Factor, LayerCost, Term
 
 DATA = data()
 SMALL: dict[str, Any] = {"candidates": 8, "startup": 2, "images": 48, "calibration_images": 48}
@@ -74,6 +76,16 @@ def test_what_exceeds_the_budget_is_told_by_its_constraint_and_never_scored(sour
     assert over
     assert all(trial.state == optuna.trial.TrialState.PRUNED for trial in over)
     assert not any("score" in trial.user_attrs for trial in over)
+
+
+def test_a_limit_in_milliseconds_is_kept_to_the_last_digit(source: tas.Traced) -> None:
+    width = next(choice for choice in source.space.choices if choice.kind == "width")
+    points = tuple((size, size / width.size) for size in width.candidates)
+    slow = LayerCost("conv", "latency_ms", (Term(1.0, (Factor(width.name, "curve", 0, points),)),))
+    timed = replace(source, space=replace(source.space, costs=(*source.space.costs, slow)))
+    budget = tas.budget(timed.space, latency_ms=0.6)
+    found = tas.search(timed, DATA, budget, "optuna", sampler="random", **SMALL)
+    assert max(cost.of(timed.space, each.architecture, "latency_ms") for each in found.candidates) <= 0.6
 
 
 def test_several_measures_make_a_front(source: tas.Traced, tmp_path: Path) -> None:

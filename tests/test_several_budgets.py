@@ -15,9 +15,10 @@ from tas.correlating import correlate
 from tas.describing import budgets_of
 from tas.errors import BadRecipe
 from tas.judging import quick_scores
-from tas.planning import _scored_images, estimate
+from tas.planning import _evolving, _scored_images, estimate
 from tas.preparation import prepare
 from tas.recipe import Differentiable, NetAdapt, Recipe, parse
+from tas.recipe.searches import AdaptiveBN
 from tas.reporting.progress import Display
 from tas.runner import run
 
@@ -171,10 +172,27 @@ def test_what_is_made_at_one_budget_refuses_several(tmp_path: Path) -> None:
 
 
 def test_a_plan_counts_the_images_that_candidates_see() -> None:
-    """Raw scores are another pass; of the searches that do not ask, only the differentiable one takes them."""
+    """Raw scores are another pass; without batch norm there are none, and nothing is calibrated."""
     numbers = {"images": 100, "calibration_images": 300}
-    assert _scored_images(Differentiable(**numbers, evolve=0), train=1000, scores=2) == 2 * (300 + 2 * 100)
-    more = _scored_images(Differentiable(**numbers, evolve=5), train=1000, scores=2)
-    assert more == 2 * (300 + 2 * 100) + 5 * (300 + 100)
-    assert _scored_images(NetAdapt(**numbers), train=1000, scores=2) == 2 * (300 + 100)
-    assert _scored_images(NetAdapt(**numbers), train=400, scores=1) == 200 + 100  # a half has no more
+
+    def images(search: Any, scores: int, evolving: int = 0, adapts: bool = True, train: int = 1000) -> float:
+        return _scored_images(search, train, scores, evolving, adapts)
+
+    plain, raw = Differentiable(**numbers), AdaptiveBN(**numbers, rungs=1, raw=True)
+    assert images(plain, 2) == 2 * (300 + 100)
+    assert images(plain, 2, evolving=5) == 7 * (300 + 100)
+    assert images(raw, 2, evolving=5) == 7 * (300 + 2 * 100)
+    assert images(raw, 2, evolving=5, adapts=False) == images(plain, 2, evolving=5, adapts=False) == 7 * 100
+    assert images(NetAdapt(**numbers), 2) == 2 * (300 + 100)
+    assert images(NetAdapt(**numbers), 1, train=400) == 200 + 100  # a half has no more
+
+
+def test_a_plan_counts_what_evolves_where_something_does(tmp_path: Path) -> None:
+    def evolving(budget: Any, **search: Any) -> int:
+        return _evolving(prepare(recipe.parse({**recipe_values(tmp_path), "budget": budget, "search": search})))
+
+    assert evolving("50%", method="differentiable", evolve=7, candidates=2) == 7
+    assert evolving("50%", method="differentiable", evolve=7, candidates=1) == 0
+    assert evolving(["50%", "40%"], method="differentiable", evolve=7, candidates=1) == 7
+    assert evolving("50%", method="adaptive_bn", evolve=7, candidates=1) == 7
+    assert evolving("50%", method="optuna") == 0

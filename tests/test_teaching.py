@@ -17,7 +17,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import tas
-from tas import distillation, recipe
+from tas import distillation, recipe, teaching
 from tas.cli import app
 from tas.data import InMemory, Split
 from tas.errors import BadNetwork, BadRecipe, Diverged
@@ -136,6 +136,23 @@ def test_auto_tries_each_start_on_training_images_and_all_students_get_the_best(
     calls.clear()
     run(asked, folder, display=QUIET)
     assert calls == []  # decided and trained once
+
+
+def test_a_start_that_diverges_is_named_and_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught = teaching.taught
+
+    def lossy(*args: Any, weights: Any = None, **rest: Any) -> Any:
+        if weights == "scratch" and rest.get("data") is not None:
+            raise Diverged("the loss is no number")
+        return taught(*args, weights=weights, **rest)
+
+    monkeypatch.setattr(teaching, "taught", lossy)
+    asked = values_of(tmp_path, "initialize.weights=auto", "initialize.among=[scratch, inherit]")
+    run(asked, tmp_path / "run", display=QUIET)
+    state = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert state["stages"]["initialize"]["chosen"] == "inherit"
+    assert any("start scratch diverged" in said for said in state["warnings"])
+    assert "<td>scratch</td>" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_auto_is_shown_and_is_in_the_json(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -19,7 +20,7 @@ from tas.methods.evolving import evolved
 from tas.methods.result import OnRow, OnScore, Row, SearchResult
 from tas.objectives import Objective, default_objective
 from tas.sampling import require_feasible
-from tas.space import Budget
+from tas.space import Budget, SearchSpace
 from tas.supernet import Supernet
 from tas.tracing import Traced
 
@@ -83,8 +84,7 @@ def search(
     unknown method or option.
     """
     budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
-    for each in budgets:
-        require_feasible(source.space, each)
+    _require_searchable(source.space, budgets)
 
     def asked(settings: type[_S]) -> Asked[_S]:
         judged_by, own = objective or default_objective(), _settings(settings, options)
@@ -114,6 +114,13 @@ def search(
     return found[0] if isinstance(budget, Budget) else tuple(found)
 
 
+def _require_searchable(space: SearchSpace, budgets: Sequence[Budget]) -> None:
+    for budget in budgets:
+        require_feasible(space, budget)
+    if all(len(choice.candidates) == 1 for choice in space.choices):
+        raise BadRecipe("a search needs a choice with at least two candidates, this space has none: see `tas space`")
+
+
 def _tilted(first: Callable[[Asked[Any]], SearchResult], asked: Asked[Any]) -> list[SearchResult]:
     """One search at the first budget; the others are tilted from it and scored with the same weights. At every budget
     the candidates then evolve."""
@@ -127,12 +134,12 @@ def _tilted(first: Callable[[Asked[Any]], SearchResult], asked: Asked[Any]) -> l
     results = [found, *others]
     if not found.candidates:
         return results
-    scores, generator = [result.candidates for result in results], torch.Generator().manual_seed(asked.seed)
-    for number, budget in enumerate(asked.budgets):
-        known = best_within(asked.space, budget, scores, asked.objective)
+    scores = [*chain.from_iterable(result.candidates for result in results)]
+    generator = torch.Generator().manual_seed(asked.seed)
+    for budget in asked.budgets:
         note = asked.counting(settings.evolve)
-        scores[number] = tuple(evolved(judge, budget, known, settings.evolve, generator, note))
-    best = [best_within(asked.space, budget, scores, asked.objective) for budget in asked.budgets]
+        scores += evolved(judge, budget, scores, settings.evolve, generator, on_score=note)
+    best = [best_within(asked.space, budget, [scores], asked.objective) for budget in asked.budgets]
     pairs = zip(results, best, strict=True)
     return [replace(result, architecture=its[0].architecture, candidates=tuple(its)) for result, its in pairs]
 

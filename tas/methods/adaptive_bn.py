@@ -1,5 +1,5 @@
-"""EagleEye (Li, Wu, Su & Wang 2020): draw architectures in the budget's band, score each by adaptive batch norm, keep
-the best. No weight is trained."""
+"""EagleEye (Li, Wu, Su & Wang 2020): draw architectures in the budget's band, score each by adaptive batch norm, let
+the best evolve, keep the best. No weight is trained."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Settings:
 
 
 def search(asked: Asked[Settings]) -> tuple[SearchResult, ...]:
-    """For every budget the best of `settings.candidates` distinct random architectures within it, by recalibrated
-    metric; from images that are decoded once.
+    """For every budget the best of `settings.candidates` distinct random architectures within it, uniform widths and
+    those that evolve from them, by recalibrated metric; from images that are decoded once.
 
     Each budget has the candidates of a run of its own, and a race of its own. What was scored for another budget and
     meets this one competes too, so that a larger budget never ends with a worse score. `on_row` is told of every score,
@@ -60,8 +60,8 @@ def search(asked: Asked[Settings]) -> tuple[SearchResult, ...]:
     for budget in asked.budgets:
         require_feasible(space, budget)
     drawn: list[list[Architecture]] = []
-    for budget in asked.budgets:
-        generator = torch.Generator().manual_seed(asked.seed)
+    generators = [torch.Generator().manual_seed(asked.seed) for _ in asked.budgets]
+    for budget, generator in zip(asked.budgets, generators, strict=True):
         found = sample_many(space, generator, settings.candidates, budget, aim=settings.aim)
         if settings.aim != "reject":
             found = project(space, found, budget, generator)
@@ -70,13 +70,14 @@ def search(asked: Asked[Settings]) -> tuple[SearchResult, ...]:
     course: list[Row] = []
     steps = sum(_scores(settings, len(some)) + settings.evolve for some in drawn)
     note = _noting(course, steps, asked.on_row)
-    scores, courses = [], []
-    for some, budget in zip(drawn, asked.budgets, strict=True):
-        before, generator = len(course), torch.Generator().manual_seed(asked.seed)
-        first = raced(chosen, some, settings.rungs, settings.keep, settings.raw, note)
-        scores.append(evolved(chosen, budget, first, settings.evolve, generator, note))
+    scores: list[Score] = []
+    courses = []
+    for some, budget, generator in zip(drawn, asked.budgets, generators, strict=True):
+        before = len(course)
+        scores += raced(chosen, some, settings.rungs, settings.keep, settings.raw, note)
+        scores += evolved(chosen, budget, scores, settings.evolve, generator, settings.raw, note)
         courses.append(tuple(course[before:]))
-    ranks = [best_within(space, budget, scores, asked.objective) for budget in asked.budgets]
+    ranks = [best_within(space, budget, [scores], asked.objective) for budget in asked.budgets]
     return tuple(SearchResult(best[0].architecture, tuple(best), its) for best, its in zip(ranks, courses, strict=True))
 
 

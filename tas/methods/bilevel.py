@@ -48,8 +48,8 @@ class Settings:
       nothing evolves (1).
     evolve: further candidates, small changes of the best and of uniform widths that look promising
       (`methods.evolving`; 0).
-    images, calibration_images, merge: of the candidates' scores, see `tas.score`; without `merge` they are scored with
-      the weights of the supernet.
+    images, calibration_images, merge: of the candidates' scores, see `tas.score`; without `merge` or
+      `warm_start`, or for a ready-made supernet, they are scored with the weights of the supernet.
     rows: steps between two rows of the course.
     """
 

@@ -41,9 +41,9 @@ def at_budgets(
 
     probabilities: `SearchResult.probabilities`. source: whose weights score, such as `SearchResult.supernet`. A budget
     may lie above or below that of the search: see `candidates_at`. An architecture that was scored for one budget, or
-    is among the `known` scores, competes for every budget that it meets, so a larger one never gives a worse score.
-    Raises `Infeasible` for a budget that no architecture meets, before anything is scored. images, calibration_images,
-    merge: see `tas.score`.
+    is among the `known` scores (of the same weights and images), competes for every budget that it meets, so a larger
+    one never gives a worse score. Raises `Infeasible` for a budget that no architecture meets, before anything is
+    scored. images, calibration_images, merge: see `tas.score`.
     """
     for budget in budgets:
         require_feasible(source.space, budget)
@@ -150,6 +150,7 @@ def _cost(space: SearchSpace, architecture: Mapping[str, int], measure: str) -> 
 
 
 def meets(space: SearchSpace, budget: Budget, architecture: Mapping[str, int]) -> bool:
+    """Whether one architecture keeps to every limit."""
     return bool(cost.feasible(space, torch.tensor(space.indices(architecture)), budget))
 
 

@@ -131,7 +131,7 @@ def _chosen(run: Run) -> SearchResult:
     scores: list[Score] = []
     if len(found) > 1:
         judge = judge_of(asked, run.supernet)
-        scores = ranked(raced(judge, found, raw=True, on_score=asked.counting(len(found))), asked.objective)
+        scores = ranked(raced(judge, found, on_score=asked.counting(len(found))), asked.objective)
     return SearchResult(
         architecture=scores[0].architecture if scores else found[0],
         candidates=tuple(scores),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tas.methods.baselines import uniform
-from tas.methods.budgets import best_within
+from tas.methods.budgets import distinct, meets
 from tas.sampling import project
 from tas.scoring import Judge, Score, judged
 from tas.space import Architecture, Budget, SearchSpace
@@ -33,29 +33,32 @@ def evolved(
     scores: Sequence[Score],
     count: int,
     generator: torch.Generator,
+    raw: bool = False,
     on_score: Callable[[Score], None] | None = None,
 ) -> list[Score]:
-    """`scores` and up to `count` more, best first: of uniform widths, then each of a child of one of the best four
-    within the budget, the most promising of 64.
+    """Up to `count` new scores besides those that are known: of uniform widths, then each of a child of one of the best
+    four within the budget, the most promising of 64.
 
-    A child has one to three choices moved by one or two candidates, and is then brought just below the budget
+    For a child one to three choices are moved by at most two candidates each; it is then brought just below the budget
     (`sampling.project`), so that a block more is paid for with channels elsewhere. Fewer than `count` where the
-    neighbourhood holds no more. The same generator and scores give the same children.
+    neighbourhood holds no more. The same generator and scores give the same children. raw: see `scoring.raced`.
     """
     space = judge.source.space
-    found = [*scores]
-    for number in range(count):
-        within = best_within(space, budget, [found], judge.objective)
-        best = [each.architecture for each in within if each.valid]
-        known = {each.architecture for each in found}
-        even = uniform(space, budget) if number == 0 else None
-        child = even if even not in (None, *known) else _child(space, budget, best, known, generator)
+    known = {score.architecture for score in scores}
+    within = [score for score in scores if score.valid and meets(space, budget, score.architecture)]
+    found: list[Score] = []
+    while len(found) < count:
+        even = None if found else uniform(space, budget)
+        best = [score.architecture for score in distinct(within, judge.objective)]
+        child = even if even is not None and even not in known else _child(space, budget, best, known, generator)
         if child is None:
             break
-        found.append(judged(judge, child)[0])
+        found.append(judged(judge, child, raw=raw)[0])
+        known.add(child)
+        within += found[-1:] if found[-1].valid else []
         if on_score:
             on_score(found[-1])
-    return best_within(space, budget, [found], judge.objective)
+    return found
 
 
 def _child(
@@ -66,9 +69,10 @@ def _child(
     generator: torch.Generator,
 ) -> Architecture | None:
     """A new child of the first of the `best`, all scored, best first: of a brood the one that a regression on them
-    expects most of. None where no new one was found, or there is no parent."""
+    expects most of. None where no new one was found, or there is no parent, or nothing that can be moved."""
+    movable = any(len(choice.candidates) > 1 for choice in space.choices)
     rows = torch.tensor([space.indices(each) for each in best])
-    for _ in range(_TRIES if best else 0):
+    for _ in range(_TRIES if best and movable else 0):
         parents = rows[torch.randint(min(_PARENTS, len(best)), (_BROOD,), generator=generator)]
         moved = torch.stack([_moved(space, parent, generator) for parent in parents])
         brood = project(space, moved, budget, generator).tolist()

@@ -98,7 +98,7 @@ def _proposed(asked: Asked[Settings], study: optuna.Study, trial: Trial) -> Arch
     indices = [trial.params[choice.name] for choice in asked.space.choices]
     row, excess = torch.tensor(indices), []
     for measure, limit in asked.budget.limits:
-        excess.append(float(cost.count(asked.space, row, measure)) / (limit + 0.5) - 1)  # see `cost.feasible`
+        excess.append(float(cost.count(asked.space, row, measure)) / (limit + cost.tolerance(measure)) - 1)
         trial.set_constraint(measure, excess[-1])
     if any(part > 0 for part in excess):
         _enqueue(asked, study, _projected(asked, indices))

@@ -189,7 +189,7 @@ def score_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> Table:
 def _scores(scores: Sequence[Mapping[str, Any]], metric: str, names: Sequence[str]) -> Table:
     """A row a score, named by what it was chosen for, or else by its name here."""
     form = figures(s.get(key) for s in scores for key in ("reached", "recalibrated", "raw"))
-    finals = any(s.get("reached") is not None for s in scores)
+    finals, raw = (any(s.get(key) is not None for s in scores) for key in ("reached", "raw"))
 
     def number(value: float | None) -> str:
         return "–" if value is None else decimal(value, form)
@@ -198,10 +198,11 @@ def _scores(scores: Sequence[Mapping[str, Any]], metric: str, names: Sequence[st
     for score, name in zip(scores, names, strict=True):
         quick = decimal(score["recalibrated"] if is_number(score["loss"]) else None, form)
         trained = [number(score.get("reached"))] if finals else []
+        old = [number(score["raw"])] if raw else []
         sizes = [str(score["images"]), short(score["macs"]), short(score["params"])]
-        rows.append([_mark(score) or name, *trained, quick, number(score["raw"]), *sizes])
+        rows.append([_mark(score) or name, *trained, quick, *old, *sizes])
     trained = [f"{metric}, trained shortly"] if finals else []
-    return ["", *trained, f"{metric}, recalibrated", "raw", "images", "MACs", "params"], rows
+    return ["", *trained, f"{metric}, recalibrated", *(["raw"] if raw else []), "images", "MACs", "params"], rows
 
 
 def _mark(score: Mapping[str, Any]) -> str:
