@@ -1,5 +1,6 @@
 """What channels are carried through: each operator between two convolutions, with the laws; and what keeps them."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -245,6 +246,29 @@ class Reattention(nn.Module):
 @pytest.mark.parametrize("heads", [1, 4])
 def test_a_sum_over_one_head_counts_as_the_product_that_it_is(heads: int) -> None:
     check_space(Reattention(heads), torch.randn(2, 5, 24))
+
+
+class EinsumAttention(nn.Module):
+    """A scale after an einsum, in a block that can be left out: at one channel a head einsum is made of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.norm, self.qkv, self.out = 4, nn.BatchNorm2d(16), nn.Conv2d(16, 48, 1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        q, k, v = (t.reshape(b, self.heads, -1, h * w) for t in self.qkv(self.norm(x)).chunk(3, 1))
+        maps = (torch.einsum("bhcn,bhcm->bhnm", q, k) / math.sqrt(q.shape[2])).softmax(-1)
+        return x + self.out(torch.einsum("bhnm,bhcm->bhcn", maps, v).reshape(b, -1, h, w))
+
+
+def test_a_scale_in_operators_that_cannot_be_compared_is_told_too() -> None:
+    torch.manual_seed(0)
+    after = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 3, 1))
+    network = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), EinsumAttention(), *after)
+    traced = check_space(network, torch.randn(2, 3, 16, 16))
+    assert {choice.kind for choice in traced.space.choices} == {"width", "depth"}
+    assert [note for note in traced.space.notes if "a number follows a width: div" in note]
 
 
 def test_attention_that_asks_for_its_own_kernel_is_counted() -> None:

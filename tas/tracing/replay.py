@@ -27,7 +27,8 @@ class _Differs(Exception):
 
 class Replay(Watching):
     """Compares each operator's output shapes with the prediction. Where operators differ it goes on without comparing
-    until the next module begins or ends; `strayed` are the places of the record where that happened."""
+    until the next module begins or ends, but for the numbers of what it passes over; `strayed` are the places of the
+    record where that happened."""
 
     def __init__(self, recorder: Recorder, kept: Callable[[Axis], int]) -> None:
         super().__init__()
@@ -35,6 +36,7 @@ class Replay(Watching):
         self.position, self.aligned = 0, True
         self.strayed: set[int] = set()
         self._calls: Counter[str] = Counter()
+        self._unaligned: Counter[tuple[str, str]] = Counter()  # operators and their numbers since it strayed
         self._whole = Whole(self._compare)
         self._literals: list[tuple[float, ...]] = []  # as many as in the record, or they are not compared
         self.asked: list[int] | None = None  # the sizes that a failing operator was given
@@ -44,6 +46,7 @@ class Replay(Watching):
         try:
             with self._aligning(network), self._whole, Holding(self.recorder.decisions), self:
                 network(*args, **kwargs)
+            self._pass_over(len(self.recorder.records))
             self._compare_literals()
         except _Differs as error:
             self.error = str(error)
@@ -61,6 +64,27 @@ class Replay(Watching):
         if repr(record.numbers) != repr(numbers):  # NaN is NaN; a scale computed from the head size, say
             self.recorder.mark_inexact(f"a number follows a width: {record.where()}")
 
+    def _align(self, position: int) -> None:
+        """Go on at a place of the record, if it strayed."""
+        if not self.aligned:
+            self._pass_over(position)
+            self.position, self.aligned = position, True
+
+    def _pass_over(self, position: int) -> None:
+        """Numbers of the record up to there that were not met since it strayed are taken to be others: einsum is made
+        of other operators at a size of one, the scale after it is not."""
+        if self.aligned:
+            return
+        for record in self.recorder.records[self.position : position]:
+            key = record.operator, repr(record.numbers)
+            if record.numbers and record.operator != LITERAL and not self._unaligned[key]:
+                self.recorder.mark_inexact(f"a number follows a width: {record.where()}")
+            self._unaligned[key] -= 1
+        self._unaligned.clear()
+
+    def _note(self, name: str, args: Any, kwargs: Any) -> None:
+        self._unaligned[name, repr(numbers_in(name, (args, kwargs)))] += 1
+
     @contextmanager
     def _aligning(self, network: nn.Module) -> Iterator[None]:
         """Calls of modules come in the same order in the record, whatever operators they are made of."""
@@ -72,13 +96,13 @@ class Replay(Watching):
             self._calls[name] += 1
             span = calls[number] if number < len(calls) else None
             open_calls.append(span)
-            if span is not None and not self.aligned:
-                self.position, self.aligned = span.first, True
+            if span is not None:
+                self._align(span.first)
 
         def leave() -> None:
             span = open_calls.pop()
-            if span is not None and not self.aligned:
-                self.position, self.aligned = span.last, True
+            if span is not None:
+                self._align(span.last)
 
         handles = []
         for name, module in network.named_modules():
@@ -108,16 +132,21 @@ class Replay(Watching):
         if name == LITERAL:
             self._literals.append(numbers_in(name, (args, kwargs)))
         whole = name == "alias" and self.at().operator == "slice"  # a slice up to the end or beyond
-        if not self.aligned or (name in _COMES_AND_GOES and not whole):
+        if not self.aligned:
+            self._note(name, args, kwargs)
+            return out
+        if name in _COMES_AND_GOES and not whole:
             return out
         record = self.at()
         if _ALIKE.get(record.operator, record.operator) != _ALIKE.get(name, name) and not whole:
+            self._note(name, args, kwargs)
             return self._stray(out)
         tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         for tensor, value in zip(tensors, record.outputs, strict=False):
             wanted = tuple(self.kept(axis) for axis in value.axes())
             if tuple(tensor.shape) != wanted and value.real:
                 if 1 in wanted and sorted(tensor.shape) == sorted(wanted):
+                    self._note(name, args, kwargs)
                     return self._stray(out)  # einsum moves sizes of one elsewhere
                 raise _Differs(f"it gives {tuple(tensor.shape)} where {wanted} was due")
         self._compare_numbers(record, numbers_in(record.operator, (args, kwargs)))
