@@ -104,7 +104,7 @@ def searched(work: Work, name: str, settings: Any, label: str, seed: int) -> Arc
                 device=current.prepared.device,
                 checkpoint=checkpoint,
                 on_row=lambda row: bar(row["step"], row["steps"], ""),
-                on_score=lambda done, count: bar(done, count, "(candidates)"),
+                on_score=lambda done, count: bar(done, count, "scoring candidates"),
                 **options,
             )
         scored = [each for each in found.candidates if each.valid]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tas.cells import Student, Work, digest, kept, original_cell, searched, trained
+from tas.choosing import finalists_of
 from tas.describing import budgets_of, costs, costs_of_original
 from tas.errors import BadRecipe
 from tas.files import write_json
@@ -88,6 +89,7 @@ def _found(works: Sequence[Work]) -> dict[str, Any]:
         "budgets": {name: dict(budget.limits) for name, budget in works[0].budgets.items()},
         "searches": {name: asdict(settings) for name, settings in searches(recipe).items()},
         "distill": recipe.model_dump(mode="json")["distill"],
+        "choose": {"finalists": finalists_of(recipe, works[0].source), "epochs": recipe.choose.epochs},
         "start": started(works[0].current, works[0].source, works[0].teacher),
         "recipe": dump(recipe),
         "environment": environment(recipe.seed, prepared.device),

@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from tas.errors import Infeasible
+from tas.errors import BadRecipe, Infeasible
 from tas.space import Budget, Factor, SearchSpace, Term
 
 _COUNTED = ("macs", "params")  # whole numbers; what is measured is not
@@ -153,6 +153,8 @@ def budget(space: SearchSpace, slack: float = 0.05, **limits: float | int | None
     for name, limit in limits.items():
         if limit is None:
             continue
+        if not isinstance(limit, int | float):
+            raise BadRecipe(f"a budget's {name} is a number, such as 0.5 for half of the original's, got {limit!r}")
         measure = f"{name}_ms" if name == "latency" else name
         if measure not in known:
             told = "; measure it first (tas.measure_latency, tas.with_latency)" if measure == "latency_ms" else ""
@@ -167,7 +169,7 @@ def budget(space: SearchSpace, slack: float = 0.05, **limits: float | int | None
         if absolute > largest:
             raise Infeasible(
                 f"the {measure} budget must not exceed the original's {whole(measure, largest):,}, "
-                f"got {whole(measure, absolute):,}; "
+                f"got {limit:,}; "
                 "a float up to 1.0 is a ratio of the original, everything else an absolute number"
             )
         if absolute + tolerance(measure) < smallest:

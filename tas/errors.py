@@ -41,5 +41,15 @@ def require_rules(values: Any, rules: Mapping[str, bool], section: str = "") -> 
 
 
 def least(values: Any, **smallest: int) -> dict[str, bool]:
-    """Rules for `require_rules`: the smallest values of fields."""
-    return {f"{name} is at least {number}": getattr(values, name) >= number for name, number in smallest.items()}
+    """Rules for `require_rules`: fields that are whole numbers, and their smallest values."""
+    rules: dict[str, bool] = {}
+    for name, number in smallest.items():
+        value = getattr(values, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        rules |= {f"{name} is a whole number": whole, f"{name} is at least {number}": not whole or value >= number}
+    return rules
+
+
+def switches(values: Any, *names: str) -> dict[str, bool]:
+    """Rules for `require_rules`: fields that are True or False."""
+    return {f"{name} is true or false": isinstance(getattr(values, name), bool) for name in names}

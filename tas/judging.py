@@ -75,7 +75,7 @@ def quick_scores(
             device=prepared.device,
         )
     best = ranked(found, prepared.objective)
-    rows = [candidate_row(prepared, each, {best[0].architecture}) for each in best]
+    rows = [candidate_row(prepared, each, ()) for each in best]  # nothing is chosen here
     remarks += filter(None, [lost_note(rows)])
     return {
         "metric": prepared.objective.name,

@@ -94,7 +94,7 @@ def unseen(data: Data, images: int, seed: int = 0) -> Split | None:
 
 def score(
     source: Traced | Supernet,
-    architectures: Iterable[Mapping[str, int]] | Tensor,
+    architectures: Iterable[Mapping[str, int]] | Mapping[str, int] | Tensor,
     data: Any,
     *,
     objective: Objective | None = None,
@@ -111,8 +111,9 @@ def score(
 ) -> list[Score]:
     """Scores of `architectures`, in their order, with the weights of `source`; equal ones are scored once.
 
-    architectures: themselves, or candidate indices [count, choices] as `tas.sample_many` and the `sample` of an
-    `ArchitectureDistribution` give them. ValueError, before any image is decoded, where one is not of the space.
+    architectures: themselves, or a single one, or candidate indices [count, choices] as `tas.sample_many` and the
+    `sample` of an `ArchitectureDistribution` give them. ValueError, before any image is decoded, where one is not of
+    the space.
     Calibration images come unaugmented from the *weights* half of `data.train`, score images from the *architecture*
     half (`search_splits(data, seed)`); where there are fewer than asked for, `Score.images` says so. The cumulative
     average over 20 batches of 128 has the variance of EagleEye's 102 batches at momentum 0.1; EagleEye scores on 10,000
@@ -128,8 +129,13 @@ def score(
     """
     if isinstance(architectures, Tensor):
         architectures = [source.space.architecture(row) for row in architectures.tolist()]
-    everyone = list(architectures)
+    everyone = [architectures] if isinstance(architectures, Mapping) else list(architectures)
     for architecture in everyone:
+        if not isinstance(architecture, Mapping):
+            kind = type(architecture).__name__
+            raise ValueError(
+                f"an architecture is a mapping of choices to sizes, got a {kind}: score(source, architectures, data)"
+            )
         source.space.indices(architecture)
     chosen = judge(
         source,
@@ -160,6 +166,9 @@ def judge(
     """Decode the images once, for any number of scores; none for a calibration where `source` has no batch norm.
     merge: see `score`; the images for it are of the weights half. `BlindWarning` where the held-out images lack a
     class."""
+    for name, count in (("images", images), ("calibration_images", calibration_images)):
+        if count < 1:
+            raise BadRecipe(f"{name} is at least 1, got {count}")
     data = as_data(data)
     weights, architecture_half = search_splits(data, seed)
     # The average over batches gives every batch the same weight, whatever its size.

@@ -115,7 +115,7 @@ def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]
             current.events.search(row, sizes)
 
         results = asked_search(
-            prepared, source, checkpoint, on_row, lambda done, count: bar(done, count, "(candidates)")
+            prepared, source, checkpoint, on_row, lambda done, count: bar(done, count, "scoring candidates")
         )
     course = [row for result in results for row in result.course]
     write_lines(folder.path / "search.jsonl", course)  # without the rows of an interrupted epoch

@@ -254,3 +254,8 @@ def test_a_network_that_cannot_be_copied() -> None:
     network = plain()
     network.left = threading.Lock()  # type: ignore[assignment]
     assert refused(network).startswith("the network must be such that it can be copied, got: ")
+
+
+def test_a_class_in_the_place_of_a_network() -> None:
+    assert refused(nn.Conv2d) == "a network is an instance of torch.nn.Module, got the class Conv2d: call it"
+    assert refused(torch.relu).startswith("a network is an instance of torch.nn.Module, got a ")

@@ -16,6 +16,7 @@ from tas import scoring
 from tas.preparation import prepare
 from tas.recipe import parse
 from tas.reporting.progress import Display
+from tas.reporting.tables import ONLY_MIXED
 from tas.runner import run
 
 QUIET = Display(Console(quiet=True))
@@ -118,7 +119,7 @@ def test_a_candidate_without_a_number_is_counted_and_null_in_json(
     found = strict(out)
     assert code == 0
     assert [row["loss"] is None for row in found["scores"]] == [False, True]
-    assert [row["chosen"] for row in found["scores"]] == [True, False]
+    assert [row["chosen"] for row in found["scores"]] == [False, False]
     assert "1 of 2 candidates: metric or loss is no number" in err
     assert "no number" in score(values, "--architectures", tmp_path / "two.json")[1]
     (tmp_path / "one.json").write_text(json.dumps(largest))
@@ -155,7 +156,7 @@ def test_notes_of_a_space_are_one_warning_a_kind_and_all_of_them_in_json(
     monkeypatch.setattr("tas.runner.prepare", lambda recipe: replace(prepared, source=source))
     run(prepared.recipe, tmp_path / "run", display=QUIET, until="original")
     warnings = json.loads((tmp_path / "run" / "run.json").read_text())["warnings"]
-    assert warnings == ["a norm over channels, in 2 places: x, and 1 more", "an output is wide"]
+    assert warnings == [f"a norm over channels, in 2 places: x, and 1 more ({ONLY_MIXED})", "an output is wide"]
     assert json.loads((tmp_path / "run" / "space.json").read_text())["notes"] == list(notes)
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("a norm over channels") == 1

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import tas
 from tas import cost
-from tas.errors import Infeasible
+from tas.errors import BadRecipe, Infeasible
 from tas.space import Architecture, Budget, Choice, Factor, LayerCost, SearchSpace, Term
 
 CHOICES = (Choice("a", "width", (1, 2, 5)), Choice("b", "width", (3, 4)), Choice("d", "depth", (0, 1, 2)))
@@ -223,3 +223,9 @@ def test_below_the_band_of_one_limit_is_fine_while_another_binds() -> None:
     binds, idle = ("macs", macs), ("params", 1e9)
     assert float(cost.penalty(SPACE, Budget((idle,), slack=0.0), table)) != 0
     assert float(cost.penalty(SPACE, Budget((binds, idle), slack=0.0), table)) == 0
+
+
+def test_limits_that_are_no_numbers_are_refused() -> None:
+    space = SearchSpace((), (LayerCost("a", "macs", (Term(10),)),))
+    with pytest.raises(BadRecipe, match=r"a budget's macs is a number, such as 0\.5 .* got '50%'"):
+        cost.budget(space, macs="50%")  # type: ignore[arg-type]

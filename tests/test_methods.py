@@ -1,3 +1,6 @@
+import re
+from typing import Any
+
 import pytest
 import torch
 from toys import asked, data, network
@@ -158,3 +161,32 @@ def test_unknown_methods_and_options_are_refused_with_the_nearest_name():
         tas.search(source, DATA, budget, epoch=3)
     with pytest.raises(BadRecipe, match="unknown search option 'candidates'"):
         tas.search(source, DATA, budget, "uniform", candidates=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"evolve": "x"}, "search.evolve is a whole number, got 'x'"),
+        ({"evolve": 1.5}, "search.evolve is a whole number, got 1.5"),
+        ({"candidates": True}, "search.candidates is a whole number, got True"),
+        ({"merge": "no"}, "search.merge is true or false, got 'no'"),
+        ({"merge": None}, "search.merge is true or false, got None"),
+    ],
+)
+@pytest.mark.parametrize("method", ["differentiable", "adaptive_bn", "optuna"])
+def test_options_of_another_kind_are_refused_before_anything_runs(
+    method: str, options: dict[str, Any], said: str
+) -> None:
+    source = tas.trace(network(), torch.zeros(2, 1, 8, 8))
+    options = {"candidates": 3, **options}
+    if method == "optuna" and "evolve" in options:
+        said = "unknown search option 'evolve'"
+    with pytest.raises(BadRecipe, match=re.escape(said)):
+        tas.search(source, DATA, cost.budget(source.space, macs=0.5), method, **options)
+
+
+@pytest.mark.parametrize("budget", [0.5, [0.5], None, "50%"])
+def test_a_budget_that_is_none_is_refused(budget: Any) -> None:
+    source = tas.trace(network(), torch.zeros(2, 1, 8, 8))
+    with pytest.raises(BadRecipe, match=r"tas\.budget"):
+        tas.search(source, DATA, budget)

@@ -149,8 +149,8 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.
         for step in (10, 60, 70, 160):
             bar(step, 260, "loss 1.0")
     assert stream.getvalue().splitlines() == [
-        "search: step 60 of 260, about 24 s left loss 1.0",
-        "search: step 160 of 260, about 27 s left loss 1.0",
+        "search: step 60 of 260, about 24 s left, loss 1.0",
+        "search: step 160 of 260, about 27 s left, loss 1.0",
     ]
 
 

@@ -244,3 +244,15 @@ def test_ranking_takes_the_metric_then_the_loss_and_never_what_is_not_a_number()
     assert ranked([scored(9.0, images=5), low, lost]) == [low, scored(9.0, images=5), lost]
     with pytest.raises(BadData, match="all are NaN"):
         ranked([lost, lost])
+
+
+def test_arguments_of_another_kind_are_refused_in_words():
+    source = tas.trace(network(), torch.zeros(2, 1, 8, 8))
+    one = source.space.uniform(0.5)
+    with pytest.raises(ValueError, match="a mapping of choices to sizes, got a Tensor"):
+        score(source, [torch.zeros(2)], DATA)
+    for name in ("images", "calibration_images"):
+        with pytest.raises(BadRecipe, match=f"{name} is at least 1, got -1"):
+            score(source, [one], DATA, **{name: -1})
+    images = {"images": 32, "calibration_images": 32}
+    assert score(source, one, DATA, **images) == score(source, [one], DATA, **images)

@@ -16,7 +16,7 @@ import tas
 from tas.describing import survey
 from tas.errors import BadRecipe
 from tas.recipe import dump, parse
-from tas.reporting.tables import kept_rows, space_tables
+from tas.reporting.tables import ONLY_MIXED, kept_rows, space_tables
 from tas.tracing import Rules
 from tas.tracing.independent import independent_macs
 
@@ -93,7 +93,10 @@ def test_notes_of_one_kind_take_one_line() -> None:
     found |= {"searchable": dict.fromkeys(("macs", "params", "layers"), 0.5), "batch_norms": 0, "seconds": 1.0}
     found |= {"counted": {"formula": 1, "torch": 1}}
     lines = [part for part in space_tables(found) if isinstance(part, str)]
-    assert lines[-2:] == ["Note: a norm over channels, in 2 places: x, and 1 more", "Note: an output is wide"]
+    assert lines[-2:] == [
+        f"Note: a norm over channels, in 2 places: x, and 1 more ({ONLY_MIXED})",
+        "Note: an output is wide",
+    ]
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -62,8 +62,8 @@ def program(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             warnings.simplefilter("ignore")  # torch's own deprecations
             return torch.export.export(network, args, dict(kwargs), dynamic_shapes=shapes)
     except Exception as problem:  # the network's own code runs here, on values that are not there
-        hint = "" if batch is None else "; where the network fixes the batch size, export with a fixed batch"
-        raise BadNetwork(f"torch.export cannot follow the network: {_line(problem)}{hint}") from problem
+        hint = "" if batch is None else "; where it fixes the batch size, export with a fixed batch (--fixed-batch)"
+        raise BadNetwork(f"torch.export cannot follow the network: {_line(problem).rstrip(' .;')}{hint}") from problem
 
 
 def write_torch(exported: Any, path: Path) -> int | None:

@@ -83,8 +83,8 @@ def search(
     Raises `Infeasible`, with the smallest reachable cost, when no architecture meets a budget; BadRecipe for an
     unknown method or option.
     """
-    budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
-    _require_searchable(source.space, budgets)
+    budgets = (budget,) if isinstance(budget, Budget) else tuple(budget) if isinstance(budget, Sequence) else ()
+    _require_searchable(source.space, budget, budgets)
 
     def asked(settings: type[_S]) -> Asked[_S]:
         judged_by, own = objective or default_objective(), _settings(settings, options)
@@ -114,7 +114,9 @@ def search(
     return found[0] if isinstance(budget, Budget) else tuple(found)
 
 
-def _require_searchable(space: SearchSpace, budgets: Sequence[Budget]) -> None:
+def _require_searchable(space: SearchSpace, asked: Any, budgets: Sequence[Budget]) -> None:
+    if not isinstance(asked, Budget | Sequence) or not all(isinstance(each, Budget) for each in budgets):
+        raise BadRecipe(f"a budget is what tas.budget(space, macs=...) gives, or a list of such; got {asked!r}")
     for budget in budgets:
         require_feasible(space, budget)
     if all(len(choice.candidates) == 1 for choice in space.choices):

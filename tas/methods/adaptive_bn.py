@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tas.errors import least, require_rules
+from tas.errors import least, require_rules, switches
 from tas.methods.asked import Asked
 from tas.methods.budgets import best_within
 from tas.methods.evolving import evolved
@@ -44,6 +44,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         rules = least(self, candidates=1, evolve=0, images=1, calibration_images=1, rungs=1)
+        rules |= switches(self, "merge", "raw")
         require_rules(self, {**rules, "keep lies between 0 and 1": 0 < self.keep < 1}, "search.")
 
 

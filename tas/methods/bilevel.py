@@ -19,7 +19,7 @@ from torch import Tensor
 from tas import cost
 from tas.data import Split
 from tas.distribution import ArchitectureDistribution, Selection, temperature
-from tas.errors import BadRecipe, Diverged, least, require_rules
+from tas.errors import BadRecipe, Diverged, least, require_rules, switches
 from tas.methods.asked import Asked
 from tas.methods.result import Row
 from tas.supernet import Supernet
@@ -83,6 +83,7 @@ class Settings:
         from_0 = ("momentum", "weight_decay", "architecture_decay", "penalty_weight")
         rules = {
             **least(self, epochs=1, batch=1, mixed=1, candidates=1, evolve=0, images=1, calibration_images=1, rows=1),
+            **switches(self, "warm_start", "merge"),
             **{f"{name} is above 0": getattr(self, name) > 0 for name in above},
             **{f"{name} is at least 0": getattr(self, name) >= 0 for name in from_0},
         }

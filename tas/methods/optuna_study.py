@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tas.errors import BadRecipe, least, require_rules
+from tas.errors import BadRecipe, least, require_rules, switches
 from tas.methods.asked import Asked
 from tas.methods.result import SearchResult, architectures_in
 from tas.sampling import require_feasible
@@ -66,7 +66,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         rules = least(self, candidates=1, images=1, calibration_images=1, latency_batch=1, latency_repeats=2)
-        require_rules(self, rules, "search.")
+        require_rules(self, {**rules, **switches(self, "merge", "raw")}, "search.")
         check_study(self)
         for measure in self.measures:
             known("search.measures", measure, get_args(Measure))

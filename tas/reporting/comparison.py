@@ -104,10 +104,22 @@ def protocol(found: Mapping[str, Any]) -> str:
         f"Mean ± standard deviation over the seeds {seeds}{own} on {images['test']:,} test images, n networks. Unless "
         f"a remark says otherwise: {epochs(how['epochs'])} on {images['train']:,} images, learning rate {how['lr']:g}, "
         f"{how['loss']} from {_teachers(how)} (alpha {how['alpha']:g}, T {how['temperature']:g}), start: "
-        f"{_STARTS[found['start']]}. Within noise: Welch's t-test of the means against the best row, or the original, "
+        f"{_STARTS[found['start']]}.{_finals(found)} "
+        "Within noise: Welch's t-test of the means against the best row, or the original, "
         "does not reach p < 0.05. Speed-up: MACs of the original over MACs; compression: the same of parameters. "
         "Milliseconds: median and quartiles of one eager forward, all networks in turns, on "
         f"{found['environment']['device']}, threads: {found['environment']['threads']}."
+    )
+
+
+def _finals(found: Mapping[str, Any]) -> str:
+    """How searches chose among their best candidates."""
+    choose = found.get("choose", {"finalists": 0})
+    if not choose["finalists"]:
+        return ""
+    return (
+        f" Of each search's best candidates {choose['finalists']} were trained for {epochs(choose['epochs'])} on one "
+        "half of the training images, and judged on the other; the best of them is its row."
     )
 
 

@@ -98,6 +98,6 @@ class Display:
                 return
             due = passed + _SECONDS_BETWEEN_LINES
             left = duration(passed / (step - first) * (steps - step))
-            self.say(f"{stage}: step {step} of {steps}, about {left} left {text}".rstrip())
+            self.say(f"{stage}: step {step} of {steps}, about {left} left" + (f", {text}" if text else ""))
 
         return show

@@ -13,6 +13,7 @@ from tas.files import is_number
 Rows = Mapping[str, Mapping[str, Any]]
 Table = tuple[list[str], list[list[str]]]  # header and rows
 
+ONLY_MIXED = "students are exact; only two widths at once, as a search mixes them, are approximate there"
 _MILLISECONDS = {"latency_ms": "latency, ms", "measured_ms": "measured, ms"}  # by the table, and whole (quartiles)
 
 
@@ -215,7 +216,7 @@ def _mark(score: Mapping[str, Any]) -> str:
 def front_rows(scores: Sequence[Mapping[str, Any]], metric: str) -> Table:
     """Those on the Pareto front of several budgets, by ascending cost."""
     best = sorted((s for s in scores if s["front"]), key=lambda s: s["macs"])
-    return _scores(best, metric, [""] * len(best))
+    return _scores(best, metric, [str(number) for number in range(1, len(best) + 1)])
 
 
 def lost_note(scores: Sequence[Mapping[str, Any]]) -> str:
@@ -310,7 +311,8 @@ def grouped(notes: Sequence[str]) -> list[str]:
     for kind, places in kinds.items():
         often = f", in {len(places)} places" if places[1:] else ""
         more = f", and {len(places) - 1} more" if places[1:] else ""
-        lines.append(f"{kind}{often}{': ' if places[0] else ''}{places[0]}{more}")
+        harmless = f" ({ONLY_MIXED})" if places[0] else ""
+        lines.append(f"{kind}{often}{': ' if places[0] else ''}{places[0]}{more}{harmless}")
     return lines
 
 

@@ -16,7 +16,7 @@ from tas.tracing.folding import fold_regions, fold_widths
 from tas.tracing.halves import find_halves, innermost, is_made_of
 from tas.tracing.identity import Array, Rows
 from tas.tracing.keeping import kept_sizes
-from tas.tracing.observing import copied, observe
+from tas.tracing.observing import copied, observe, require_module
 from tas.tracing.proof import prove
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Site
@@ -72,6 +72,7 @@ def trace(
     """
     args, kwargs = as_call(example_inputs)
     rules = rules or Rules()
+    require_module(network)
     original = copied(network)
     recorder = observe(original, args, kwargs, rules, handlers or {})
     caching = leaves_traces(network, recorder.network)

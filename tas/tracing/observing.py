@@ -28,6 +28,13 @@ from tas.tracing.watching import Watching
 _OF_MODES = {"bernoulli", "div", "mul", "empty", "empty_like", "new_empty", "add", "detach", "alias", "view", "copy"}
 
 
+def require_module(network: Any) -> None:
+    """`BadNetwork` for anything but an instance of a module."""
+    if not isinstance(network, nn.Module):
+        what = f"the class {network.__name__}: call it" if isinstance(network, type) else f"a {type(network).__name__}"
+        raise BadNetwork(f"a network is an instance of torch.nn.Module, got {what}")
+
+
 def observe(
     network: nn.Module,
     args: tuple[Any, ...],
