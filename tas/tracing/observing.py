@@ -219,12 +219,14 @@ def _protect(recorder: Recorder, rules: Rules) -> None:
 def _keep_constants(recorder: Recorder) -> None:
     """What buffers hold and no parameter makes, a table of coordinates say, is no size that anybody would search."""
     parameters = dict(recorder.network.named_parameters(remove_duplicate=False))
-    made = np.unique(np.concatenate([np.zeros(0, int), *_makers(recorder, parameters).values()]))
+    made = np.zeros(recorder.identities.capacity, bool)  # by atom
+    for atoms in _makers(recorder, parameters).values():
+        made[atoms] = True
     for name in recorder.tensors.keys() - parameters.keys():
         for part in map(recorder.identities.canonical, recorder.tensors[name]):
             if part is not None:
                 why = f"{name} holds it, and no parameter makes it"
-                recorder.identities.freeze(np.where(np.isin(part, made), 0, part), why)
+                recorder.identities.freeze(np.where(made[part], 0, part), why)
 
 
 def _keep_outputs(recorder: Recorder, rules: Rules) -> None:
@@ -232,8 +234,11 @@ def _keep_outputs(recorder: Recorder, rules: Rules) -> None:
     identities = recorder.identities
     makers = _makers(recorder, recorder.tensors)
     found = [identities.canonical(part) for value in recorder.outputs for part in value.rows]
-    atoms = np.unique(np.concatenate([part[part > 0] for part in found if part is not None] or [np.zeros(0, int)]))
-    made = {name: np.intersect1d(theirs, atoms) for name, theirs in makers.items()}
+    out = np.zeros(identities.capacity, bool)  # by atom
+    for part in found:
+        if part is not None:
+            out[part[part > 0]] = True
+    made = {name: theirs[out[theirs]] for name, theirs in makers.items()}
     named = [name for name, theirs in made.items() if len(theirs)]
     require_match("free", rules.free, named)
     both = [name for name in named if matches(name, rules.free) and rules.fixes(name)]
