@@ -14,10 +14,10 @@ from tas.space import Budget, Choice, Factor, LayerCost, SearchSpace, Term
 
 DATA = data()
 OPTIONS = {  # as little work as shows that a method works
-    "differentiable": {"epochs": 1, "batch": 64, "candidates": 3, "images": 50},
-    "adaptive_bn": {"candidates": 3, "images": 50},
+    "differentiable": {"epochs": 1, "batch": 64, "candidates": 3, "evolve": 2, "images": 50},
+    "adaptive_bn": {"candidates": 3, "evolve": 2, "images": 50},
     "optuna": {"candidates": 4, "startup": 1, "images": 50},
-    "tuned": {"trials": 2, "ranges": {"epochs": (1, 2)}, "batch": 64, "candidates": 3, "images": 50},
+    "tuned": {"trials": 2, "ranges": {"epochs": (1, 2)}, "batch": 64, "candidates": 3, "evolve": 2, "images": 50},
 }
 
 

@@ -33,7 +33,7 @@ class Settings:
     """
 
     candidates: int = 100
-    evolve: int = 48
+    evolve: int = 96
     aim: Aim = "tilt"
     images: int = 2000
     calibration_images: int = 2560

@@ -72,7 +72,7 @@ class Settings:
     selection: Selection = "multinomial"
     mixed: int = 2
     candidates: int = 12
-    evolve: int = 48
+    evolve: int = 96
     images: int = 2000
     calibration_images: int = 2560
     merge: bool = True
