@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -11,13 +12,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TextIO
+from weakref import WeakValueDictionary
 
 import torch
 
 from tas.errors import BadRecipe
 from tas.files import read_json, write_json, write_text
 from tas.recipe import Recipe, difference, dump, read
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class RunFolder:
@@ -36,6 +43,7 @@ class RunFolder:
         if not file.is_file():
             self._sign()
             self._write()
+        self._claim = _Claim.of(self.path)
 
     def _sign(self) -> None:
         """Note the recipe and where it runs: of the last command that did work here, not of one that only looked."""
@@ -81,6 +89,48 @@ class RunFolder:
 
     def _write(self) -> None:
         write_json(self.path / "run.json", self.state)
+
+
+class _Claim:
+    """A folder in which no other process may run, while this is held. The lock is the system's: it ends with the
+    process, however that ends. (Windows has none of that kind; there nothing is refused.)"""
+
+    _held: ClassVar[WeakValueDictionary[Path, _Claim]] = WeakValueDictionary()
+
+    @classmethod
+    def of(cls, folder: Path) -> _Claim:
+        """The one of this process; `BadRecipe` where another process has one, or the folder cannot be written."""
+        path = folder.resolve() / ".lock"
+        claim = cls._held.get(path)
+        if claim is None:
+            try:
+                claim = cls(path.open("a+"))
+            except OSError as problem:
+                raise BadRecipe(f"{path} cannot be written: {problem.strerror}; choose another place") from problem
+            claim._lock(folder)
+            cls._held[path] = claim
+        return claim
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def _lock(self, folder: Path) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as problem:
+            self._file.seek(0)
+            raise BadRecipe(
+                f"only one process may run in a folder, and process {self._file.read().strip()} does in {folder}: "
+                "wait for it, choose another --out, or `tas join` its study"
+            ) from problem
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def __del__(self) -> None:
+        self._file.close()
 
 
 def checkpoint_in(folder: str | Path, stage: str) -> Path:

@@ -3,6 +3,8 @@
 import json
 import pkgutil
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,6 +293,26 @@ def test_foreign_weights_are_refused(tmp_path: Path) -> None:
     save_file({**state, "tail.bias": torch.ones(3)}, tmp_path / "w.safetensors")
     with pytest.raises(BadNetwork, match=r"missing head\.bias, unexpected tail\.bias"):
         run(values_of(tmp_path, f"network.weights={tmp_path / 'w.safetensors'}"), tmp_path / "run", display=QUIET)
+
+
+def test_a_folder_in_which_another_process_runs_is_refused(tmp_path: Path) -> None:
+    asked = recipe.parse(recipe_values(tmp_path))
+    run(asked, tmp_path / "run", display=QUIET, until="original")
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
+        "file.truncate(0); file.write('4711'); file.flush(); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run" / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BadRecipe, match=r"process 4711 does in .*run: wait for it"):
+            run(asked, tmp_path / "run", display=QUIET)
+        other.kill()  # as the system may do: the folder is free again
+        other.wait()
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    run(asked, tmp_path / "run", display=QUIET, until="search")
 
 
 def test_an_original_with_weights_is_not_trained(tmp_path: Path) -> None:
