@@ -156,7 +156,7 @@ def test_score_repeats_the_scores_of_the_run(shell: Shell, task: Path) -> None:
     for mine, theirs in zip(found["scores"], known, strict=True):
         for name in ("architecture", "recalibrated", "loss", "images", "macs"):
             assert mine[name] == theirs[name], name
-    assert [row["chosen"] for row in found["scores"]] == [True] + [False] * (len(known) - 1)
+    assert not any(row["chosen"] for row in found["scores"])  # that was the run's part
 
 
 def test_score_draws_by_rates_or_from_what_a_run_learned(shell: Shell, task: Path) -> None:
