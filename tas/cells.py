@@ -128,10 +128,9 @@ def _final(work: Work, finals: Finals, architecture: Architecture) -> dict[str, 
     identity = digest({**decides, "start": start, **work.facts, "seed": seed})
     checkpoint = work.path / "checkpoints" / f"{identity}.pt"
 
-    def train() -> dict[str, Any]:
-        return finals.reached(f"finalist, seed {seed}", architecture, checkpoint)
-
-    known = kept(work.path / f"finalists/seed{seed}-{identity}.json", train)
+    stage = f"finalist, seed {seed}"
+    path = work.path / f"finalists/seed{seed}-{identity}.json"
+    known = kept(path, lambda: finals.reached(stage, architecture, checkpoint))
     _forget(checkpoint)
     return known
 

@@ -64,7 +64,8 @@ class Asked(Generic[S]):
 
     @cached_property
     def judge(self) -> Judge:
-        """What scores all candidates: the weights of the source, and images as the settings have them."""
+        """What scores all candidates: the weights of the source, and images as the settings have them. Made when it is
+        first asked for: a study that is complete is only read."""
         settings: Any = self.settings
         return judge(
             self.source,

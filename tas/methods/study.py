@@ -26,7 +26,7 @@ from tas.methods.result import Row, SearchResult
 from tas.methods.storages import kept
 from tas.methods.study_setup import opened
 from tas.sampling import project, sample_many
-from tas.scoring import Judge, Score, judged, ranked, scored_on
+from tas.scoring import Score, judged, ranked, scored_on
 from tas.space import Architecture, SearchSpace
 from tas.timing import interleaved
 
@@ -39,7 +39,6 @@ def run(asked: Asked[Settings]) -> SearchResult:
         study, new = opened(asked, storage, {"measures": measures, "merge": settings.merge}, measures)
         if new:
             _warm_start(asked, study)
-        judges: list[Judge] = []  # made for the first candidate: a study that is complete is only read
 
         def wanted() -> bool:
             return len(scored(space, study)) < settings.candidates
@@ -48,8 +47,7 @@ def run(asked: Asked[Settings]) -> SearchResult:
             architecture = _proposed(asked, study, trial)
             if architecture is None or not claimed(study, trial, settings.stale_after):
                 return False
-            judges[:] = judges or [asked.judge]
-            _tell(asked, study, trial, judged(judges[0], architecture, raw=settings.raw)[0])
+            _tell(asked, study, trial, judged(asked.judge, architecture, raw=settings.raw)[0])
             return True
 
         def stuck() -> None:

@@ -38,7 +38,6 @@ from tas.tracing import Traced
 def run(asked: Asked[Settings]) -> SearchResult:
     """Take part in the study until it has its trials, and read the result from it."""
     settings = asked.settings
-    judges: list[Judge] = []  # made for the first trial: a study that is complete is only read
     with kept(stored(asked)) as storage:
         study, new = opened(asked, storage, {"search": _identity(settings)}, pruner=_pruner(settings))
         if new:
@@ -51,8 +50,7 @@ def run(asked: Asked[Settings]) -> SearchResult:
         def work(trial: Trial) -> bool:
             if not claimed(study, trial, settings.stale_after):
                 return False
-            judges[:] = judges or [asked.judge]
-            _searched(_Tried(asked, study, trial, judges[0]))
+            _searched(_Tried(asked, study, trial, asked.judge))
             return True
 
         take_part(study, _distributions(settings), settings.stale_after, wanted, work)

@@ -139,23 +139,22 @@ class Replay(Watching):
             return out
         record = self.at()
         if _ALIKE.get(record.operator, record.operator) != _ALIKE.get(name, name) and not whole:
-            self._note(name, args, kwargs)
-            return self._stray(out)
+            return self._stray(name, args, kwargs, out)
         tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         for tensor, value in zip(tensors, record.outputs, strict=False):
             wanted = tuple(self.kept(axis) for axis in value.axes())
             if tuple(tensor.shape) != wanted and value.real:
                 if 1 in wanted and sorted(tensor.shape) == sorted(wanted):
-                    self._note(name, args, kwargs)
-                    return self._stray(out)  # einsum moves sizes of one elsewhere
+                    return self._stray(name, args, kwargs, out)  # einsum moves sizes of one elsewhere
                 raise _Differs(f"it gives {tuple(tensor.shape)} where {wanted} was due")
         self._compare_numbers(record, numbers_in(record.operator, (args, kwargs)))
         self.position += 1
         self.asked = None
         return out
 
-    def _stray(self, out: Any) -> Any:
+    def _stray(self, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         """A size of one can change what an operator is made of: the forward still has to finish."""
         self.aligned = False
         self.strayed.add(self.position)
+        self._note(name, args, kwargs)
         return out
