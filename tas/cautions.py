@@ -8,24 +8,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tas.data import Data, Split
+from tas.files import is_number
 from tas.latency.table import TOO_NOISY, Table
 from tas.objectives import Objective
 from tas.scoring import BlindWarning, search_splits
 
 
 def chance(split: Split, objective: Objective, reached: float | None) -> str:
-    """A warning where a top-1 (percent) of the original on `split` is that of always naming its most frequent class, or
-    within three standard errors above; empty otherwise."""
-    if objective.name != "top1" or split.targets is None or reached is None:
+    """A warning where the original's top-1 on `split` is what `_guessing` says it is; empty otherwise."""
+    guessed = _guessing(split, objective, reached)
+    what = "check its weights, and mean and std of the data. Scores of its parts mean nothing."
+    return f"The original classifies {guessed}: {what}" if guessed else ""
+
+
+def untaught(split: Split, objective: Objective, row: str, reached: float | None) -> str:
+    """The same of a network that was distilled, by its row in the table."""
+    guessed = _guessing(split, objective, reached)
+    what = "its training has taught it nothing. Lower distill.lr, or train longer."
+    return f"The row {row!r} classifies {guessed}: {what}" if guessed else ""
+
+
+def _guessing(split: Split, objective: Objective, reached: float | None) -> str:
+    """What to say where a top-1 (percent) is that of always naming the most frequent class of `split`, or within three
+    standard errors above; empty otherwise."""
+    if objective.name != "top1" or split.targets is None or not is_number(reached):
         return ""
     often = int(split.targets.bincount().max()) / len(split)
     if reached > 100 * (often + 3 * math.sqrt(often * (1 - often) / len(split))):
         return ""
-    return (
-        f"The original classifies {reached:.1f} % of {len(split):,} {split.name} images, within three standard errors "
-        f"of guessing ({100 * often:.1f} %): check its weights, and mean and std of the data. Scores of its parts mean "
-        "nothing."
-    )
+    many = f"{reached:.1f} % of {len(split):,} {split.name} images"
+    return f"{many}, within three standard errors of guessing ({100 * often:.1f} %)"
 
 
 def unsteady(table: Table) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tas import loading
+from tas.cautions import untaught
 from tas.comparison import baselines, distilled
 from tas.describing import costs_of_original, require_member, row_name
 from tas.errors import BadRecipe
@@ -78,6 +79,7 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
         write_json(path, metrics)
     if until == "search":
         return metrics
+    data, objective = current.prepared.data, current.prepared.objective
     for label, architecture in found.items():
         rivals = {"student": [architecture] * current.recipe.report.repeats, **baselines(current, budgets[label])}
         for name, architectures in rivals.items():
@@ -87,6 +89,13 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
             if name == "student" and taken:
                 metrics[row] |= _measured(taken[label])
             write_json(path, metrics)
+            if said := untaught(judged_on(data), objective, row, metrics[row][objective.name]):
+                current.warn(said)
+        if rivals["student"] == rivals.get("uniform"):
+            current.warn(
+                f"What was chosen{f' ({label})' if len(found) > 1 else ''} are uniform widths: the rows of the student "
+                "and of uniform widths are the same network."
+            )
     return metrics
 
 

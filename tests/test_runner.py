@@ -19,6 +19,8 @@ import tas
 from tas import distillation, recipe
 from tas.errors import BadData, BadNetwork, BadRecipe, Infeasible, TasError, Untraceable
 from tas.folder import RunFolder, check_owner
+from tas.methods.baselines import uniform
+from tas.preparation import prepare
 from tas.reporting.progress import Display
 from tas.runner import run
 
@@ -327,6 +329,19 @@ def test_an_original_that_knows_the_images_by_heart_is_warned_about(tmp_path: Pa
     (warning,) = read(tmp_path / "run" / "run.json")["warnings"]
     assert "has seen them" in warning
     assert warning in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_rows_that_learned_nothing_and_a_student_that_is_uniform_are_named(tmp_path: Path) -> None:
+    values = values_of(tmp_path, "initialize.weights=scratch", "distill.lr=1e-12", "distill.epochs=1")
+    even = uniform(prepare(values).space, prepare(values).budget)
+    run(values, tmp_path / "run", architecture=even, display=QUIET)
+    warnings = read(tmp_path / "run" / "run.json")["warnings"]
+    assert any("'student' classifies" in each and "taught it nothing" in each for each in warnings), warnings
+    assert any("the same network" in each for each in warnings), warnings
+
+
+def test_a_student_that_learned_something_is_not(finished: Path) -> None:
+    assert not [each for each in read(finished / "run.json")["warnings"] if "taught it nothing" in each]
 
 
 def test_a_refused_command_leaves_what_a_finished_folder_says_of_its_run(finished: Path) -> None:

@@ -8,10 +8,10 @@ A line of the list (coverage_networks.txt beside this file) is an import path, t
 in a process of its own under a time limit (processor seconds on one thread, as all times here: a busy machine does not
 change them); finished ones are not run again (`--again` repeats the failed ones, `--afresh` all), so the script can be
 interrupted. Written into `--out`: coverage.json and coverage.md. The laws are checked at the smallest, one random and
-one single-choice architecture, in float64, or to 1e-4 in float32 where a network does not take that. With `--peer`,
-each tool (peers.py beside this file; pip install torch-pruning, or nvidia-modelopt, torchprofile and requests) also
-cuts every network to about half of its MACs and as far as it goes; what comes out must give outputs of the original's
-shapes, and train for a step.
+one single-choice architecture, in float64, or to 1e-4 in float32 where a network does not take that, or with
+`--float32`. With `--peer`, each tool (peers.py beside this file; pip install torch-pruning, or nvidia-modelopt,
+torchprofile and requests) also cuts every network to about half of its MACs and as far as it goes; what comes out must
+give outputs of the original's shapes, and train for a step.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--list", type=Path, default=LIST)
     parser.add_argument("--only", default="*", help="a glob over the lines of the list")
     parser.add_argument("--laws", action="store_true", help="check the laws too: minutes for large networks")
+    parser.add_argument("--float32", action="store_true", help="the laws in half of the memory, to 1e-4")
     parser.add_argument("--peer", action="append", choices=peers.PEERS, default=[], help="compare; may be repeated")
     parser.add_argument("--limit", type=float, default=120, help="processor seconds a network")
     parser.add_argument("--out", type=Path, default=Path("runs/coverage"))
@@ -80,7 +81,7 @@ def _renewed(line: str, before: Row, arguments: argparse.Namespace) -> Row:
     done = "share" in row and (row.get("laws") == "hold" or not arguments.laws)
     failed = "error" in row or row.get("laws") not in (None, "hold")
     if arguments.afresh or not (done or (failed and not arguments.again)):
-        row, problem = _limited(partial(measure, line, arguments.laws), limit)
+        row, problem = _limited(partial(measure, line, arguments.laws, arguments.float32), limit)
         if problem:
             row = {**row, "laws" if "share" in row else "error": problem}
     compared = dict(before.get("peers", {}))
@@ -91,7 +92,7 @@ def _renewed(line: str, before: Row, arguments: argparse.Namespace) -> Row:
     return {**row, "peers": compared} if compared else row
 
 
-def measure(line: str, laws: bool) -> Iterator[Row]:
+def measure(line: str, laws: bool, float32: bool) -> Iterator[Row]:
     """What is known of a network after its trace, and again after the laws."""
     network, x = _built(line)
     start = time.process_time()
@@ -108,7 +109,7 @@ def measure(line: str, laws: bool) -> Iterator[Row]:
     yield row
     if laws:
         try:
-            row["precision"] = _checked(network, x)
+            row["precision"] = _checked(network, x, float32)
             row["laws"] = "hold"
         except Exception as error:
             row["laws"] = _told(error)
@@ -116,14 +117,16 @@ def measure(line: str, laws: bool) -> Iterator[Row]:
         yield row
 
 
-def _checked(network: nn.Module, x: Any) -> str:
+def _checked(network: nn.Module, x: Any, float32: bool) -> str:
     """The precision in which the laws hold."""
-    try:
-        check_space(network, x, architectures=1)
-    except BadNetwork:  # it refuses float64, as torchvision's keypoint detector does, or overflows in it
-        check_space(network, x, architectures=1, dtype=torch.float32, tolerance=1e-4)
-        return "float32"
-    return "float64"
+    if not float32:
+        try:
+            check_space(network, x, architectures=1)
+            return "float64"
+        except BadNetwork:  # it refuses float64, as torchvision's keypoint detector does, or overflows in it
+            pass
+    check_space(network, x, architectures=1, dtype=torch.float32, tolerance=1e-4)
+    return "float32"
 
 
 def compare(line: str, peer: str) -> Iterator[Row]:
