@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -109,8 +110,8 @@ def _is_its_student(supernet: Supernet, architecture: Architecture, inputs: Any,
             wanted = student(*args, **kwargs)
         close(f"{law} (training {training})", got, wanted)
         if training:
-            after = extract(supernet, architecture)
-            close(f"{law} (running statistics)", dict(after.named_buffers()), dict(student.named_buffers()))
+            after = dict(extract(supernet, architecture).named_buffers())
+            close(f"{law} (running statistics)", after, dict(student.named_buffers()))
             close(f"{law} (gradients)", *_gradient_norms(supernet, got, student, wanted))
     return wanted
 
@@ -204,25 +205,17 @@ def law_7(space: SearchSpace, generator: torch.Generator) -> None:
 
 def law_8(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close, generator: torch.Generator) -> None:
     supernet = Supernet(traced)
-    args, kwargs = as_call(inputs)
     idle = set(traced.space.position)
     for training in (False, True):
         supernet.train(training)
         with without_noise(supernet.network):
             if traced.exact:
-                student, wide = extract(supernet, chosen[1]), drawn_wide(supernet, traced, one_hot(chosen[1]), inputs)
-                with same_noise():
-                    alone = student(*args, **kwargs)
-                close(f"law 8 (one candidate, training {training})", wide, alone)
+                _reference_is_the_student(supernet, traced, chosen[1], inputs, close)
             leaves, draw = _draw(traced, generator, extremes=not training)
-            reference = drawn_wide(supernet, traced, draw, inputs)
+            reference, theirs = _with_gradients(drawn_wide(supernet, traced, draw, inputs), leaves)
             with same_noise():
-                fast = supernet(inputs, draw)
+                fast, ours = _with_gradients(supernet(inputs, draw), leaves)
         close(f"law 8 (training {training})", fast, reference)
-        ours, theirs = (
-            torch.autograd.grad(_square(output), [*leaves.values()], allow_unused=True, retain_graph=True)
-            for output in (fast, reference)
-        )
         scale = max((float(g.abs().max()) for g in theirs if g is not None), default=0.0)
         idle -= {name for name, g in zip(leaves, theirs, strict=True) if g is not None}  # dead units have zeros
         for name, a, b in zip(leaves, ours, theirs, strict=True):
@@ -231,6 +224,25 @@ def law_8(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close,
             right = difference <= 1e3 * close.tolerance * scale
             assert right, f"law 8: gradient of {name} differs by {difference:.2e} of {scale:.2e}"
     assert not idle, f"law 8 is vacuous: no output depends on the weights of {sorted(idle)}"
+
+
+@torch.no_grad()
+def _reference_is_the_student(
+    supernet: Supernet, traced: Traced, architecture: Architecture, inputs: Any, close: Close
+) -> None:
+    args, kwargs = as_call(inputs)
+    student, wide = extract(supernet, architecture), drawn_wide(supernet, traced, one_hot(architecture), inputs)
+    with same_noise():
+        alone = student(*args, **kwargs)
+    close(f"law 8 (one candidate, training {supernet.training})", wide, alone)
+
+
+def _with_gradients(output: Any, leaves: Mapping[str, Tensor]) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
+    """The tensors of an output, and the gradients of its loss; nothing of its graph is kept, a large network's fills
+    the memory."""
+    # what makes weights of the leaves belongs to both graphs
+    found = torch.autograd.grad(_square(output), [*leaves.values()], allow_unused=True, retain_graph=True)
+    return [tensor.detach() for tensor in _flat(output)], found
 
 
 def _draw(traced: Traced, generator: torch.Generator, extremes: bool) -> tuple[dict[str, Tensor], Draw]:

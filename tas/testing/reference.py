@@ -152,9 +152,10 @@ class _Wide:
     def _hang(self, module: nn.Module, factor: Tensor, behind: bool) -> None:
         if not behind and factor.dim():  # the columns of a grouped convolution serve every group
             factor = factor.repeat(getattr(module, "groups", 1))
+        second = isinstance(module, _CHANNELS_SECOND)  # a hook that names its module would keep both until collected
 
         def shaped(x: Tensor) -> Tensor:
-            channels = 1 if isinstance(module, _CHANNELS_SECOND) else x.dim() - 1
+            channels = 1 if second else x.dim() - 1
             shape = [-1 if d == channels else 1 for d in range(x.dim())]
             return x * (factor.reshape(shape) if factor.dim() else factor).to(x.dtype)
 

@@ -20,11 +20,16 @@ NAMES = {getattr(torch, name): name for name in (*_LAYERS, *(f"{layer}_cell" for
 
 class Whole(TorchFunctionMode):
     """Hands calls of these functions to `observe(name, function, args, kwargs)`, which has to run them; `inside` says
-    that one is running, so that what it does goes unobserved. `summing`: an `einsum` over one position is running."""
+    that one is running, so that what it does goes unobserved. `summing`: an `einsum` over one position is running. It
+    serves one `with`."""
 
     def __init__(self, observe: Observer) -> None:
         super().__init__()
         self.observe, self.inside, self.summing = observe, False, False
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        del self.observe  # a method of what holds this mode: the two would keep a network until garbage is collected
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in NAMES:
