@@ -8,7 +8,7 @@ that keep its block, and a block that none keeps is not run; so are the branches
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import functional_call
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import CheckpointFunction
 
 from tas.distribution import Draw, Pick, multiplied, one_hot
@@ -26,6 +27,7 @@ from tas.errors import BadNetwork
 from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
 from tas.tracing.identity import Array, Rows
+from tas.tracing.records import Feed
 from tas.tracing.regions import Removal
 from tas.tracing.slicing import Cut, apply_cut, copy_sharing
 from tas.tracing.undoing import unchanged
@@ -91,11 +93,13 @@ class Supernet(nn.Module):
         cuts = plan.cuts
         tensors = {name: apply_cut(self._tensors[name], cut) for name, cut in cuts.items()}
         copied = {name: tensors[name] for name in cuts if name in self._buffer_names and _gathers(cuts[name])}
-        self._scale_widths(tensors, picks, plan.mask)
+        factors = self._factors(picks)
+        self._scale_widths(tensors, factors, plan.mask)
         self._scale_branches(tensors, picks)
         args, kwargs = as_call(x)
         caching = [self.network.get_submodule(name) for name in self._traced.caching]
-        with unchanged(caching), self._as_drawn(plan.attributes, dead), _without_checkpointing():
+        fed_ones = self._fed(factors, plan.mask)
+        with unchanged(caching), fed_ones, self._as_drawn(plan.attributes, dead), _without_checkpointing():
             places = self._slots_without(tuple(removal.module for removal in dead))
             swapped = {place: tensors[name] for place, name in places if name in tensors}
             output = functional_call(self.network, swapped, args, kwargs, tie_weights=False)
@@ -139,21 +143,39 @@ class Supernet(nn.Module):
             self._plans[key] = _Plan(mask, cuts, self._traced.attributes(self.network, cuts, mask))
         return self._plans[key]
 
-    def _scale_widths(self, tensors: dict[str, Tensor], picks: Draw, mask: Array) -> None:
-        for group, sites in self._traced.folds.items():
-            size = self._traced.groups[group]
-            pick = multiplied([(picks[choice], power) for choice, power in size.choices], size.times)
-            if pick.weights is None or len(pick.values) == 1:
-                continue
-            factor = extension_mask(pick.values, pick.weights)
+    def _factors(self, picks: Draw) -> dict[str, Tensor]:
+        """The factor of every unit in use, by group; none where a single candidate is picked."""
+        found = {}
+        for name in self._traced.folds:
+            group = self._traced.groups[name]
+            pick = multiplied([(picks[choice], power) for choice, power in group.choices], group.times)
+            if pick.weights is not None and len(pick.values) > 1:
+                found[name] = extension_mask(pick.values, pick.weights)
+        return found
+
+    def _scale_widths(self, tensors: dict[str, Tensor], factors: Mapping[str, Tensor], mask: Array) -> None:
+        for group, factor in factors.items():
             known: dict[int, Tensor] = {}
-            for name, dim in sites:
+            for name, dim in self._traced.folds[group].sites:
                 rows = self._traced.rows[name][dim]
                 if id(rows) not in known:
                     known[id(rows)] = self._spread(factor, rows, group, mask)
-                tensor = tensors.get(name, self._tensors[name])
-                shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
-                tensors[name] = tensor * known[id(rows)].reshape(shape)
+                tensors[name] = _times(tensors.get(name, self._tensors[name]), known[id(rows)], dim)
+
+    @contextmanager
+    def _fed(self, factors: Mapping[str, Tensor], mask: Array) -> Iterator[None]:
+        """With the factors on what modules are given, where no parameter takes them."""
+        handles = []
+        for group, factor in factors.items():
+            for feed in self._traced.folds[group].feeds:
+                hook = fed(feed, self._spread(factor, feed.rows, group, mask))
+                module = self.network.get_submodule(feed.module)
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _spread(self, factor: Tensor, rows: Rows, group: str, mask: Array) -> Tensor:
         """The factor of every kept position of a dimension: that of its unit of `group`, 1 where it has none."""
@@ -230,6 +252,23 @@ def _without_checkpointing() -> Iterator[None]:
         raise
     finally:
         CheckpointFunction.apply = reentrant
+
+
+def fed(feed: Feed, factor: Tensor) -> Callable[..., Any]:
+    """A forward pre-hook that multiplies a dimension of what a module is given."""
+
+    def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        leaves, form = tree_flatten((args, kwargs))
+        place = [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor)][feed.argument]
+        leaves[place] = _times(leaves[place], factor.to(leaves[place].dtype), feed.dim)
+        return tree_unflatten(leaves, form)
+
+    return hook
+
+
+def _times(tensor: Tensor, factor: Tensor, dim: int) -> Tensor:
+    """A factor for every position of a dimension."""
+    return tensor * factor.reshape([-1 if d == dim else 1 for d in range(tensor.dim())])
 
 
 def _gathers(cut: Cut) -> bool:

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from adversarial import Case, Net, conv, conv_bn, head, images
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils import prune
+from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 
 def depthwise_multiplier_with_bias() -> Case:
@@ -204,6 +206,81 @@ def weight_standardised() -> Case:
 
     layers = [Standardised(3, 8, 3), nn.ReLU(), Standardised(8, 6, 3), nn.ReLU()]
     return Case(nn.Sequential(*layers, head(6)), images())
+
+
+def spectrally_normed() -> Case:
+    """A factor on their weights would be normalised away."""
+    layers = [spectral_norm(nn.Conv2d(3, 8, 3)), nn.LeakyReLU(), old_spectral_norm(nn.Conv2d(8, 6, 3)), nn.LeakyReLU()]
+    return Case(nn.Sequential(*layers, nn.Flatten(), spectral_norm(nn.Linear(24, 3))), images())
+
+
+def computed_weights() -> Case:
+    """A matrix of low rank on top, noise, a mask: the factor goes to what these layers are given."""
+
+    class Adapted(nn.Linear):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__(inputs, outputs)
+            self.down, self.up = nn.Parameter(torch.randn(4, inputs)), nn.Parameter(torch.randn(outputs, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight + self.up @ self.down, self.bias)
+
+    class Masked(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x.flatten(1), self.weight * self.weight.detach().abs().sigmoid(), self.bias)
+
+    pruned = nn.Linear(8, 7)
+    prune.l1_unstructured(pruned, "weight", 0.5)
+    layers = [nn.Linear(5, 8), nn.ReLU(), pruned, nn.GELU(), Adapted(7, 6), nn.Sigmoid(), Masked(6, 3)]
+    return Case(nn.Sequential(*layers), torch.randn(4, 5))
+
+
+def computed_weight_with_a_shortcut_inside() -> Case:
+    """What the layer is given is summed over, but also passed on: it cannot take the factor."""
+
+    class Mixed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight.tanh() + self.weight, self.bias).sigmoid() + x
+
+    return Case(
+        nn.Sequential(nn.Linear(5, 8), nn.ReLU(), Mixed(8, 8), nn.Sigmoid(), nn.Linear(8, 3)), torch.randn(4, 5)
+    )
+
+
+def one_layer_of_computed_weights_called_with_and_without_the_factor() -> Case:
+    """Its second call is given what gamma of a norm could scale, its first what nothing can: both take it with what they
+    are given."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.stem(x).sigmoid()
+        return net.head(net.twice(x) + net.twice(net.norm(x)))
+
+    twice = spectral_norm(nn.Linear(8, 6))
+    return Case(
+        Net(forward, stem=nn.Linear(5, 8), norm=nn.BatchNorm1d(8), twice=twice, head=nn.Linear(6, 3)), torch.randn(4, 5)
+    )
+
+
+def modulated() -> Case:
+    """Weights that follow a style, one group an example (StyleGAN2)."""
+
+    class Modulated(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.style, self.outputs = nn.Linear(4, inputs), outputs
+            self.weight = nn.Parameter(torch.randn(1, outputs, inputs, 3, 3))
+
+        def forward(self, x: Tensor, style: Tensor) -> Tensor:
+            batch, channels, *size = x.shape
+            weight = (self.weight * self.style(style).view(batch, 1, channels, 1, 1)).view(-1, channels, 3, 3)
+            x = F.conv2d(x.reshape(1, batch * channels, *size), weight, padding=1, groups=batch)
+            return x.view(batch, self.outputs, *size)
+
+    def forward(net: Net, x: Tensor, style: Tensor) -> Tensor:
+        return net.last(F.leaky_relu(net.first(F.leaky_relu(net.stem(x)), style=style)), style=style)
+
+    net = Net(forward, stem=nn.Conv2d(3, 8, 1), first=Modulated(8, 6), last=Modulated(6, 3))
+    return Case(net, (images(), torch.randn(2, 4)))
 
 
 class GainedConv(nn.Conv2d):

@@ -21,6 +21,7 @@ from tas.extraction import extract
 from tas.space import Factor, Term
 from tas.testing import check_space, laws
 from tas.tracing import Traced, costs, folding, units
+from tas.tracing.folding import Fold
 
 # How many widths and depths must be found: a network that is kept whole would pass every law.
 FOUND = {
@@ -80,7 +81,12 @@ FOUND = {
     "conv_after_unflatten": (2, 0),
     "functional_convolution": (2, 0),
     "weight_normed": (2, 0),
-    "weight_standardised": (1, 0),
+    "weight_standardised": (2, 0),
+    "spectrally_normed": (2, 0),
+    "computed_weights": (3, 0),
+    "computed_weight_with_a_shortcut_inside": (0, 0),
+    "one_layer_of_computed_weights_called_with_and_without_the_factor": (2, 0),
+    "modulated": (2, 0),
     "standardised_with_a_gain": (2, 0),
     "norm_inside_every_head": (1, 0),
     "linear_network": (2, 0),
@@ -346,14 +352,14 @@ def test_law_8_fails_when_the_factor_sits_before_the_norm(monkeypatch: pytest.Mo
     def before(folded: Any, *_: Any) -> Any:
         folds, unmixable = folded
         moved = {"1.weight": "0.weight", "5.weight": "4.weight", "5.bias": "4.bias"}
-        return {c: tuple((moved.get(n, n), d) for n, d in sites) for c, sites in folds.items()}, unmixable
+        return {c: Fold(tuple((moved.get(n, n), d) for n, d in fold.sites)) for c, fold in folds.items()}, unmixable
 
     wrapped(monkeypatch, tas.tracing, "fold_widths", before)
     fails("8")
 
 
 def test_law_8_fails_when_a_factor_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrapped(monkeypatch, tas.tracing, "fold_widths", lambda folded, *_: (dict.fromkeys(folded[0], ()), folded[1]))
+    wrapped(monkeypatch, tas.tracing, "fold_widths", lambda folded, *_: (dict.fromkeys(folded[0], Fold()), folded[1]))
     fails("8")
 
 
@@ -381,7 +387,7 @@ def test_law_8_fails_when_the_weights_of_a_pick_have_no_gradient(monkeypatch: py
 def test_a_choice_that_changes_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the checks for unread layers and for factors that nothing takes, `dead` could be searched."""
     monkeypatch.setattr(tas.tracing.Recorder, "freeze_unneeded", lambda *_: None)
-    wrapped(monkeypatch, folding, "_fold_width", lambda found, *_: (found[0], "") if not found[0] else found)
+    wrapped(monkeypatch, folding, "_fold_width", lambda found, *_: (found[0], "") if not found[0].sites else found)
     fails("8 is vacuous", adversarial_wiring.unused_branch())
 
 

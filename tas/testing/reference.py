@@ -17,10 +17,10 @@ from torch.overrides import TorchFunctionMode
 
 from tas.distribution import Draw
 from tas.extraction import extract
-from tas.supernet import Supernet
+from tas.supernet import Supernet, fed
 from tas.tracing import Traced, as_call
 from tas.tracing.independent import independent_macs
-from tas.tracing.records import Site
+from tas.tracing.records import Feed, Site
 from tas.tracing.slicing import copy_sharing
 from tas.tracing.undoing import buffers_unchanged
 from tas.tracing.units import Group
@@ -64,10 +64,14 @@ def drawn_wide(supernet: Supernet, traced: Traced, draw: Draw, inputs: Any) -> A
         network, mask = extract(supernet, widest), traced.keep_mask(widest)
         kept = lambda rows: rows[mask[rows].all(1)]  # noqa: E731
     wide = _Wide(network, inputs)
-    for group, sites in traced.folds.items():
+    for group, fold in traced.folds.items():
         factor = _group_factor(draw, traced.groups[group])
+        for feed in fold.feeds:
+            assert feed.rows is not None
+            positions = feed.rows if kept is None else kept(feed.rows)
+            wide.feed(feed, _along(positions, traced.first[group], factor))
         along = {}
-        for name, dim in sites:
+        for name, dim in fold.sites:
             rows = traced.rows[name][dim]
             assert rows is not None
             along[name, dim] = _along(rows if kept is None else kept(rows), traced.first[group], factor)
@@ -148,6 +152,10 @@ class _Wide:
                     shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
                     factor = factor.to(tensor.dtype)
                     self.scaled[name] = tensor * (factor.reshape(shape) if factor.dim() else factor)
+
+    def feed(self, feed: Feed, factor: Tensor) -> None:
+        """Multiply what a module is given."""
+        self.network.get_submodule(feed.module).register_forward_pre_hook(fed(feed, factor), with_kwargs=True)
 
     def _hang(self, module: nn.Module, factor: Tensor, behind: bool) -> None:
         if not behind and factor.dim():  # the columns of a grouped convolution serve every group

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from tas.space import Factor, SearchSpace
 from tas.tracing import costs, limits
 from tas.tracing.attributes import AttributeRule, in_units
-from tas.tracing.folding import fold_regions, fold_widths
+from tas.tracing.folding import Fold, fold_regions, fold_widths
 from tas.tracing.halves import find_halves, innermost, is_made_of
 from tas.tracing.identity import Array, Rows
 from tas.tracing.keeping import kept_sizes
@@ -118,7 +118,7 @@ def _widths(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     caching: tuple[str, ...],
-    folds: dict[str, tuple[Site, ...]],
+    folds: dict[str, Fold],
 ) -> Traced:
     """The trace as far as a proof needs it: widths without costs, attribute rules and depth."""
     return Traced(

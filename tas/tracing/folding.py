@@ -3,33 +3,43 @@
 A supernet mixes candidate widths by zero extension: channel c counts with m_c, the summed weight of the candidates that
 have it. A factor before a norm is normalised away, so it belongs on the last affine before the channel is summed over
 by a convolution or product: gamma and beta of the norm, or rows and bias of the layer itself where no norm follows.
-Where no such place serves (an operator in between does not keep zero at zero), the columns of the reading layer do.
+Where no such place serves (an operator in between does not keep zero at zero), the columns of the reading layer do; and
+where these are computed (a spectral norm, a mask, a sum of matrices), what its module is given.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from tas.tracing.identity import Rows
 from tas.tracing.recording import Recorder
-from tas.tracing.records import Record, Site, Value
+from tas.tracing.records import Feed, Record, Site, Span, Value
 from tas.tracing.regions import Region
 from tas.tracing.units import Units
 
 Carries = Callable[[Value], bool]
 _ZEROS = {"zeros", "new_zeros", "zeros_like"}
+_Read = tuple[int, int]  # a record, and the place of one of its inputs
 
 
-def fold_widths(recorder: Recorder, units: Units) -> tuple[dict[str, tuple[Site, ...]], list[tuple[Rows, str]]]:
-    """For every width choice, the parameter dimensions that its channel factors multiply; and the identities of the
-    choices for which no parameters do that everywhere, with the reason."""
+@dataclass(frozen=True)
+class Fold:
+    """What the channel factors of a choice multiply: dimensions of parameters, and of what modules are given."""
+
+    sites: tuple[Site, ...] = ()
+    feeds: tuple[Feed, ...] = ()
+
+
+def fold_widths(recorder: Recorder, units: Units) -> tuple[dict[str, Fold], list[tuple[Rows, str]]]:
+    """For every width choice, what its channel factors multiply; and the identities of the choices for which nothing
+    takes them everywhere, with the reason."""
     carried, uses = _Carried(recorder, units), _uses(recorder)
-    folds: dict[str, tuple[Site, ...]] = {}
+    folds: dict[str, Fold] = {}
     unmixable: list[tuple[Rows, str]] = []
     for number, group in enumerate(units.groups):
-        sites, why = _fold_width(recorder, carried, uses, group.name)
-        folds[group.name] = sites
+        folds[group.name], why = _fold_width(recorder, carried, uses, group.name)
         if why:
             unmixable.append((units.atoms(number), why))
     return folds, unmixable
@@ -90,6 +100,9 @@ class _Carried:
     def along(self, rows: Rows) -> frozenset[str]:
         return self._units.groups_of(rows)
 
+    def units_of(self, rows: Rows) -> Rows:
+        return self._units.rows(rows)
+
     def summed(self, record: Record) -> list[tuple[int, frozenset[str], Site | None]]:
         if record.index not in self._summed:
             found = [(index, self._units.groups_of(rows), site) for index, rows, site in record.contracted]
@@ -109,8 +122,8 @@ def _zeros(recorder: Recorder) -> set[int]:
 
 def _fold_width(
     recorder: Recorder, carried: _Carried, uses: Mapping[Site, set[int]], choice: str
-) -> tuple[tuple[Site, ...], str]:
-    """The sites of a choice, and why there are none that serve."""
+) -> tuple[Fold, str]:
+    """The fold of a choice, and why there is none that serves."""
 
     def carries(value: Value) -> bool:
         return carried.factored(value, choice)
@@ -120,33 +133,103 @@ def _fold_width(
 
     records = carried.records[choice]
     reads = [
-        (record, record.inputs[index].made_by, column)
+        ((record.index, index), record.inputs[index].made_by, column)
         for record in records
         for index, names, column in carried.summed(record)
         if choice in names
     ]
     put_out = [value for value in recorder.freed if carries(value)]
-    given = [r.inputs[index] for r in records for index, names, _ in carried.summed(r) if choice in names] + put_out
+    given = [recorder.records[at].inputs[index] for (at, index), _, _ in reads] + put_out
     marked = {maker.index for value in given for maker in _upstream(recorder, value, carries, scales) or []}
     while True:
         reached, conflict = _spread(carried, choice, marked)
-        bare = [(record, column) for record, made_by, column in reads if made_by not in reached]
+        bare = {read: column for read, made_by, column in reads if made_by not in reached}
         # a parameter that others use too would bring them the factor
         conflict |= {i for i in marked if any(not uses[site] <= marked for site in recorder.records[i].scales)}
         for _, made_by, column in reads:  # one layer, called with the factor and without
-            if made_by in reached and column in {c for _, c in bare}:
+            if made_by in reached and column in bare.values():
                 conflict |= reached[made_by]
         if not conflict:
             break
         marked -= conflict  # those that read behind them take the factor in their columns
-    for record, column in bare:
-        if column is None or not uses[column] <= {r.index for r, c in bare if c == column}:
-            return (), f"no parameter of its own takes its factor when candidates are mixed: {record.where()}"
     if any(value.made_by not in reached for value in put_out):
-        return (), "no parameter takes its factor when candidates are mixed: it is an output of the network"
+        return Fold(), "no parameter takes its factor when candidates are mixed: it is an output of the network"
+    feeds: list[Feed] = []
+    while (lacking := _without_column(bare, uses)) is not None:
+        found = _feeds(recorder, carried, choice, lacking, bare, reached)
+        if found is None:
+            where = recorder.records[lacking[0]].where()
+            return Fold(), f"no parameter of its own takes its factor when candidates are mixed: {where}"
+        feeds += found[0]
+        bare = {read: column for read, column in bare.items() if read not in found[1]}
     rows = [site for index in sorted(marked) for site in recorder.records[index].scales]
-    sites = tuple(dict.fromkeys([*rows, *(column for _, column in bare if column is not None)]))
-    return sites, "" if sites else "it is never summed over: nothing takes its factor when candidates are mixed"
+    sites = tuple(dict.fromkeys([*rows, *(column for column in bare.values() if column is not None)]))
+    why = "" if sites or feeds else "it is never summed over: nothing takes its factor when candidates are mixed"
+    return Fold(sites, tuple(feeds)), why
+
+
+def _without_column(bare: Mapping[_Read, Site | None], uses: Mapping[Site, set[int]]) -> _Read | None:
+    """The first of the reads without the factor whose layer has no column of its own to take it."""
+    for read, column in bare.items():
+        if column is None or not uses[column] <= {at for (at, _), other in bare.items() if other == column}:
+            return read
+    return None
+
+
+def _feeds(
+    recorder: Recorder,
+    carried: _Carried,
+    choice: str,
+    read: _Read,
+    bare: Mapping[_Read, Site | None],
+    reached: Mapping[int, set[int]],
+) -> tuple[list[Feed], set[_Read]] | None:
+    """Where the innermost possible module around a read takes the factor with what it is given, at every call of it;
+    and the reads that have it then, all of which are `bare` of it."""
+    around = (span for span in recorder.spans if span.first <= read[0] < span.last)
+    for span in sorted(around, key=lambda span: (-span.first, span.last)):
+        places, covered = set(), set[_Read]()
+        for call in recorder.spans_of[span.module]:
+            arguments, reads = _fed(recorder, carried, choice, call, reached)
+            places.add(arguments)
+            covered |= reads
+        if read in covered and covered <= bare.keys() and len(places) == 1:
+            given = [(place, dim, rows) for place in places.pop() for dim, rows in enumerate(span.inputs[place].rows)]
+            along = [(place, dim, rows) for place, dim, rows in given if choice in carried.along(rows)]
+            return [Feed(span.module, place, dim, carried.units_of(rows)) for place, dim, rows in along], covered
+    return None
+
+
+def _fed(
+    recorder: Recorder, carried: _Carried, choice: str, call: Span, reached: Mapping[int, set[int]]
+) -> tuple[tuple[int, ...], set[_Read]]:
+    """The tensors given to a call whose factor would be summed over inside, and nowhere else; and the reads that sum
+    over it. Empty where it has none, or the factor would get elsewhere."""
+    nothing: tuple[tuple[int, ...], set[_Read]] = ((), set())
+    mine = {place: v.made_by for place, v in enumerate(call.inputs) if carried.factored(v, choice)}
+    if len(set(mine.values())) != 1:
+        return nothing
+    inside, covered = set(mine.values()), set[_Read]()
+    if inside & reached.keys():
+        return nothing
+    for record in carried.records[choice]:
+        hit = [i for i, v in enumerate(record.inputs) if carried.factored(v, choice) and v.made_by in inside]
+        within = call.first <= record.index < call.last
+        if not within and any(record.inputs[i].made_by not in mine.values() for i in hit):
+            return nothing  # it leaves the module
+        if not within or not hit:
+            continue
+        summed = {index for index, names, _ in carried.summed(record) if choice in names}
+        values = [v for v in record.inputs if carried.factored(v, choice)]
+        if summed and summed.issuperset(hit):
+            covered |= {(record.index, i) for i in hit}
+        elif not summed and _keeps_factor(record, values, [v.made_by in inside for v in values]):
+            inside.add(record.index)
+        else:
+            return nothing
+    if any(value.made_by in inside for value in recorder.outputs if carried.factored(value, choice)):
+        return nothing
+    return tuple(mine), covered
 
 
 def _upstream(

@@ -19,6 +19,17 @@ Site = tuple[str, int]  # a parameter's name and one of its dimensions
 Axis = tuple[int, Rows]  # size and identities of one dimension
 
 
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """One dimension of what a module is given at every call: of the tensor at place `argument` among all those in its
+    arguments (`torch.utils._pytree` order). rows: which units its positions need."""
+
+    module: str
+    argument: int
+    dim: int
+    rows: Rows
+
+
 @dataclass(frozen=True)
 class Value:
     """One tensor as an operator read or wrote it: `made_by` is the record that computed it last (-1: given)."""

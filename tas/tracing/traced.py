@@ -13,6 +13,7 @@ from torch import nn
 from tas.space import SearchSpace
 from tas.tracing.attributes import AttributeRule
 from tas.tracing.dynamic import Decisions
+from tas.tracing.folding import Fold
 from tas.tracing.identity import Array, Rows
 from tas.tracing.places import with_integer
 from tas.tracing.records import Site
@@ -31,8 +32,8 @@ class Traced:
     `groups` are the units that one prefix or keep set selects from, `first` the first unit of each: one for every width
     choice, and those whose size is a product of choices. An operator slides over those of the `ordered` groups, so that
     only prefixes of them make sense. `runs` gives the blocks or branches of each depth choice, in order, by names for
-    which `removals` lists the modules that go with them. `folds` names the parameter dimensions that a group's channel
-    factors multiply, `branch_folds` those that scale what such a block or branch adds.
+    which `removals` lists the modules that go with them. `folds` says what a group's channel factors multiply,
+    `branch_folds` names the parameter dimensions that scale what such a block or branch adds.
     """
 
     network: nn.Module
@@ -49,7 +50,7 @@ class Traced:
     caching: tuple[str, ...]
     runs: Mapping[str, tuple[str, ...]]
     removals: Mapping[str, tuple[Removal, ...]]
-    folds: Mapping[str, tuple[Site, ...]]
+    folds: Mapping[str, Fold]
     branch_folds: Mapping[str, tuple[Site, ...]]
     decisions: Decisions = field(default_factory=Decisions)
     seconds: float = 0.0
