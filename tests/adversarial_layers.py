@@ -248,7 +248,7 @@ def computed_weight_with_a_shortcut_inside() -> Case:
 
 
 def one_layer_of_computed_weights_called_with_and_without_the_factor() -> Case:
-    """Its second call is given what gamma of a norm could scale, its first what nothing can: both take it with what they
+    """Gamma of a norm could scale what its second call is given, nothing the first: both take it with what they
     are given."""
 
     def forward(net: Net, x: Tensor) -> Tensor:

@@ -374,3 +374,19 @@ def stack_and_mix() -> Case:
 
 def nothing_to_search() -> Case:
     return Case(nn.Sequential(nn.Flatten(), nn.Linear(27, 3)), images(3, 3))
+
+
+def relative_positions() -> Case:
+    """Content and place both meet the query, with a bias of its own each: the factor of the head size comes with the
+    keys (Transformer-XL)."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (2, -1)) for layer in (net.q, net.k, net.v))
+        r = net.r(net.places).unflatten(-1, (2, -1))
+        content, place = (torch.einsum("bihd,bjhd->bhij", q + net.u, k), torch.einsum("bihd,jhd->bhij", q + net.w, r))
+        return net.head(torch.einsum("bhij,bjhd->bihd", (content + place).softmax(-1), v).flatten(2))
+
+    layers = {name: nn.Linear(6, 8) for name in "qkvr"}
+    net = Net(forward, **layers, head=nn.Linear(8, 3))
+    net.u, net.w, net.places = (nn.Parameter(torch.randn(*size)) for size in ((2, 4), (2, 4), (5, 6)))
+    return Case(net, torch.randn(2, 5, 6))

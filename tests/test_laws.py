@@ -132,6 +132,7 @@ FOUND = {
     "sum_over_channels": (1, 0),
     "maxout": (1, 0),
     "stack_and_mix": (3, 0),
+    "relative_positions": (3, 0),
     "nothing_to_search": (0, 0),
     "channels_last_memory": (2, 0),
 }

@@ -120,38 +120,16 @@ def _zeros(recorder: Recorder) -> set[int]:
     return found
 
 
-def _fold_width(
-    recorder: Recorder, carried: _Carried, uses: Mapping[Site, set[int]], choice: str
-) -> tuple[Fold, str]:
+def _fold_width(recorder: Recorder, carried: _Carried, uses: Mapping[Site, set[int]], choice: str) -> tuple[Fold, str]:
     """The fold of a choice, and why there is none that serves."""
-
-    def carries(value: Value) -> bool:
-        return carried.factored(value, choice)
-
-    def scales(site: Site) -> bool:
-        return choice in carried.along(recorder.tensors[site[0]][site[1]])
-
-    records = carried.records[choice]
-    reads = [
-        ((record.index, index), record.inputs[index].made_by, column)
-        for record in records
+    reads: dict[_Read, Site | None] = {
+        (record.index, index): column
+        for record in carried.records[choice]
         for index, names, column in carried.summed(record)
         if choice in names
-    ]
-    put_out = [value for value in recorder.freed if carries(value)]
-    given = [recorder.records[at].inputs[index] for (at, index), _, _ in reads] + put_out
-    marked = {maker.index for value in given for maker in _upstream(recorder, value, carries, scales) or []}
-    while True:
-        reached, conflict = _spread(carried, choice, marked)
-        bare = {read: column for read, made_by, column in reads if made_by not in reached}
-        # a parameter that others use too would bring them the factor
-        conflict |= {i for i in marked if any(not uses[site] <= marked for site in recorder.records[i].scales)}
-        for _, made_by, column in reads:  # one layer, called with the factor and without
-            if made_by in reached and column in bare.values():
-                conflict |= reached[made_by]
-        if not conflict:
-            break
-        marked -= conflict  # those that read behind them take the factor in their columns
+    }
+    put_out = [value for value in recorder.freed if carried.factored(value, choice)]
+    marked, reached, bare = _marked(recorder, carried, uses, choice, reads, put_out)
     if any(value.made_by not in reached for value in put_out):
         return Fold(), "no parameter takes its factor when candidates are mixed: it is an output of the network"
     feeds: list[Feed] = []
@@ -166,6 +144,49 @@ def _fold_width(
     sites = tuple(dict.fromkeys([*rows, *(column for column in bare.values() if column is not None)]))
     why = "" if sites or feeds else "it is never summed over: nothing takes its factor when candidates are mixed"
     return Fold(sites, tuple(feeds)), why
+
+
+def _marked(
+    recorder: Recorder,
+    carried: _Carried,
+    uses: Mapping[Site, set[int]],
+    choice: str,
+    reads: Mapping[_Read, Site | None],
+    put_out: list[Value],
+) -> tuple[set[int], dict[int, set[int]], dict[_Read, Site | None]]:
+    """The records that apply the factor of a choice, which records' outputs carry it then (`_spread`), and the reads
+    that still lack it."""
+
+    def carries(value: Value) -> bool:
+        return carried.factored(value, choice)
+
+    def scales(site: Site) -> bool:
+        return choice in carried.along(recorder.tensors[site[0]][site[1]])
+
+    def makers(value: Value) -> set[int]:
+        return {maker.index for maker in _upstream(recorder, value, carries, scales) or []}
+
+    sides = {read: _sides(recorder, read) for read in reads}
+    of_reads = [next(filter(None, map(makers, values)), set[int]()) for values in sides.values()]
+    marked = set[int]().union(*of_reads, *map(makers, put_out))
+    while True:
+        reached, conflict = _spread(carried, choice, marked)
+        brought = {read: [value.made_by for value in sides[read] if value.made_by in reached] for read in reads}
+        bare = {read: column for read, column in reads.items() if not brought[read]}
+        # a parameter that others use too would bring them the factor
+        conflict |= {i for i in marked if any(not uses[site] <= marked for site in recorder.records[i].scales)}
+        for read, column in reads.items():  # one layer, called with the factor and without
+            if column in bare.values():
+                conflict |= set().union(*(reached[made_by] for made_by in brought[read]))
+        if not conflict:
+            return marked, reached, bare
+        marked -= conflict  # those that read behind them take the factor in their columns
+
+
+def _sides(recorder: Recorder, read: _Read) -> list[Value]:
+    """What is summed over, and what it is multiplied with: one with the factor is enough."""
+    record = recorder.records[read[0]]
+    return [record.inputs[place] for place in (read[1], record.met_by) if place is not None]
 
 
 def _without_column(bare: Mapping[_Read, Site | None], uses: Mapping[Site, set[int]]) -> _Read | None:

@@ -160,14 +160,14 @@ def added_matmul(t: Recorder, out: Tensor, c: Tensor, a: Tensor, b: Tensor, **_:
     products, contracted = t.current.products, t.current.contracted
     broadcast(t, out, [out, c])
     t.current.products, t.current.flow = products, "product"
-    t.current.contracted = tuple((1, rows, site) for _, rows, site in contracted)
+    t.current.contracted, t.current.met_by = tuple((1, rows, site) for _, rows, site in contracted), 2
     t.current.scales = t.scaling((b, b.dim() - 1), (c, c.dim() - 1)) if b.dim() > 1 else ()
 
 
 def _multiplied(t: Recorder, out: Tensor, summed: tuple[int, Rows], columns: tuple[Site, ...]) -> None:
     t.current.products = [[*zip(out.shape, t.rows(out), strict=True), summed]]
     t.current.flow = "product"
-    t.current.contracted = ((0, summed[1], next(iter(columns), None)),)
+    t.current.contracted, t.current.met_by = ((0, summed[1], next(iter(columns), None)),), 1
 
 
 def attention(t: Recorder, out: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> None:
@@ -197,7 +197,7 @@ def attention(t: Recorder, out: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any
         [*zip(q.shape, rows_q, strict=True), positions],
     ]
     t.current.flow = "product"
-    t.current.contracted = ((0, rows_q[-1], None),)
+    t.current.contracted, t.current.met_by = ((0, rows_q[-1], None),), 1
 
 
 def dot(t: Recorder, out: Tensor, a: Tensor, b: Tensor) -> None:

@@ -62,6 +62,7 @@ class Record:
     products: list[list[Axis]] = field(default_factory=list)  # one multiply-accumulate per point of these axes
     scales: tuple[Site, ...] = ()  # parameters that scale every output channel: gamma and beta, or rows and bias
     contracted: tuple[tuple[int, Rows, Site | None], ...] = ()  # which input, what is summed over, what it meets
+    met_by: int | None = None  # the input that a contracted one is multiplied with: a factor may come with either
 
     def where(self) -> str:
         return f"{self.operator} in {self.module or 'the network'} ({self.source})"
