@@ -27,7 +27,7 @@ from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
 from tas.tracing.identity import Array, Rows
 from tas.tracing.regions import Removal
-from tas.tracing.slicing import Cut, apply_cut, copy_sharing
+from tas.tracing.slicing import Cut, apply_cut, copy_sharing, write_cut
 from tas.tracing.undoing import unchanged
 
 _REMEMBERED = 64  # plans of architectures that are kept: a score runs one many times, a search each once
@@ -200,11 +200,11 @@ class Supernet(nn.Module):
                     setattr(module, key, value)
 
     def _write_back(self, copied: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> None:
-        """Running statistics of channels that do not lead their buffer were updated in a copy."""
+        """What a forward writes into a copy of a buffer, running statistics of channels that do not lead it say."""
         with torch.no_grad():
             for name, part in copied.items():
-                ((dim, positions),) = cuts[name].items()
-                self._tensors[name].index_copy_(dim, positions.to(part.device), part)  # type: ignore[union-attr]
+                if _may_be_written(part):
+                    write_cut(self._tensors[name], cuts[name], part)
 
 
 @contextmanager
@@ -230,6 +230,11 @@ def _without_checkpointing() -> Iterator[None]:
         raise
     finally:
         CheckpointFunction.apply = reentrant
+
+
+def _may_be_written(part: Tensor) -> bool:
+    """torch counts what is written into a tensor, but for the running statistics of norms, which are vectors."""
+    return part.dim() == 1 or part.is_inference() or part._version > 0
 
 
 def _gathers(cut: Cut) -> bool:
