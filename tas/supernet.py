@@ -35,10 +35,12 @@ _REMEMBERED = 64  # plans of architectures that are kept: a score runs one many 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How to run at certain widths: kept units, kept part of every tensor, attributes of layers by module."""
+    """How to run at certain widths: kept units, kept part of every tensor, which of these must be one piece of memory,
+    attributes of layers by module."""
 
     mask: Array
     cuts: dict[str, Cut]
+    dense: frozenset[str]
     attributes: dict[str, dict[str, Any]]
 
 
@@ -90,7 +92,9 @@ class Supernet(nn.Module):
         plan = self._plan(widest)
         cuts = plan.cuts
         tensors = {name: apply_cut(self._tensors[name], cut) for name, cut in cuts.items()}
-        copied = {name: tensors[name] for name in cuts if name in self._buffer_names and _gathers(cuts[name])}
+        tensors |= {name: tensors[name].contiguous() for name in plan.dense}
+        buffers = {name: tensors[name] for name in cuts if name in self._buffer_names}
+        copied = {name: part for name, part in buffers.items() if not _same_memory(part, self._tensors[name])}
         self._scale_widths(tensors, picks, plan.mask)
         self._scale_branches(tensors, picks)
         args, kwargs = as_call(x)
@@ -136,7 +140,8 @@ class Supernet(nn.Module):
             cuts = {name: cut for name, cut in self._traced.cuts(mask).items() if name in self._tensors}
             if len(self._plans) >= _REMEMBERED:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = _Plan(mask, cuts, self._traced.attributes(self.network, cuts, mask))
+            dense = frozenset(name for name, cut in cuts.items() if any((name, d) in self._traced.joined for d in cut))
+            self._plans[key] = _Plan(mask, cuts, dense, self._traced.attributes(self.network, cuts, mask))
         return self._plans[key]
 
     def _scale_widths(self, tensors: dict[str, Tensor], picks: Draw, mask: Array) -> None:
@@ -237,8 +242,8 @@ def _may_be_written(part: Tensor) -> bool:
     return part.dim() == 1 or part.is_inference() or part._version > 0
 
 
-def _gathers(cut: Cut) -> bool:
-    return any(isinstance(kept, Tensor) for kept in cut.values())
+def _same_memory(part: Tensor, whole: Tensor) -> bool:
+    return part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
 
 
 @contextmanager

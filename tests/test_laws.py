@@ -128,6 +128,7 @@ FOUND = {
     "stack_and_mix": (3, 0),
     "nothing_to_search": (0, 0),
     "channels_last_memory": (2, 0),
+    "dynamic_convolution": (3, 0),
 }
 
 
