@@ -1,6 +1,7 @@
 """The laws hold for adversarial and for real networks; and each law can fail."""
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from tas import cost, sampling, supernet
 from tas.distribution import Pick
 from tas.errors import Infeasible
 from tas.extraction import extract
-from tas.space import Factor, Term
+from tas.space import Budget, Factor, Term
 from tas.testing import check_space, laws
 from tas.tracing import Traced, costs, folding, units
 
@@ -318,6 +319,33 @@ def test_law_6_fails_when_one_tensor_is_not_permuted(monkeypatch: pytest.MonkeyP
     with pytest.raises(AssertionError, match=r"^law 6"):
         laws.law_6(traced.network, broken, case.inputs.double(), laws.Close(1e-9), orders)
     laws.law_6(traced.network, traced, case.inputs.double(), laws.Close(1e-9), orders)
+
+
+class Edges(nn.Module):
+    """Messages along the edges of a graph: MACs by node, of which there are others than edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node, self.edge, self.out = nn.Linear(7, 8), nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, index: Tensor, features: Tensor) -> Tensor:
+        h = self.node(x)
+        messages = torch.relu(h[index[0]] + self.edge(features))
+        return self.out(torch.relu(h + torch.zeros_like(h).index_add(0, index[1], messages)))
+
+
+def test_costs_by_example_may_end_in_a_half() -> None:
+    """12 edges by 8 nodes: 15.5 MACs a unit. What is reported is a budget that can be met, one less is not."""
+    torch.manual_seed(0)
+    graph = torch.randn(8, 7), torch.randint(0, 8, (2, 12)), torch.randn(12, 3)
+    space = check_space(Edges(), graph, architectures=1).space
+    for width in space.choices[0].candidates:
+        architecture = space.architecture([space.choices[0].candidates.index(width)])
+        macs = cost.macs(space, architecture)
+        assert macs == math.ceil(15.5 * width - 0.5)
+        indices = torch.tensor(space.indices(architecture))
+        assert cost.feasible(space, indices, Budget((("macs", macs),)))
+        assert not cost.feasible(space, indices, Budget((("macs", macs - 1),)))
 
 
 def test_law_7_fails_when_samples_exceed_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
