@@ -3,11 +3,13 @@
 import random
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from adversarial import Basic, Net, conv, conv_bn, head, images
 from torch import Tensor, nn
 from torch.ao import quantization
@@ -254,6 +256,25 @@ def test_a_network_that_cannot_be_copied() -> None:
     network = plain()
     network.left = threading.Lock()  # type: ignore[assignment]
     assert refused(network).startswith("the network must be such that it can be copied, got: ")
+
+
+def test_what_spreads_a_network_over_devices() -> None:
+    assert refused(nn.DataParallel(plain())) == (
+        "a network is traced without what spreads it over devices, the network is a DataParallel: put what that wraps "
+        "in its place, network.module"
+    )
+    inside = refused(nn.Sequential(nn.DataParallel(conv_bn(3, 8)), head(8)))
+    assert "module '0' is a DataParallel: put what that wraps in its place, network.0.module" in inside
+
+
+def test_distributed_networks(tmp_path: Path) -> None:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        told = refused(nn.parallel.DistributedDataParallel(plain()))
+    finally:
+        dist.destroy_process_group()
+    assert "the network is a DistributedDataParallel: put what that wraps in its place, network.module" in told
 
 
 def test_a_class_in_the_place_of_a_network() -> None:

@@ -29,10 +29,17 @@ _OF_MODES = {"bernoulli", "div", "mul", "empty", "empty_like", "new_empty", "add
 
 
 def require_module(network: Any) -> None:
-    """`BadNetwork` for anything but an instance of a module."""
+    """`BadNetwork` for anything but an instance of a module, and where one inside runs its modules by itself."""
     if not isinstance(network, nn.Module):
         what = f"the class {network.__name__}: call it" if isinstance(network, type) else f"a {type(network).__name__}"
         raise BadNetwork(f"a network is an instance of torch.nn.Module, got {what}")
+    for name, module in network.named_modules():
+        place = f"module {name!r}" if name else "the network"
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            raise BadNetwork(
+                f"a network is traced without what spreads it over devices, {place} is a {type(module).__name__}: "
+                f"put what that wraps in its place, network{'.' if name else ''}{name}.module"
+            )
 
 
 def observe(
