@@ -277,6 +277,13 @@ def test_distributed_networks(tmp_path: Path) -> None:
     assert "the network is a DistributedDataParallel: put what that wraps in its place, network.module" in told
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_programs_of_torch_jit() -> None:
+    told = refused(nn.Sequential(conv_bn(3, 8), torch.jit.script(conv_bn(8, 8)), head(8)))
+    assert "module '1' is a program of torch.jit.script or torch.jit.trace: use the module that it was made of" in told
+    assert "the network is a program" in refused(torch.jit.trace(plain().eval(), images()))
+
+
 def test_a_class_in_the_place_of_a_network() -> None:
     assert refused(nn.Conv2d) == "a network is an instance of torch.nn.Module, got the class Conv2d: call it"
     assert refused(torch.relu).startswith("a network is an instance of torch.nn.Module, got a ")

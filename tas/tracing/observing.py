@@ -40,6 +40,11 @@ def require_module(network: Any) -> None:
                 f"a network is traced without what spreads it over devices, {place} is a {type(module).__name__}: "
                 f"put what that wraps in its place, network{'.' if name else ''}{name}.module"
             )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise BadNetwork(
+                f"a network is followed through its Python code, {place} is a program of torch.jit.script or "
+                "torch.jit.trace: use the module that it was made of"
+            )
 
 
 def observe(
