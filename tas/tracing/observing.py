@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,8 @@ def observe(
             f"{_first_line(error)}"
         ) from error
     if not _numbers(output):
-        raise BadNetwork(f"the network must give tensors, alone or in tuples, lists and dicts; got {_kind(output)}")
+        told = f"the network must give tensors, alone or in tuples, lists and dicts; got {_kind(output)}"
+        raise BadNetwork(f"{told}{_to_register(output)}")
     _check_steady(before, watched)
     recorder.written = written(network, watched)
     with _Operators() as seen:
@@ -302,6 +304,13 @@ def _only(devices: set[torch.device]) -> str:
 
 def _kind(output: Any) -> str:
     return type(output).__name__ if not isinstance(output, (tuple, list, dict)) else repr(copy.copy(output))[:60]
+
+
+def _to_register(output: Any) -> str:
+    """What makes torch look into a dataclass of the user's."""
+    kinds = (type(leaf) for leaf in tree_leaves(output))
+    name = next((kind.__name__ for kind in kinds if is_dataclass(kind)), None)
+    return f": call torch.utils._pytree.register_dataclass({name}) first, so that torch looks into it" if name else ""
 
 
 def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
