@@ -10,14 +10,14 @@ import adversarial_streams
 import adversarial_wiring
 import pytest
 import torch
-from adversarial import Basic, Case, conv_bn, head, images
+from adversarial import Basic, Case, Net, conv_bn, head, images
 from torch import Tensor, nn
 
 import tas.tracing
 from search_spaces.cifar_resnet import resnet20, resnet56
 from tas import cost, sampling, supernet
 from tas.distribution import Pick
-from tas.errors import Infeasible
+from tas.errors import BadNetwork, Infeasible
 from tas.extraction import extract
 from tas.space import Budget, Factor, Term
 from tas.testing import check_space, laws
@@ -346,6 +346,22 @@ def test_costs_by_example_may_end_in_a_half() -> None:
         indices = torch.tensor(space.indices(architecture))
         assert cost.feasible(space, indices, Budget((("macs", macs),)))
         assert not cost.feasible(space, indices, Budget((("macs", macs - 1),)))
+
+
+def ending_in(run: Callable[[Tensor], Tensor]) -> Net:
+    return Net(lambda m, x: run(m.h(m.a(x))), a=conv_bn(3, 8), h=head(8, 1))
+
+
+def test_weights_are_drawn_again_where_a_last_relu_gives_zeros() -> None:
+    torch.manual_seed(0)
+    network = ending_in(lambda x: (x.abs().sqrt() + 10 * x).relu())  # 0 at every second draw
+    for seed in range(4):
+        check_space(network, images(), architectures=1, seed=seed)
+
+
+def test_outputs_that_are_always_zero_are_named() -> None:
+    with pytest.raises(BadNetwork, match=r"20 draws of random weights all of them are 0 \(behind a last ReLU\?\)"):
+        check_space(ending_in(lambda x: (x - 100).relu()), images())
 
 
 def test_law_7_fails_when_samples_exceed_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
