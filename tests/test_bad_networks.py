@@ -235,6 +235,18 @@ def test_laws_on_a_network_that_overflows_in_float64() -> None:
     check_space(net(run), images(), architectures=1, dtype=torch.float32, tolerance=1e-4)
 
 
+def test_laws_on_a_network_that_does_not_run_in_float64() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.h(m.b(m.a(x)) @ torch.eye(6))
+
+    with pytest.raises(BadNetwork, match=r"as it was given it runs: check it in float32 \(dtype="):
+        check_space(net(run), images())
+    check_space(net(run), images(), architectures=1, dtype=torch.float32, tolerance=1e-4)
+    with pytest.raises(BadNetwork) as problem:
+        check_space(net(lambda m, x: m.h(x)), images())
+    assert "float32" not in str(problem.value)
+
+
 def test_sizes_of_integer_parameters_are_kept() -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         return m.h(m.b(torch.einsum("nchw,cd->ndhw", m.a(x), m.table.to(x.dtype))))

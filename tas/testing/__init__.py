@@ -36,6 +36,7 @@ from tas.tracing.watching import Watching
 
 __all__ = ["check_space", "randomize"]
 
+_IN_FLOAT32 = "float32 (dtype=torch.float32, tolerance=1e-4)"
 _DRAWS = 20  # of random weights, until some output is not 0
 
 
@@ -66,7 +67,12 @@ def check_space(
     generator = torch.Generator().manual_seed(seed)
     inputs = tree_map(lambda x: _as(x, dtype) if isinstance(x, Tensor) else x, example_inputs)
     original = _at_random(network, inputs, dtype, generator)
-    traced = trace(original, inputs, rules, handlers)
+    try:
+        traced = trace(original, inputs, rules, handlers)
+    except BadNetwork as error:
+        if dtype == torch.float64 and not _runs(original, inputs) and _runs(network, example_inputs):
+            raise BadNetwork(f"{error}; as it was given it runs: check it in {_IN_FLOAT32}") from error
+        raise
     _require_numbers(original, traced.space, inputs, dtype)
     chosen = _architectures(traced.space, architectures, generator)
     close = laws.Close(max(tolerance, 100 * _rounding(original, inputs)))
@@ -87,6 +93,13 @@ def check_space(
         release()
         laws.law_6(original, traced, inputs, close, orders)
     return traced
+
+
+def _runs(network: nn.Module, inputs: Any) -> bool:
+    with suppress(Exception), torch.no_grad():
+        laws.outputs_of(copy_sharing(network, list(network.parameters())), inputs)
+        return True
+    return False
 
 
 def _at_random(network: nn.Module, inputs: Any, dtype: torch.dtype, generator: torch.Generator) -> nn.Module:
@@ -140,7 +153,7 @@ def _require_numbers(network: nn.Module, space: SearchSpace, inputs: Any, dtype:
             "(behind a last ReLU?): check it with another seed, or on other example inputs"
         )
     if any(isinstance(x, Tensor) and x.is_floating_point() and bool(x.isnan().any()) for x in outputs):
-        other = "float32 (dtype=torch.float32, tolerance=1e-4)" if dtype == torch.float64 else "other example inputs"
+        other = _IN_FLOAT32 if dtype == torch.float64 else "other example inputs"
         raise BadNetwork(
             f"the laws need outputs that are numbers, with random weights in {str(dtype).removeprefix('torch.')} the "
             f"network gives NaN: check it in {other}"
