@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from tas.errors import BadRecipe, Infeasible
 from tas.space import Budget, Factor, SearchSpace, Term
 
-_COUNTED = ("macs", "params")  # whole numbers; what is measured is not
+_COUNTED = ("macs", "params")  # whole numbers, or per example of a batch that shares work; what is measured is not
 _ROWS_AT_ONCE = 1 << 22  # numbers held at once while many architectures are counted: 32 MB
 
 
@@ -98,7 +99,7 @@ def params(space: SearchSpace, architecture: Mapping[str, int]) -> int:
 
 
 def _of(space: SearchSpace, architecture: Mapping[str, int], measure: str) -> int:
-    return round(of(space, architecture, measure))
+    return int(whole(measure, of(space, architecture, measure)))
 
 
 def of(space: SearchSpace, architecture: Mapping[str, int], measure: str) -> float:
@@ -116,12 +117,13 @@ def original(space: SearchSpace, measure: str = "macs") -> float:
     """The cost of the original: that of the largest architecture, unless rules bound choices below. MACs and parameters
     are whole numbers."""
     total = sum(by_layer(space, space.original(), measure).values())
-    return round(total) if measure in _COUNTED else total
+    return whole(measure, total) if measure in _COUNTED else total
 
 
 def whole(measure: str, value: float) -> float:
-    """A cost as a whole number where it counts something, in four digits where it was measured."""
-    return round(value) if measure in _COUNTED else float(f"{value:.4g}")
+    """A cost as a whole number where it counts something, the smallest limit that it meets; in four digits where it was
+    measured."""
+    return ceil(value - tolerance(measure)) if measure in _COUNTED else float(f"{value:.4g}")
 
 
 def by_layer(space: SearchSpace, architecture: Mapping[str, int], measure: str = "macs") -> dict[str, float]:
@@ -194,8 +196,9 @@ def feasible(space: SearchSpace, indices: Tensor, limits: Budget) -> Tensor:
 
 def tolerance(measure: str) -> float:
     """What a cost may lie above a limit that it meets: limits from ratios are no whole numbers, and sums of the same
-    terms differ in their last bits."""
-    return 0.5 if measure in _COUNTED else 1e-9
+    terms differ in their last bits. Above one half, so that halves (the edges of a graph, by its nodes) fall on one
+    side whatever these bits are."""
+    return 0.501 if measure in _COUNTED else 1e-9
 
 
 def penalty(space: SearchSpace, limits: Budget, probabilities: Tensor) -> Tensor:

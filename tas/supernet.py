@@ -29,7 +29,7 @@ from tas.tracing import Traced, as_call
 from tas.tracing.identity import Array, Rows
 from tas.tracing.records import Feed
 from tas.tracing.regions import Removal
-from tas.tracing.slicing import Cut, apply_cut, copy_sharing
+from tas.tracing.slicing import Cut, apply_cut, copy_sharing, write_cut
 from tas.tracing.undoing import unchanged
 
 _REMEMBERED = 64  # plans of architectures that are kept: a score runs one many times, a search each once
@@ -37,10 +37,12 @@ _REMEMBERED = 64  # plans of architectures that are kept: a score runs one many 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How to run at certain widths: kept units, kept part of every tensor, attributes of layers by module."""
+    """How to run at certain widths: kept units, kept part of every tensor, which of these must be one piece of memory,
+    attributes of layers by module."""
 
     mask: Array
     cuts: dict[str, Cut]
+    dense: frozenset[str]
     attributes: dict[str, dict[str, Any]]
 
 
@@ -92,7 +94,9 @@ class Supernet(nn.Module):
         plan = self._plan(widest)
         cuts = plan.cuts
         tensors = {name: apply_cut(self._tensors[name], cut) for name, cut in cuts.items()}
-        copied = {name: tensors[name] for name in cuts if name in self._buffer_names and _gathers(cuts[name])}
+        tensors |= {name: tensors[name].contiguous() for name in plan.dense}
+        buffers = {name: tensors[name] for name in cuts if name in self._buffer_names}
+        copied = {name: part for name, part in buffers.items() if not _same_memory(part, self._tensors[name])}
         factors = self._factors(picks)
         self._scale_widths(tensors, factors, plan.mask)
         self._scale_branches(tensors, picks)
@@ -140,7 +144,8 @@ class Supernet(nn.Module):
             cuts = {name: cut for name, cut in self._traced.cuts(mask).items() if name in self._tensors}
             if len(self._plans) >= _REMEMBERED:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = _Plan(mask, cuts, self._traced.attributes(self.network, cuts, mask))
+            dense = frozenset(name for name, cut in cuts.items() if any((name, d) in self._traced.joined for d in cut))
+            self._plans[key] = _Plan(mask, cuts, dense, self._traced.attributes(self.network, cuts, mask))
         return self._plans[key]
 
     def _factors(self, picks: Draw) -> dict[str, Tensor]:
@@ -222,11 +227,11 @@ class Supernet(nn.Module):
                     setattr(module, key, value)
 
     def _write_back(self, copied: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> None:
-        """Running statistics of channels that do not lead their buffer were updated in a copy."""
+        """What a forward writes into a copy of a buffer, running statistics of channels that do not lead it say."""
         with torch.no_grad():
             for name, part in copied.items():
-                ((dim, positions),) = cuts[name].items()
-                self._tensors[name].index_copy_(dim, positions.to(part.device), part)  # type: ignore[union-attr]
+                if _may_be_written(part):
+                    write_cut(self._tensors[name], cuts[name], part)
 
 
 @contextmanager
@@ -271,8 +276,13 @@ def _times(tensor: Tensor, factor: Tensor, dim: int) -> Tensor:
     return tensor * factor.reshape([-1 if d == dim else 1 for d in range(tensor.dim())])
 
 
-def _gathers(cut: Cut) -> bool:
-    return any(isinstance(kept, Tensor) for kept in cut.values())
+def _may_be_written(part: Tensor) -> bool:
+    """torch counts what is written into a tensor, but for the running statistics of norms, which are vectors."""
+    return part.dim() == 1 or part.is_inference() or part._version > 0
+
+
+def _same_memory(part: Tensor, whole: Tensor) -> bool:
+    return part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
 
 
 @contextmanager

@@ -283,6 +283,27 @@ def modulated() -> Case:
     return Case(net, (images(), torch.randn(2, 4)))
 
 
+class DynamicConv(nn.Module):
+    """Kernels mixed for every picture, by weights that are viewed as a matrix: a cut one does not lie in one piece."""
+
+    def __init__(self, inputs: int, outputs: int, kernels: int = 3) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.mix = inputs, outputs, nn.Linear(inputs, kernels)
+        self.weight = nn.Parameter(torch.randn(kernels, outputs, inputs, 3, 3))
+        self.register_buffer("taps", torch.ones(kernels, outputs, inputs, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares, (n, _, h, w) = self.mix(x.mean((2, 3))).softmax(1), x.shape
+        kernels = self.weight.view(len(self.weight), -1) * self.taps.view(len(self.taps), -1)
+        kernels = (shares @ kernels).view(n * self.outputs, self.inputs, 3, 3)
+        return F.conv2d(x.reshape(1, -1, h, w), kernels, padding=1, groups=n).view(n, self.outputs, h, w)
+
+
+def dynamic_convolution() -> Case:
+    layers = [conv(3, 8), nn.ReLU(), DynamicConv(8, 6), nn.ReLU(), conv(6, 5), nn.ReLU()]
+    return Case(nn.Sequential(*layers, head(5)), images())
+
+
 class GainedConv(nn.Conv2d):
     """Standardised weights times a gain: a factor on its channels belongs on gain and bias."""
 

@@ -3,11 +3,14 @@
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from adversarial import Basic, Net, conv, conv_bn, head, images
 from torch import Tensor, nn
 from torch.ao import quantization
@@ -79,6 +82,18 @@ class Result:
 def test_a_forward_without_tensors(run: Callable[..., Any], got: str) -> None:
     told = refused(net(run))
     assert told == f"the network must give tensors, alone or in tuples, lists and dicts; {got}"
+
+
+@dataclass
+class Fields:
+    logits: Tensor
+
+
+def test_a_dataclass_that_torch_does_not_know() -> None:
+    told = refused(net(lambda m, x: Fields(m.h(m.a(x)))))
+    assert told.endswith(
+        "got Fields: call torch.utils._pytree.register_dataclass(Fields) first, so that torch looks into it"
+    )
 
 
 def add_noise(m: Any, x: Tensor) -> Tensor:
@@ -220,6 +235,18 @@ def test_laws_on_a_network_that_overflows_in_float64() -> None:
     check_space(net(run), images(), architectures=1, dtype=torch.float32, tolerance=1e-4)
 
 
+def test_laws_on_a_network_that_does_not_run_in_float64() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.h(m.b(m.a(x)) @ torch.eye(6))
+
+    with pytest.raises(BadNetwork, match=r"as it was given it runs: check it in float32 \(dtype="):
+        check_space(net(run), images())
+    check_space(net(run), images(), architectures=1, dtype=torch.float32, tolerance=1e-4)
+    with pytest.raises(BadNetwork) as problem:
+        check_space(net(lambda m, x: m.h(x)), images())
+    assert "float32" not in str(problem.value)
+
+
 def test_sizes_of_integer_parameters_are_kept() -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         return m.h(m.b(torch.einsum("nchw,cd->ndhw", m.a(x), m.table.to(x.dtype))))
@@ -254,6 +281,32 @@ def test_a_network_that_cannot_be_copied() -> None:
     network = plain()
     network.left = threading.Lock()  # type: ignore[assignment]
     assert refused(network).startswith("the network must be such that it can be copied, got: ")
+
+
+def test_what_spreads_a_network_over_devices() -> None:
+    assert refused(nn.DataParallel(plain())) == (
+        "a network is traced without what spreads it over devices, the network is a DataParallel: put what that wraps "
+        "in its place, network.module"
+    )
+    inside = refused(nn.Sequential(nn.DataParallel(conv_bn(3, 8)), head(8)))
+    assert "module '0' is a DataParallel: put what that wraps in its place, network.0.module" in inside
+
+
+def test_distributed_networks(tmp_path: Path) -> None:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        told = refused(nn.parallel.DistributedDataParallel(plain()))
+    finally:
+        dist.destroy_process_group()
+    assert "the network is a DistributedDataParallel: put what that wraps in its place, network.module" in told
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_programs_of_torch_jit() -> None:
+    told = refused(nn.Sequential(conv_bn(3, 8), torch.jit.script(conv_bn(8, 8)), head(8)))
+    assert "module '1' is a program of torch.jit.script or torch.jit.trace: use the module that it was made of" in told
+    assert "the network is a program" in refused(torch.jit.trace(plain().eval(), images()))
 
 
 def test_a_class_in_the_place_of_a_network() -> None:

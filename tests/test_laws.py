@@ -1,6 +1,7 @@
 """The laws hold for adversarial and for real networks; and each law can fail."""
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,16 +10,16 @@ import adversarial_streams
 import adversarial_wiring
 import pytest
 import torch
-from adversarial import Basic, Case, conv_bn, head, images
+from adversarial import Basic, Case, Net, conv_bn, head, images
 from torch import Tensor, nn
 
 import tas.tracing
 from search_spaces.cifar_resnet import resnet20, resnet56
 from tas import cost, sampling, supernet
 from tas.distribution import Pick
-from tas.errors import Infeasible
+from tas.errors import BadNetwork, Infeasible
 from tas.extraction import extract
-from tas.space import Factor, Term
+from tas.space import Budget, Factor, Term
 from tas.testing import check_space, laws
 from tas.tracing import Traced, costs, folding, units
 from tas.tracing.folding import Fold
@@ -135,6 +136,7 @@ FOUND = {
     "relative_positions": (3, 0),
     "nothing_to_search": (0, 0),
     "channels_last_memory": (2, 0),
+    "dynamic_convolution": (3, 0),
 }
 
 
@@ -324,6 +326,49 @@ def test_law_6_fails_when_one_tensor_is_not_permuted(monkeypatch: pytest.MonkeyP
     with pytest.raises(AssertionError, match=r"^law 6"):
         laws.law_6(traced.network, broken, case.inputs.double(), laws.Close(1e-9), orders)
     laws.law_6(traced.network, traced, case.inputs.double(), laws.Close(1e-9), orders)
+
+
+class Edges(nn.Module):
+    """Messages along the edges of a graph: MACs by node, of which there are others than edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node, self.edge, self.out = nn.Linear(7, 8), nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, index: Tensor, features: Tensor) -> Tensor:
+        h = self.node(x)
+        messages = torch.relu(h[index[0]] + self.edge(features))
+        return self.out(torch.relu(h + torch.zeros_like(h).index_add(0, index[1], messages)))
+
+
+def test_costs_by_example_may_end_in_a_half() -> None:
+    """12 edges by 8 nodes: 15.5 MACs a unit. What is reported is a budget that can be met, one less is not."""
+    torch.manual_seed(0)
+    graph = torch.randn(8, 7), torch.randint(0, 8, (2, 12)), torch.randn(12, 3)
+    space = check_space(Edges(), graph, architectures=1).space
+    for width in space.choices[0].candidates:
+        architecture = space.architecture([space.choices[0].candidates.index(width)])
+        macs = cost.macs(space, architecture)
+        assert macs == math.ceil(15.5 * width - 0.5)
+        indices = torch.tensor(space.indices(architecture))
+        assert cost.feasible(space, indices, Budget((("macs", macs),)))
+        assert not cost.feasible(space, indices, Budget((("macs", macs - 1),)))
+
+
+def ending_in(run: Callable[[Tensor], Tensor]) -> Net:
+    return Net(lambda m, x: run(m.h(m.a(x))), a=conv_bn(3, 8), h=head(8, 1))
+
+
+def test_weights_are_drawn_again_where_a_last_relu_gives_zeros() -> None:
+    torch.manual_seed(0)
+    network = ending_in(lambda x: (x.abs().sqrt() + 10 * x).relu())  # 0 at every second draw
+    for seed in range(4):
+        check_space(network, images(), architectures=1, seed=seed)
+
+
+def test_outputs_that_are_always_zero_are_named() -> None:
+    with pytest.raises(BadNetwork, match=r"20 draws of random weights all of them are 0 \(behind a last ReLU\?\)"):
+        check_space(ending_in(lambda x: (x - 100).relu()), images())
 
 
 def test_law_7_fails_when_samples_exceed_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

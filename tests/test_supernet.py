@@ -4,7 +4,7 @@ import adversarial_streams
 import adversarial_wiring
 import pytest
 import torch
-from adversarial import Basic, Net, conv_bn, head, images
+from adversarial import Basic, Net, conv, conv_bn, head, images
 from torch import Tensor, nn
 
 import tas
@@ -63,6 +63,44 @@ def test_gathered_statistics_are_written_back_where_they_came_from() -> None:
     net(case.inputs, {**net.space.largest(), "left": 2, "right": 1})
     changed = (statistics(net.network.bn) != before).nonzero().flatten().tolist()
     assert changed == [0, 1, 6]
+
+
+class Masked(nn.Conv2d):
+    """Its mask is no parameter, and counts how often it was used in train mode."""
+
+    mask: Tensor
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+        self.register_buffer("mask", torch.ones_like(self.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mask += 1
+        return nn.functional.conv2d(x, self.weight * self.mask, self.bias, padding=1)
+
+
+def test_buffers_cut_along_several_dimensions_are_written_back() -> None:
+    """Of the outputs, halves of a gate, two prefixes of two segments are kept; of the inputs one prefix."""
+    torch.manual_seed(0)
+    gated = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Masked(4, 12), nn.GLU(1), head(6))
+    net = tas.Supernet(tas.trace(gated, images())).train()
+    architecture = {choice.name: choice.candidates[0] for choice in net.space.choices}
+    outputs, inputs = architecture["2"], architecture["0"]
+    net(images(), architecture)
+    mask: Any = net.network[2].mask
+    written = torch.ones(12, 4)
+    for half in (0, 6):
+        written[half : half + outputs, :inputs] = 2
+    assert torch.equal(mask[:, :, 0, 0], written)
+
+
+def test_a_buffer_that_a_forward_only_reads_is_not_written() -> None:
+    net = tas.Supernet(tas.trace(nn.Sequential(conv(3, 4), Masked(4, 12), nn.GLU(1), head(6)), images())).train()
+    mask: Any = net.network[1].eval().mask
+    written = mask._version
+    net(images(), net.space.smallest())
+    assert mask._version == written
 
 
 def test_eval_mode_writes_nothing() -> None:

@@ -16,12 +16,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tas.calibration import modes_restored
 from tas.errors import BadNetwork
 from tas.space import Architecture, SearchSpace
 from tas.testing import laws
@@ -33,6 +35,9 @@ from tas.tracing.undoing import unchanged
 from tas.tracing.watching import Watching
 
 __all__ = ["check_space", "randomize"]
+
+_IN_FLOAT32 = "float32 (dtype=torch.float32, tolerance=1e-4)"
+_DRAWS = 20  # of random weights, until some output is not 0
 
 
 def check_space(
@@ -60,11 +65,15 @@ def check_space(
     `rules` and `handlers` as in `trace`. Returns the trace of that copy.
     """
     generator = torch.Generator().manual_seed(seed)
-    original = copy_sharing(network)._apply(lambda t: _as(t, dtype))
-    randomize(original, generator)
     inputs = tree_map(lambda x: _as(x, dtype) if isinstance(x, Tensor) else x, example_inputs)
-    traced = trace(original, inputs, rules, handlers)
-    _require_numbers(original, inputs, dtype)
+    original = _at_random(network, inputs, dtype, generator)
+    try:
+        traced = trace(original, inputs, rules, handlers)
+    except BadNetwork as error:
+        if dtype == torch.float64 and not _runs(original, inputs) and _runs(network, example_inputs):
+            raise BadNetwork(f"{error}; as it was given it runs: check it in {_IN_FLOAT32}") from error
+        raise
+    _require_numbers(original, traced.space, inputs, dtype)
     chosen = _architectures(traced.space, architectures, generator)
     close = laws.Close(max(tolerance, 100 * _rounding(original, inputs)))
     release = _under_one_decision(original, traced, inputs)
@@ -84,6 +93,32 @@ def check_space(
         release()
         laws.law_6(original, traced, inputs, close, orders)
     return traced
+
+
+def _runs(network: nn.Module, inputs: Any) -> bool:
+    with suppress(Exception), torch.no_grad():
+        laws.outputs_of(copy_sharing(network, list(network.parameters())), inputs)
+        return True
+    return False
+
+
+def _at_random(network: nn.Module, inputs: Any, dtype: torch.dtype, generator: torch.Generator) -> nn.Module:
+    """A copy with random weights. Others where all outputs are 0, as they may be behind a last ReLU: nothing that is
+    left out would then be missed."""
+    for _ in range(_DRAWS):
+        drawn = copy_sharing(network)._apply(lambda t: _as(t, dtype))
+        randomize(drawn, generator)
+        zero = False
+        with suppress(Exception), modes_restored(drawn), torch.no_grad():  # the trace says why it does not run
+            zero = _all_zero(laws.outputs_of(drawn, inputs))
+        if not zero:
+            break
+    return drawn
+
+
+def _all_zero(outputs: Any) -> bool:
+    tensors = [x for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.numel()]
+    return bool(tensors) and not any(bool(x.any()) for x in tensors)
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -108,12 +143,17 @@ def _under_one_decision(original: nn.Module, traced: Traced, inputs: Any) -> Cal
     return release
 
 
-def _require_numbers(network: nn.Module, inputs: Any, dtype: torch.dtype) -> None:
-    """BadNetwork where outputs are NaN: nothing could then be compared. (CANINE multiplies a mask in float32 by the
-    least number of float64, which is infinite there.)"""
+def _require_numbers(network: nn.Module, space: SearchSpace, inputs: Any, dtype: torch.dtype) -> None:
+    """BadNetwork where outputs are NaN, or all 0: nothing could then be compared. (CANINE multiplies a mask in float32
+    by the least number of float64, which is infinite there.)"""
     outputs = tree_leaves(laws.outputs_of(network, inputs))
+    if space.choices and _all_zero(outputs):
+        raise BadNetwork(
+            f"the laws need outputs that tell networks apart, with {_DRAWS} draws of random weights all of them are 0 "
+            "(behind a last ReLU?): check it with another seed, or on other example inputs"
+        )
     if any(isinstance(x, Tensor) and x.is_floating_point() and bool(x.isnan().any()) for x in outputs):
-        other = "float32 (dtype=torch.float32, tolerance=1e-4)" if dtype == torch.float64 else "other example inputs"
+        other = _IN_FLOAT32 if dtype == torch.float64 else "other example inputs"
         raise BadNetwork(
             f"the laws need outputs that are numbers, with random weights in {str(dtype).removeprefix('torch.')} the "
             f"network gives NaN: check it in {other}"

@@ -56,7 +56,7 @@ def law_2(traced: Traced, chosen: list[Architecture], inputs: Any) -> None:
         assert formula == counted, f"law 2: {formula:,} MACs against {counted:,} at {dict(architecture)}"
         owned, formula = _owned(student), cost.params(traced.space, architecture)
         assert formula == owned, f"law 2: {formula:,} parameters against {owned:,} at {dict(architecture)}"
-        layers = round(sum(cost.by_layer(traced.space, architecture).values()))
+        layers = cost.whole("macs", sum(cost.by_layer(traced.space, architecture).values()))
         assert layers == counted, f"law 2: the layers add up to {layers:,} MACs, not {counted:,}"
 
 

@@ -135,6 +135,7 @@ def _widths(
             name: tuple((n, units.rows(rows)) for n, rows in axes)  # type: ignore[misc]
             for name, axes in recorder.grouped.items()
         },
+        joined=frozenset(recorder.joined),
         attribute_rules=(),
         caching=caching,
         runs={},

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from tas import cost
 from tas.tracing import as_call, batch_of
 from tas.tracing.whole import sums_over_one
 
@@ -26,7 +27,7 @@ def independent_macs(network: nn.Module, inputs: Any) -> int:
     counter, sums = FlopCounterMode(display=False, custom_mapping=_unknown()), _SumsOfOne()
     with sdpa_kernel(SDPBackend.MATH), _single_steps(network), counter, sums:
         network(*args, **kwargs)
-    return round((counter.get_total_flops() / 2 + sums.macs) / batch_of(args, kwargs))
+    return int(cost.whole("macs", (counter.get_total_flops() / 2 + sums.macs) / batch_of(args, kwargs)))
 
 
 def _unknown() -> dict[Any, Any]:

@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,22 @@ _OF_MODES = {"bernoulli", "div", "mul", "empty", "empty_like", "new_empty", "add
 
 
 def require_module(network: Any) -> None:
-    """`BadNetwork` for anything but an instance of a module."""
+    """`BadNetwork` for anything but an instance of a module, and where one inside runs its modules by itself."""
     if not isinstance(network, nn.Module):
         what = f"the class {network.__name__}: call it" if isinstance(network, type) else f"a {type(network).__name__}"
         raise BadNetwork(f"a network is an instance of torch.nn.Module, got {what}")
+    for name, module in network.named_modules():
+        place = f"module {name!r}" if name else "the network"
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            raise BadNetwork(
+                f"a network is traced without what spreads it over devices, {place} is a {type(module).__name__}: "
+                f"put what that wraps in its place, network{'.' if name else ''}{name}.module"
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise BadNetwork(
+                f"a network is followed through its Python code, {place} is a program of torch.jit.script or "
+                "torch.jit.trace: use the module that it was made of"
+            )
 
 
 def observe(
@@ -63,7 +76,8 @@ def observe(
             f"{_first_line(error)}"
         ) from error
     if not _numbers(output):
-        raise BadNetwork(f"the network must give tensors, alone or in tuples, lists and dicts; got {_kind(output)}")
+        told = f"the network must give tensors, alone or in tuples, lists and dicts; got {_kind(output)}"
+        raise BadNetwork(f"{told}{_to_register(output)}")
     _check_steady(before, watched)
     recorder.written = written(network, watched)
     with _Operators() as seen:
@@ -290,6 +304,13 @@ def _only(devices: set[torch.device]) -> str:
 
 def _kind(output: Any) -> str:
     return type(output).__name__ if not isinstance(output, (tuple, list, dict)) else repr(copy.copy(output))[:60]
+
+
+def _to_register(output: Any) -> str:
+    """What makes torch look into a dataclass of the user's."""
+    kinds = (type(leaf) for leaf in tree_leaves(output))
+    name = next((kind.__name__ for kind in kinds if is_dataclass(kind)), None)
+    return f": call torch.utils._pytree.register_dataclass({name}) first, so that torch looks into it" if name else ""
 
 
 def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

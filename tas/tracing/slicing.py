@@ -56,6 +56,16 @@ def apply_cut(tensor: Tensor, cut: Cut) -> Tensor:
     return tensor
 
 
+def write_cut(tensor: Tensor, cut: Cut, part: Tensor) -> None:
+    """Write the kept part back where `apply_cut` took it from."""
+    places = []
+    for dim, size in enumerate(tensor.shape):
+        kept = cut.get(dim, size)
+        positions = torch.arange(kept) if isinstance(kept, int) else kept
+        places.append(positions.to(part.device).reshape([-1 if d == dim else 1 for d in range(tensor.dim())]))
+    tensor[tuple(places)] = part
+
+
 def cut_size(size: int, kept: Tensor | int | None) -> int:
     return size if kept is None else kept if isinstance(kept, int) else len(kept)
 

@@ -31,9 +31,11 @@ class Traced:
     `attribute_rules` say which integers of modules are sizes; modules in `caching` keep something from a forward.
     `groups` are the units that one prefix or keep set selects from, `first` the first unit of each: one for every width
     choice, and those whose size is a product of choices. An operator slides over those of the `ordered` groups, so that
-    only prefixes of them make sense. `runs` gives the blocks or branches of each depth choice, in order, by names for
-    which `removals` lists the modules that go with them. `folds` says what a group's channel factors multiply,
-    `branch_folds` names the parameter dimensions that scale what such a block or branch adds.
+    only prefixes of them make sense. `joined` are the dimensions of parameters that a view of the forward joins to the
+    one in front: it needs what is left of them in one piece of memory. `runs` gives the blocks or branches of each
+    depth choice, in order, by names for which `removals` lists the modules that go with them. `folds` says what a
+    group's channel factors multiply, `branch_folds` names the parameter dimensions that scale what such a block or
+    branch adds.
     """
 
     network: nn.Module
@@ -46,6 +48,7 @@ class Traced:
     groups: Mapping[str, Group]
     ordered: frozenset[str]
     grouped: Mapping[str, tuple[tuple[int, Rows], tuple[int, Rows]]]
+    joined: frozenset[Site]
     attribute_rules: tuple[AttributeRule, ...]
     caching: tuple[str, ...]
     runs: Mapping[str, tuple[str, ...]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ def view(t: Recorder, out: Tensor, x: Tensor, *args: Any, **_: Any) -> None:
     else:
         t.put(out, t.identities.view(x.shape, t.rows(x), out.shape, t.current.where()))
         t.keep_origin(x, out, _untouched(x.shape, out.shape))
+        t.joined.update(site for dim in _joined(x.shape, out.shape) for site in t.site(x, dim))
     t.current.flow = "pass"
 
 
@@ -32,6 +34,12 @@ def _untouched(before: Sequence[int], after: Sequence[int]) -> list[int | None]:
                 break
             origin[new] = old
     return origin
+
+
+def _joined(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """The dimensions before whose positions no longer begin a dimension: with the one in front they make another."""
+    begins = {prod(after[d:]) for d in range(len(after) + 1)}
+    return [d for d in range(len(before)) if prod(before[d:]) not in begins]
 
 
 def _moved(t: Recorder, out: Tensor, x: Tensor, order: Sequence[int | None]) -> None:
