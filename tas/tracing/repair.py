@@ -173,7 +173,7 @@ def _equal_parts(recorder: Recorder, record: Record) -> bool:
     changed = False
     for (whole, rows), (part, _) in zip(record.inputs[0].axes(), record.outputs[0].axes(), strict=True):
         known = recorder.identities.canonical(rows)
-        if known is not None and part < whole and whole % part == 0:
+        if known is not None and 0 < part < whole and whole % part == 0:
             why = f"a part of it is a fraction of the width: {record.where()}"
             parts = [known[at : at + part] for at in range(part, whole, part)]
             changed |= sum(recorder.tie_counts(known[:part], other, why) for other in parts) > 0  # all of them, not any
