@@ -70,7 +70,10 @@ def _masks(traced: Traced) -> list[Array]:
     picked: list[Array] = []
     alike = np.zeros((1, len(counts)))
     while len(picked) < 3 or (len(picked) < _MASKS and _pairs(alike, counts)):
-        drawn = [generator.integers(counts) for _ in range(_DRAWN)]
+        most = (
+            counts if picked else np.maximum(counts - 1, 1)
+        )  # the first cuts all: what code asks for tells what it reads
+        drawn = [generator.integers(most) for _ in range(_DRAWN)]
         grown = [np.concatenate([alike, [draw / np.maximum(counts - 1, 1)]]) for draw in drawn]
         best = min(range(_DRAWN), key=lambda number: _pairs(grown[number], counts))
         picked.append(drawn[best])
