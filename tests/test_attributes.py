@@ -1,11 +1,14 @@
 """Sizes in Python attributes are found by running cut networks, and set in students; look-alikes are left alone."""
 
+from itertools import product
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 from tas.extraction import extract
 from tas.testing import check_space
-from tas.tracing import trace
+from tas.tracing import Traced, proof, trace
 
 
 class Named(nn.Module):
@@ -108,6 +111,37 @@ def test_every_module_of_a_class_gets_the_rule_that_one_needed() -> None:
         nn.Sequential(*(Block() for _ in range(3)), nn.Flatten(), nn.Linear(7 * 12, 5)), torch.randn(2, 7, 12)
     )
     assert {(rule.module, rule.key[0]) for rule in traced.attribute_rules} >= {(f"{i}", "heads") for i in range(3)}
+
+
+def _codegen() -> tuple[Traced, dict[str, Tensor]]:
+    """Its code divides the width by 4, which is rounded: rules that differ agree at many architectures."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 60, "n_positions": 40, "n_ctx": 40, "n_embd": 48, "n_layer": 2, "n_head": 4, "rotary_dim": 8}
+    torch.manual_seed(0)
+    network = transformers.CodeGenForCausalLM(transformers.CodeGenConfig(**sizes, use_cache=False)).eval()
+    inputs = {"input_ids": torch.randint(5, 60, (2, 8))}
+    return trace(network, inputs), inputs
+
+
+def _require_students(traced: Traced, inputs: dict[str, Tensor]) -> None:
+    """Those of many architectures run."""
+    sizes = {c.name: c.candidates for c in traced.space.choices if ".h.1.attn" in c.name}
+    for values in list(product(*sizes.values()))[::3]:
+        extract(traced, {**traced.space.largest(), **dict(zip(sizes, values, strict=True))})(**inputs)
+
+
+def test_a_rule_that_fits_all_architectures_of_the_proof_by_chance_is_refuted_at_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proof, "for_peers", lambda *_: [])
+    _require_students(*_codegen())
+
+
+def test_modules_of_a_class_share_a_rule_whose_dimension_is_of_an_operator_nearby(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proof, "_FRESH", 0)
+    _require_students(*_codegen())
 
 
 class Block(nn.Module):

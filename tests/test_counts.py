@@ -49,6 +49,22 @@ class HeadsBlock(nn.Module):
         return self.out((scores @ v).transpose(1, 2).reshape(n, length, width))
 
 
+class Mixed(nn.Module):
+    """The width that is divided by the number of heads is that of a tensor made in the same forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.stem, self.mix, self.head = 3, nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 5)
+        self.q, self.k, self.out = (nn.Linear(12, 12) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mix(self.stem(x).relu())
+        n, length, width = x.shape
+        q, k = (f(x).view(n, length, self.heads, width // self.heads).transpose(1, 2) for f in (self.q, self.k))
+        y = (q @ k.transpose(-2, -1)).softmax(-1) @ k
+        return self.head((x + self.out(y.transpose(1, 2).reshape(n, length, width))).mean(1))
+
+
 class Packed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -84,6 +100,12 @@ def test_the_width_of_a_stream_is_heads_times_head_size_and_its_units_are_its_ow
     (stream,) = (group for group in traced.groups.values() if group.size == 12)
     assert sum(power for _, power in stream.choices) == 2
     assert len(traced.groups) == 1 + 2 * 2  # the stream; heads and head size in each block
+
+
+def test_a_width_that_is_read_from_a_tensor_made_before_is_tied_and_not_that_of_another() -> None:
+    traced = check_space(Mixed(), torch.randn(2, 7, 6))
+    assert sorted(choice.size for choice in traced.space.choices if choice.kind == "width") == [3, 4, 12]
+    assert traced.groups["stem"].choices == (("stem", 1),)
 
 
 def test_the_pick_of_a_product_weighs_every_combination() -> None:

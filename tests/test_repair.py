@@ -35,6 +35,43 @@ class OneNumber(nn.Module):
         return self.head((v * q.relu().sum((-2, -1), keepdim=True)).flatten(-2))
 
 
+class Turned(nn.Module):
+    """A part of the channels is turned in pairs, as many as there are frequencies: all of them, the rest is empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bound, self.head = nn.Linear(6, 12), nn.Linear(12, 5)
+        self.register_buffer("frequencies", torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, size = self.bound(x), 2 * self.frequencies.shape[0]
+        some, rest = x[..., :size], x[..., size:]
+        one, other = some.chunk(2, -1)
+        turned = torch.cat([-other, one], -1) * torch.cat([self.frequencies, self.frequencies])
+        return self.head(torch.cat([some + turned, rest], -1).relu())
+
+
+class EmptyRest(nn.Module):
+    """What lies behind the first 12 of 12 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bound, self.head = nn.Linear(6, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bound(x)
+        return self.head(torch.cat([x[..., :12], x[..., 12:]], -1))
+
+
+def test_what_is_taken_whole_and_an_empty_rest_of_it_follow() -> None:
+    traced = check_space(Turned(), torch.randn(2, 6))
+    assert [choice.size for choice in traced.space.choices] == [6]
+
+
+def test_an_empty_part_is_no_fraction_of_a_width() -> None:
+    check_space(EmptyRest(), torch.randn(2, 6))
+
+
 def test_a_hard_coded_size_is_kept_with_operator_and_line_and_the_rest_is_free() -> None:
     traced = check_space(HardCoded(), torch.randn(2, 6))
     assert [choice.name for choice in traced.space.choices] == ["free"]

@@ -81,10 +81,11 @@ def for_peers(recorder: Recorder, network: nn.Module, rule: AttributeRule, recor
     twins = _in_calls(recorder, home, record) if home is not None else _of_line(recorder, record)
     found = []
     for name, twin in twins if place is not None else ():
-        axes = _axes(recorder, twin)
-        if name == rule.module or type(modules.get(name)) is not kind or place >= len(axes):  # type: ignore[operator]
+        steps, at = place  # type: ignore[misc]
+        axes = _axes_at(recorder, twin.index + steps)
+        if name == rule.module or type(modules.get(name)) is not kind or at >= len(axes):
             continue
-        full, rows = axes[place]  # type: ignore[index]
+        full, rows = axes[at]
         was = dict(integers(modules[name])).get(rule.key)
         if was is not None and was * rule.full == rule.was * full:
             found.append(AttributeRule(name, rule.key, was, full, rows))
@@ -125,9 +126,17 @@ def factors(recorder: Recorder, rows: Rows) -> Iterator[Axis]:
                 yield len(part), part
 
 
-def _place(recorder: Recorder, record: Record, rule: AttributeRule) -> int | None:
-    axes = _axes(recorder, record)
-    return next((i for i, (n, rows) in enumerate(axes) if n == rule.full and same(rows, rule.rows)), None)
+def _place(recorder: Recorder, record: Record, rule: AttributeRule) -> tuple[int, int] | None:
+    """Where a rule has its dimension from: how many records behind this one, the nearest, and which of its axes."""
+    for steps in sorted(range(-_NEAR, _NEAR), key=abs):
+        for at, (n, rows) in enumerate(_axes_at(recorder, record.index + steps)):
+            if n == rule.full and same(rows, rule.rows):
+                return steps, at
+    return None
+
+
+def _axes_at(recorder: Recorder, index: int) -> list[Axis]:
+    return _axes(recorder, recorder.records[index]) if 0 <= index < len(recorder.records) else []
 
 
 def enclosing(module: str) -> Iterator[str]:

@@ -6,8 +6,9 @@ way (`repair`) and everything is worked out again. What comes out has run at eve
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _TRIES = 60  # attributes tried at one operator before identities give way
 _MASKS = 10  # random architectures at most
+_FRESH = 4  # architectures more that rules have to hold at, none of which they were found or tried at
 _DRAWN = 16  # architectures of which one is taken: with 8 candidates, three then tell 60 choices apart
 
 
@@ -41,16 +43,21 @@ def prove(
     rules are added to `rules`, and to `doubted` until a replay without them says that they are needed; False where
     identities changed, so that the widths have to be worked out anew."""
     disproved: list[AttributeRule] = []
-    masks = _masks(traced)
-    held = 0
-    for mask in cycle(masks):
+    masks, others = deque(_masks(traced)), _others(traced)
+    held = fresh = 0
+    while held < len(masks) or (rules and fresh < _FRESH):
+        if held < len(masks):
+            mask = masks.popleft()
+        else:  # what a rule was searched at is no proof of it: a coincidence fits there as well
+            mask, fresh = next(others), fresh + 1
+            if any(np.array_equal(mask, known) for known in masks):
+                continue
+        masks.append(mask)
         under = replace(traced, attribute_rules=in_units(rules, units))
         proof = _Proof(recorder, units, under, mask, rules, disproved, doubted)
         if not proof.holds():
             return False
-        held = 1 if proof.new else held + 1
-        if held == len(masks):
-            break
+        held, fresh = (1, 0) if proof.new else (held + 1, fresh)
     return True
 
 
@@ -63,13 +70,24 @@ def _masks(traced: Traced) -> list[Array]:
     picked: list[Array] = []
     alike = np.zeros((1, len(counts)))
     while len(picked) < 3 or (len(picked) < _MASKS and _pairs(alike, counts)):
-        drawn = [generator.integers(counts) for _ in range(_DRAWN)]
+        most = (
+            counts if picked else np.maximum(counts - 1, 1)
+        )  # the first cuts all: what code asks for tells what it reads
+        drawn = [generator.integers(most) for _ in range(_DRAWN)]
         grown = [np.concatenate([alike, [draw / np.maximum(counts - 1, 1)]]) for draw in drawn]
         best = min(range(_DRAWN), key=lambda number: _pairs(grown[number], counts))
         picked.append(drawn[best])
         alike = grown[best]
     picked.insert(1, np.zeros(len(counts), int))
     return [traced.keep_mask(traced.space.architecture(indices.tolist())) for indices in picked]
+
+
+def _others(traced: Traced) -> Iterator[Array]:
+    """Random architectures without end."""
+    generator = np.random.default_rng(1)
+    counts = np.array([len(c.candidates) for c in traced.space.choices], int)
+    while True:
+        yield traced.keep_mask(traced.space.architecture(generator.integers(counts).tolist()))
 
 
 def _pairs(alike: Array, counts: Array) -> int:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Any
 
-import numpy as np
-
 from tas.tracing.attributes import AttributeRule, enclosing, factors
-from tas.tracing.identity import same
 from tas.tracing.places import integers
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Axis, Record, Span
@@ -28,13 +26,15 @@ def give_way(
     """Change identities so that the operator can run as the code wants it: whether anything changed. In this order:
 
     follow  one attribute serves several sizes, and the code asked for what it now says: they become one
-    tie     the code computes a factor from the width of an input (`C // heads`): width and product become one
+    tie     the code computes a factor from a width (`C // heads`), that of a tensor which has now the size that fits
+            what the code asked for, or else of an input: width and product become one
     merge   one attribute serves several sizes, or several factors of what is split: they become one
     part    the code takes a whole fraction of a width (`[: C // 2]`): all such parts become equal
     freeze  the sizes that the code did not follow; else everything at the operator, and before it
     """
     return (
         _follow_attribute(recorder, record, asked, kept, rules)
+        or _tie_to_read(recorder, record, asked, kept)
         or _tie_to_input(recorder, record)
         or _merge_served(recorder, record, rules)
         or _merge_factors(recorder, record)
@@ -78,6 +78,39 @@ def _follow(recorder: Recorder, record: Record, rule: AttributeRule, dim: int) -
     return recorder.tie_counts(rule.rows, axes[dim][1], why)
 
 
+def _tie_to_read(recorder: Recorder, record: Record, asked: Sequence[int] | None, kept: Callable[[Axis], int]) -> bool:
+    """Of a view, dimensions for which the code asked for what follows from the present size of a tensor that the
+    modules around were given, or made before. Also at the same place of the other calls of modules of the class."""
+    if asked is None or record.operator not in _VIEWS or len(asked) != len(record.outputs[0].shape):
+        return False
+    sizes = record.outputs[0].shape
+    for span in reversed(_enclosing(recorder, record)):
+        for at, axis in enumerate(_seen(recorder, record, span)):
+            cut = axis[1] is not None and recorder.carries(axis[1]) and kept(axis) != axis[0]
+            for start, stop in _ranges(len(sizes)) if cut else ():
+                full = sizes[start:stop]
+                if prod(full) != axis[0] or not _follow_from(asked[start:stop], full, kept(axis)):
+                    continue
+                if _tie(recorder, record, axis, start, stop):
+                    for twin, around in _twins(recorder, record, span):
+                        _tie(recorder, twin, dict(enumerate(_seen(recorder, twin, around))).get(at, axis), start, stop)
+                    return True
+    return False
+
+
+def _seen(recorder: Recorder, record: Record, span: Span) -> list[Axis]:
+    """The dimensions of tensors that code around an operator could read sizes of: the inputs first, then the latest."""
+    made = (value for earlier in reversed(recorder.records[span.first : record.index]) for value in earlier.outputs)
+    return [axis for value in (*span.inputs, *made) for axis in reversed(value.axes())]
+
+
+def _follow_from(asked: Sequence[int], full: Sequence[int], width: int) -> bool:
+    """Whether a size that was asked for is a width divided by those beside it: `view(..., heads, width // heads)`."""
+    beside = [n if a == -1 else a for a, n in zip(asked, full, strict=True)]
+    others = [prod(beside[:d] + beside[d + 1 :]) for d in range(len(beside))]
+    return any(other > 0 and a == width // other for a, other in zip(asked, others, strict=True))
+
+
 def _tie_to_input(recorder: Recorder, record: Record) -> bool:
     if record.operator not in _VIEWS or not record.outputs:
         return False
@@ -86,30 +119,29 @@ def _tie_to_input(recorder: Recorder, record: Record) -> bool:
     ranges = sorted(_ranges(len(idle)), key=lambda range: sum(idle[slice(*range)]))
     for span in reversed(_enclosing(recorder, record)):
         for start, stop in ranges:
-            if _tie(recorder, record, span, start, stop):
+            if not all(idle[start:stop]) and _tie_input(recorder, record, span, start, stop):
                 for twin, around in _twins(recorder, record, span):
-                    _tie(recorder, twin, around, start, stop)
+                    _tie_input(recorder, twin, around, start, stop)
                 return True
     return False
 
 
-def _tie(recorder: Recorder, record: Record, span: Span, start: int, stop: int) -> bool:
-    """Unify the product of dimensions start..stop of a view with an input dimension of that size around it."""
+def _tie_input(recorder: Recorder, record: Record, span: Span, start: int, stop: int) -> bool:
+    axes = (axis for given in span.inputs for axis in reversed(given.axes()))
+    rows = record.outputs[0].rows[start:stop]
+    return any(map(recorder.carries, rows)) and any(_tie(recorder, record, axis, start, stop) for axis in axes)
+
+
+def _tie(recorder: Recorder, record: Record, axis: Axis, start: int, stop: int) -> bool:
+    """Unify the product of dimensions start..stop of a view with a dimension of that size that the code read."""
     value, identities = record.outputs[0], recorder.identities
-    if len(value.shape) < stop:
-        return False
+    n, theirs = axis
     sizes, rows = value.shape[start:stop], value.rows[start:stop]
-    for given in span.inputs:
-        for n, theirs in reversed(given.axes()):
-            if n != int(np.prod(sizes)) or identities.canonical(theirs) is None:
-                continue
-            mine = identities.canonical(identities.outer(rows, sizes))
-            if mine is None or same(mine, identities.canonical(theirs)):
-                continue
-            why = f"its size is computed from the width of an input: {record.where()}"
-            if recorder.tie_counts(theirs, mine, why):
-                return True
-    return False
+    if len(value.shape) < stop or n != prod(sizes) or not recorder.carries(theirs):
+        return False
+    mine = identities.outer(rows, sizes)
+    why = f"its size is computed from the width of a tensor: {record.where()}"
+    return recorder.tie_counts(theirs, mine, why)
 
 
 def _merge_served(recorder: Recorder, record: Record, rules: list[AttributeRule]) -> bool:
@@ -173,7 +205,7 @@ def _equal_parts(recorder: Recorder, record: Record) -> bool:
     changed = False
     for (whole, rows), (part, _) in zip(record.inputs[0].axes(), record.outputs[0].axes(), strict=True):
         known = recorder.identities.canonical(rows)
-        if known is not None and part < whole and whole % part == 0:
+        if known is not None and 0 < part < whole and whole % part == 0:
             why = f"a part of it is a fraction of the width: {record.where()}"
             parts = [known[at : at + part] for at in range(part, whole, part)]
             changed |= sum(recorder.tie_counts(known[:part], other, why) for other in parts) > 0  # all of them, not any

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class Replay(Watching):
         self.recorder, self.kept = recorder, kept
         self.position, self.aligned = 0, True
         self.strayed: set[int] = set()
+        self._aliases = 0  # up to where those of the record have been met
         self._calls: Counter[str] = Counter()
         self._unaligned: Counter[tuple[str, str]] = Counter()  # operators and their numbers since it strayed
         self._whole = Whole(self._compare)
@@ -121,6 +123,14 @@ class Replay(Watching):
             self.position += 1
         return records[min(self.position, len(records) - 1)]
 
+    def _is_slice_due(self) -> bool:
+        """Whether an alias is a slice up to the end or beyond, and not one that was an alias in the record as well."""
+        due = self.at()
+        passed = takewhile(lambda r: r.operator in _COMES_AND_GOES, reversed(self.recorder.records[: due.index]))
+        met = [record.index for record in passed if record.operator == "alias" and record.index >= self._aliases]
+        self._aliases = min(met, default=self._aliases - 1) + 1
+        return not met and due.operator == "slice"
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._whole.inside:
             return func(*args, **(kwargs or {}))
@@ -131,10 +141,10 @@ class Replay(Watching):
         out = func(*args, **kwargs)
         if name == LITERAL:
             self._literals.append(numbers_in(name, (args, kwargs)))
-        whole = name == "alias" and self.at().operator == "slice"  # a slice up to the end or beyond
         if not self.aligned:
             self._note(name, args, kwargs)
             return out
+        whole = name == "alias" and self._is_slice_due()
         if name in _COMES_AND_GOES and not whole:
             return out
         record = self.at()
