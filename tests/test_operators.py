@@ -369,3 +369,39 @@ def test_a_parameter_beside_channels_that_carry_a_factor_is_not_taken_for_one() 
     parts = {"i": nn.Linear(5, 16), "o": nn.Linear(16, 3), "other": nn.Linear(16, 3)}
     traced = check_space(Net(run, **parts, rows=weight(4, 16)), torch.randn(2, 5), architectures=1)
     assert [choice.size for choice in traced.space.choices] == [16]
+
+
+class Experts(nn.Module):
+    """As in transformers 5: tokens in the order of their experts, a matrix an expert, one product for all of them."""
+
+    def __init__(self, product: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.product, self.router = product, nn.Linear(16, 3)
+        self.up, self.down = weight(3, 48, 16), weight(3, 16, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen, order = self.router(x).argmax(-1).sort()
+        ends = (chosen == torch.arange(3)[:, None]).sum(1).cumsum(0).int()
+        gate, up = self.product(x[order], self.up.transpose(1, 2), ends).chunk(2, -1)
+        return x + self.product(F.silu(gate) * up, self.down.transpose(1, 2), ends)[order.argsort()]
+
+
+def experts(product: Callable[[Tensor, Tensor, Tensor], Tensor]) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 16), Experts(product), nn.Linear(16, 3))
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no such product on a CPU")
+def test_widths_of_experts_in_one_product_are_searched_in_steps_that_its_kernel_takes() -> None:
+    network = experts(lambda x, matrices, ends: F.grouped_mm(x, matrices, offs=ends))
+    traced = check_space(network, torch.randn(12, 5), dtype=torch.float32, tolerance=1e-4)  # it takes no float64
+    found = {choice.name: choice.candidates for choice in traced.space.choices}
+    assert found == {"0": (4, 8, 12, 16), "1.in1": (4, 8, 12, 16, 20, 24)}  # rows of whole 16 bytes
+    assert {kept.name: kept.reason.split(":")[0] for kept in traced.space.kept}["1.up[0]"] == "rows are in groups"
+
+
+def test_widths_of_experts_are_searched_where_transformers_makes_the_product() -> None:
+    pytest.importorskip("transformers.integrations.moe")
+    network = experts(lambda *given: torch.ops.transformers.grouped_mm_fallback(*given))
+    traced = check_space(network, torch.randn(12, 5))
+    assert {choice.name: choice.size for choice in traced.space.choices} == {"0": 16, "1.in1": 24}
