@@ -405,3 +405,16 @@ def test_widths_of_experts_are_searched_where_transformers_makes_the_product() -
     network = experts(lambda *given: torch.ops.transformers.grouped_mm_fallback(*given))
     traced = check_space(network, torch.randn(12, 5))
     assert {choice.name: choice.size for choice in traced.space.choices} == {"0": 16, "1.in1": 24}
+
+
+def test_heads_of_grouped_queries_are_searched_whether_the_code_repeats_keys_or_the_kernel_does() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        q = m.q(x).unflatten(-1, (m.heads, m.size)).transpose(1, 2)
+        k, v = (f(x).unflatten(-1, (m.fewer, m.size)).transpose(1, 2) for f in (m.k, m.v))
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return m.out(y.transpose(1, 2).reshape(*x.shape[:2], m.heads * m.size))
+
+    parts = {"q": nn.Linear(5, 24), "k": nn.Linear(5, 12), "v": nn.Linear(5, 12), "out": nn.Linear(24, 3)}
+    traced = check_space(Net(run, heads=6, fewer=3, size=4, **parts), torch.randn(2, 7, 5), architectures=2)
+    sizes = {choice.name: choice.size for choice in traced.space.choices}
+    assert sizes == {"q.groups": 3, "q.inside": 2, "q.inside#2": 4}  # heads of keys, queries for each, and their size

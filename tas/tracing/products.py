@@ -194,13 +194,18 @@ def _multiplied(t: Recorder, out: Tensor, summed: tuple[int, Rows], columns: tup
 
 
 def attention(t: Recorder, out: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> None:
-    """Scaled dot products: batch and heads of q, k, v go together, head size of q with k, positions of k with v."""
+    """Scaled dot products: batch and heads of q, k, v go together, head size of q with k, positions of k with v. Fewer
+    heads of k and v serve as many heads of q each (grouped queries): q has keys' heads x queries a head."""
     first = out[0] if isinstance(out, (tuple, list)) else out
     rows_q, rows_k, rows_v = t.rows(q), t.rows(k), t.rows(v)
     for d in range(q.dim() - 2):
         for other, rows in ((k, rows_k), (v, rows_v)):
-            if other.shape[d] == q.shape[d]:
+            fewer, each = other.shape[d], q.shape[d] // other.shape[d]
+            if each == 1:
                 t.unify(rows_q[d], rows[d])
+            elif 1 < fewer < q.shape[d]:
+                served = t.identities.fresh(each)
+                t.unify(rows_q[d], t.identities.outer([rows[d], served], [fewer, each]))
     t.unify(rows_q[-1], rows_k[-1])
     t.unify(rows_k[-2], rows_v[-2])
     mask = next((a for a in [*rest, *options.values()] if isinstance(a, Tensor)), None)
