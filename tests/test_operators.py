@@ -418,3 +418,17 @@ def test_heads_of_grouped_queries_are_searched_whether_the_code_repeats_keys_or_
     traced = check_space(Net(run, heads=6, fewer=3, size=4, **parts), torch.randn(2, 7, 5), architectures=2)
     sizes = {choice.name: choice.size for choice in traced.space.choices}
     assert sizes == {"q.groups": 3, "q.inside": 2, "q.inside#2": 4}  # heads of keys, queries for each, and their size
+
+
+def test_groups_of_a_norm_that_are_heads_go_with_these() -> None:
+    """Sun et al. 2023 (retention): every head is normalised on its own."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (m.heads, -1)).transpose(1, 2) for f in (m.q, m.k, m.v))
+        y = (q @ k.transpose(2, 3) @ v).transpose(1, 2).flatten(2)
+        return m.out(m.norm(y.flatten(0, 1)).view_as(y))
+
+    parts = {"q": nn.Linear(5, 12), "k": nn.Linear(5, 12), "v": nn.Linear(5, 12), "norm": nn.GroupNorm(4, 12)}
+    traced = check_space(Net(run, heads=4, out=nn.Linear(12, 3), **parts), torch.randn(2, 6, 5), architectures=2)
+    assert sorted(choice.size for choice in traced.space.choices) == [3, 3, 4]
+    assert extract(traced, traced.space.smallest()).norm.num_groups == 1  # type: ignore[union-attr]
