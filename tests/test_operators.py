@@ -369,3 +369,66 @@ def test_a_parameter_beside_channels_that_carry_a_factor_is_not_taken_for_one() 
     parts = {"i": nn.Linear(5, 16), "o": nn.Linear(16, 3), "other": nn.Linear(16, 3)}
     traced = check_space(Net(run, **parts, rows=weight(4, 16)), torch.randn(2, 5), architectures=1)
     assert [choice.size for choice in traced.space.choices] == [16]
+
+
+class Experts(nn.Module):
+    """As in transformers 5: tokens in the order of their experts, a matrix an expert, one product for all of them."""
+
+    def __init__(self, product: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.product, self.router = product, nn.Linear(16, 3)
+        self.up, self.down = weight(3, 48, 16), weight(3, 16, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen, order = self.router(x).argmax(-1).sort()
+        ends = (chosen == torch.arange(3)[:, None]).sum(1).cumsum(0).int()
+        gate, up = self.product(x[order], self.up.transpose(1, 2), ends).chunk(2, -1)
+        return x + self.product(F.silu(gate) * up, self.down.transpose(1, 2), ends)[order.argsort()]
+
+
+def experts(product: Callable[[Tensor, Tensor, Tensor], Tensor]) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 16), Experts(product), nn.Linear(16, 3))
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no such product on a CPU")
+def test_widths_of_experts_in_one_product_are_searched_in_steps_that_its_kernel_takes() -> None:
+    network = experts(lambda x, matrices, ends: F.grouped_mm(x, matrices, offs=ends))
+    traced = check_space(network, torch.randn(12, 5), dtype=torch.float32, tolerance=1e-4)  # it takes no float64
+    found = {choice.name: choice.candidates for choice in traced.space.choices}
+    assert found == {"0": (4, 8, 12, 16), "1.in1": (4, 8, 12, 16, 20, 24)}  # rows of whole 16 bytes
+    assert {kept.name: kept.reason.split(":")[0] for kept in traced.space.kept}["1.up[0]"] == "rows are in groups"
+
+
+def test_widths_of_experts_are_searched_where_transformers_makes_the_product() -> None:
+    pytest.importorskip("transformers.integrations.moe")
+    network = experts(lambda *given: torch.ops.transformers.grouped_mm_fallback(*given))
+    traced = check_space(network, torch.randn(12, 5))
+    assert {choice.name: choice.size for choice in traced.space.choices} == {"0": 16, "1.in1": 24}
+
+
+def test_heads_of_grouped_queries_are_searched_whether_the_code_repeats_keys_or_the_kernel_does() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        q = m.q(x).unflatten(-1, (m.heads, m.size)).transpose(1, 2)
+        k, v = (f(x).unflatten(-1, (m.fewer, m.size)).transpose(1, 2) for f in (m.k, m.v))
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return m.out(y.transpose(1, 2).reshape(*x.shape[:2], m.heads * m.size))
+
+    parts = {"q": nn.Linear(5, 24), "k": nn.Linear(5, 12), "v": nn.Linear(5, 12), "out": nn.Linear(24, 3)}
+    traced = check_space(Net(run, heads=6, fewer=3, size=4, **parts), torch.randn(2, 7, 5), architectures=2)
+    sizes = {choice.name: choice.size for choice in traced.space.choices}
+    assert sizes == {"q.groups": 3, "q.inside": 2, "q.inside#2": 4}  # heads of keys, queries for each, and their size
+
+
+def test_groups_of_a_norm_that_are_heads_go_with_these() -> None:
+    """Sun et al. 2023 (retention): every head is normalised on its own."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (m.heads, -1)).transpose(1, 2) for f in (m.q, m.k, m.v))
+        y = (q @ k.transpose(2, 3) @ v).transpose(1, 2).flatten(2)
+        return m.out(m.norm(y.flatten(0, 1)).view_as(y))
+
+    parts = {"q": nn.Linear(5, 12), "k": nn.Linear(5, 12), "v": nn.Linear(5, 12), "norm": nn.GroupNorm(4, 12)}
+    traced = check_space(Net(run, heads=4, out=nn.Linear(12, 3), **parts), torch.randn(2, 6, 5), architectures=2)
+    assert sorted(choice.size for choice in traced.space.choices) == [3, 3, 4]
+    assert extract(traced, traced.space.smallest()).norm.num_groups == 1  # type: ignore[union-attr]

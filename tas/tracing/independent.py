@@ -21,8 +21,9 @@ from tas.tracing.whole import sums_over_one
 def independent_macs(network: nn.Module, inputs: Any) -> int:
     """Multiply-accumulates of one example by torch's FlopCounterMode, in a forward with gradients on and the plain
     attention kernel (without either it misses attention products and fused encoders), recurrent layers step by step.
-    What the mode does not know is added: deformable convolutions, bilinear layers, a kernel of attention that the code
-    itself asks for, and sums of `einsum` over one position, which torch computes without a product."""
+    What the mode does not know is added: deformable convolutions, bilinear layers, products of experts with their
+    tokens, a kernel of attention that the code itself asks for, and sums of `einsum` over one position, which torch
+    computes without a product."""
     args, kwargs = as_call(inputs)
     counter, sums = FlopCounterMode(display=False, custom_mapping=_unknown()), _SumsOfOne()
     with sdpa_kernel(SDPBackend.MATH), _single_steps(network), counter, sums:
@@ -39,6 +40,9 @@ def _unknown() -> dict[Any, Any]:
     }
     if hasattr(torch.ops.torchvision, "deform_conv2d"):  # where torchvision is loaded
         found[torch.ops.torchvision.deform_conv2d] = _deformed
+    for library, name in ((aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")):
+        if hasattr(library, name):
+            found[getattr(library, name)] = _grouped
     return found
 
 
@@ -53,6 +57,11 @@ def _bilinear(a: Any, weight: Any, *_: Any, **__: Any) -> int:
 
 def _deformed(_: Any, weight: Any, *__: Any, out_shape: Any, **___: Any) -> int:
     return 2 * prod(out_shape) * prod(weight[1:])
+
+
+def _grouped(a: Any, b: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """Where both are matrices, what is summed over is in groups, and the output has a matrix for each of them."""
+    return 2 * prod(out_shape[1:] if len(a) == len(b) == 2 else out_shape) * a[-1]
 
 
 class _SumsOfOne(TorchFunctionMode):

@@ -51,7 +51,7 @@ def _candidates(units: Units, name: str, size: int, multiple: int) -> tuple[int,
 
 
 def _multiples(units: Units, sizes: dict[str, int]) -> dict[str, int]:
-    """What every choice has to be a multiple of, so that all demands are met (`Rules.divisor`)."""
+    """What every choice has to be a multiple of, so that all demands are met (`Rules.divisor`, `Recorder.steps`)."""
     found = dict.fromkeys(sizes, 1)
     for times, powers, divisor in _demands(units, sizes):
         rest = divisor // gcd(divisor, times * prod(found[name] ** power for name, power in powers))
@@ -77,9 +77,22 @@ def _worth(rules: Rules, sizes: Mapping[str, int], multiples: Mapping[str, int])
 
 def _demands(units: Units, sizes: dict[str, int]) -> list[Demand]:
     """Widths with one factor first, then products of several."""
+    found = _of_kernels(units) | (_of_rules(units, sizes) if units.rules.divisor != 1 else set())
+    return sorted(found, key=lambda demand: (len(demand[1]), demand))
+
+
+def _of_kernels(units: Units) -> set[Demand]:
+    return {
+        (times, powers, step)
+        for rows, step in units.recorder.steps
+        if rows is not None
+        for powers, times in units.size(len(rows), rows).items()
+        if powers
+    }
+
+
+def _of_rules(units: Units, sizes: dict[str, int]) -> set[Demand]:
     rules = units.rules
-    if rules.divisor == 1:
-        return []
     seen = _monomials(units)
     named = [(group.times, group.choices, rules.divisor_of(group.name)) for group in units.groups]
     found = {demand for demand in named if len(demand[1]) > 1 or demand[0] > 1}
@@ -92,7 +105,7 @@ def _demands(units: Units, sizes: dict[str, int]) -> list[Demand]:
         divisor = rules.divisor_of(name)
         if (name, divisor) not in factors:
             found.add((seen.get(((name, 1),), 1), ((name, 1),), divisor))
-    return sorted(found, key=lambda demand: (len(demand[1]), demand))
+    return found
 
 
 def _monomials(units: Units) -> dict[Powers, int]:

@@ -130,18 +130,21 @@ def layer_norm(
 
 
 def group_norm(t: Recorder, out: Any, x: Tensor, weight: Any, bias: Any, *sizes: Any) -> None:
-    """Groups stay, the widths inside them shrink alike."""
+    """Groups stay, the widths inside them shrink alike; groups that are heads go with these."""
     groups, rows, channels = int(sizes[3]), t.rows(x), x.shape[1]
+    outer: Rows = None
     tensors = [w for w in (weight, bias) if isinstance(w, Tensor)]
     for tensor in tensors:
         t.unify(rows[1], t.rows(tensor)[0])
     if groups == channels:
         t.freeze(rows[1], why="one channel a norm group")
     elif groups > 1:
-        t.identities.factor(rows[1], [groups, channels // groups], t.current.where(), [False, True])
+        outer, _ = t.identities.factor(rows[1], [groups, channels // groups], t.current.where(), [False, True])
     if t.carries(rows[1]):
         t.mark_inexact(f"a norm over channels: {t.current.where()}", rows[1])
     t.put(out[0], rows)
+    for statistic in out[1:]:
+        t.put(statistic, [rows[0], outer])
     t.current.flow = "norm"
     t.current.scales = t.scaling(*((w, 0) for w in tensors))
 

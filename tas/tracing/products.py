@@ -154,6 +154,29 @@ def matmul(t: Recorder, out: Tensor, a: Tensor, b: Tensor) -> None:
     t.current.scales = t.site(b, b.dim() - 1) if b.dim() > 1 else ()
 
 
+def grouped_matmul(t: Recorder, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> None:
+    """The rows of a in groups, each with a matrix of its own in b (experts and their tokens): groups stay. Otherwise
+    grouped are columns or what is summed over, for gradients: these stay as they are."""
+    left, right = t.rows(a), t.rows(b)
+    if b.dim() == 3:
+        t.freeze(left[0], right[0], why="rows are in groups")
+        t.unify(left[-1], right[1])
+        t.put(out, [*[None] * (out.dim() - 2), t.rows(a)[-2], right[2]])
+    else:
+        t.freeze(*left, *right, why="columns are in groups")
+        t.put(out, [None] * out.dim())
+    _multiplied(t, out, (a.shape[-1], left[-1]), t.site(b, b.dim() - 2))
+    if a.dim() == b.dim() == 2:  # every position that is summed over is in one group
+        t.current.products = [t.current.products[0][1:]]
+    t.current.scales = t.site(b, b.dim() - 1)
+
+
+def aligned_grouped_matmul(t: Recorder, out: Tensor, a: Tensor, b: Tensor, *rest: Any, **options: Any) -> None:
+    """torch's kernel wants rows of whole 16 bytes: a's and b's, and in the backward pass the output's."""
+    grouped_matmul(t, out, a, b, *rest, **options)
+    t.steps += [(part, 16 // a.element_size()) for part in (t.rows(a)[-1], t.rows(b)[-1])]
+
+
 def added_matmul(t: Recorder, out: Tensor, c: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
     """addmm, baddbmm: c + a @ b."""
     matmul(t, out, a, b)
@@ -171,13 +194,18 @@ def _multiplied(t: Recorder, out: Tensor, summed: tuple[int, Rows], columns: tup
 
 
 def attention(t: Recorder, out: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> None:
-    """Scaled dot products: batch and heads of q, k, v go together, head size of q with k, positions of k with v."""
+    """Scaled dot products: batch and heads of q, k, v go together, head size of q with k, positions of k with v. Fewer
+    heads of k and v serve as many heads of q each (grouped queries): q has keys' heads x queries a head."""
     first = out[0] if isinstance(out, (tuple, list)) else out
     rows_q, rows_k, rows_v = t.rows(q), t.rows(k), t.rows(v)
     for d in range(q.dim() - 2):
         for other, rows in ((k, rows_k), (v, rows_v)):
-            if other.shape[d] == q.shape[d]:
+            fewer, each = other.shape[d], q.shape[d] // other.shape[d]
+            if each == 1:
                 t.unify(rows_q[d], rows[d])
+            elif 1 < fewer < q.shape[d]:
+                served = t.identities.fresh(each)
+                t.unify(rows_q[d], t.identities.outer([rows[d], served], [fewer, each]))
     t.unify(rows_q[-1], rows_k[-1])
     t.unify(rows_k[-2], rows_v[-2])
     mask = next((a for a in [*rest, *options.values()] if isinstance(a, Tensor)), None)
@@ -225,4 +253,6 @@ HANDLERS: dict[str, Handler] = {
         attention,
     ),
     **dict.fromkeys(["dot", "vdot"], dot),
+    "_grouped_mm": aligned_grouped_matmul,
+    "transformers::grouped_mm_fallback": grouped_matmul,  # theirs, where torch has no kernel
 }

@@ -46,6 +46,7 @@ class Recorder(Watching):
         self.counts: list[tuple[Array, Array, str]] = []  # dimensions of which the code needs equally many positions
         self.ordered: list[Rows] = []  # dimensions whose positions must keep their neighbours
         self.joined: set[Site] = set()  # dimensions of parameters that a view joins to the one in front
+        self.steps: list[tuple[Rows, int]] = []  # dimensions that a kernel takes in multiples of a number alone
         self.apart: list[Rows] = []  # positions that were taken out of others: units in and outside are no longer alike
         self.grouped: dict[
             str, tuple[Axis, Axis]
@@ -187,7 +188,7 @@ class Recorder(Watching):
     def also(self) -> Recorder:
         """One for another forward of the same network, whose findings about identities are this one's as well."""
         other = Recorder(self.network, self.handlers, self.fallback, self.own)
-        for shared in ("identities", "tensors", "counts", "_inexact", "ordered", "joined", "apart", "grouped"):
+        for shared in ("identities", "tensors", "counts", "_inexact", "ordered", "joined", "steps", "apart", "grouped"):
             setattr(other, shared, getattr(self, shared))
         for name, tensor in _named_tensors(self.network):
             if name in self.tensors:
@@ -292,9 +293,10 @@ class Recorder(Watching):
         return view
 
     def _handler(self, name: str) -> Handler | None:
-        """The user's own by either name; ours for torch's own operators only: another library's `add` is not known."""
+        """The user's own by either name; ours for torch's own operators, and by the whole name: another library's `add`
+        is not known."""
         namespace, _, operator = name.rpartition("::")
-        found = self.own.get(name) or self.own.get(operator)
+        found = self.own.get(name) or self.own.get(operator) or self.handlers.get(name)
         if found is None and namespace in _TORCHS:
             found = self.handlers.get(operator) or self.handlers.get(operator.rstrip("_"))
         return found

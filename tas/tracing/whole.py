@@ -1,6 +1,7 @@
 """Functions of torch that count as one operator, whatever a device makes of them.
 
 A recurrent layer is an opaque operator on one machine and thousands of small ones, several a time step, on another.
+Attention with fewer keys' heads than queries' is one operator, or many that depend on how often a head is repeated.
 And `einsum`, which is many operators, computes a sum over one position as an elementwise product: whether it is running
 one is known here alone.
 """
@@ -11,11 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 Observer = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-NAMES = {getattr(torch, name): name for name in (*_LAYERS, *(f"{layer}_cell" for layer in _LAYERS))}
+_NAMES = {getattr(torch, name): name for name in (*_LAYERS, *(f"{layer}_cell" for layer in _LAYERS))}
 
 
 class Whole(TorchFunctionMode):
@@ -32,7 +34,8 @@ class Whole(TorchFunctionMode):
         del self.observe  # a method of what holds this mode: the two would keep a network until garbage is collected
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in NAMES:
+        name = _name(func, kwargs or {})
+        if name is None:
             self.summing = func is torch.einsum and sums_over_one(*args)
             try:
                 return func(*args, **(kwargs or {}))
@@ -46,7 +49,13 @@ class Whole(TorchFunctionMode):
             finally:
                 self.inside = False
 
-        return self.observe(NAMES[func], run, args, kwargs or {})
+        return self.observe(name, run, args, kwargs or {})
+
+
+def _name(func: Any, options: dict[str, Any]) -> str | None:
+    """What a function counts as, where it counts as one operator."""
+    grouped = func is scaled_dot_product_attention and options.get("enable_gqa")
+    return "scaled_dot_product_attention" if grouped else _NAMES.get(func)
 
 
 def sums_over_one(equation: Any, *operands: Any) -> bool:
