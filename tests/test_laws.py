@@ -84,7 +84,7 @@ FOUND = {
     "weight_normed": (2, 0),
     "weight_standardised": (2, 0),
     "spectrally_normed": (2, 0),
-    "computed_weights": (3, 0),
+    "computed_weights": (4, 0),
     "computed_weight_with_a_shortcut_inside": (0, 0),
     "one_layer_of_computed_weights_called_with_and_without_the_factor": (2, 0),
     "modulated": (2, 0),
