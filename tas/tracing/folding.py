@@ -10,8 +10,9 @@ where these are computed (a spectral norm, a mask, a sum of matrices), what its 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
+from itertools import islice
 
 from tas.tracing.identity import Rows
 from tas.tracing.recording import Recorder
@@ -59,7 +60,7 @@ def _fold_region(recorder: Recorder, uses: Mapping[Site, set[int]], region: Regi
         if not found or any(not region.first <= r.index < region.last for r in found):
             return ()
         makers |= {record.index: record for record in found}
-    sites = {site for record in makers.values() for site in record.scales}
+    sites = {site for record in makers.values() for site in _scales(record, lambda site: True)}
     return tuple(sorted(sites)) if all(uses[site] <= makers.keys() for site in sites) else ()
 
 
@@ -129,7 +130,11 @@ def _fold_width(recorder: Recorder, carried: _Carried, uses: Mapping[Site, set[i
         if choice in names
     }
     put_out = [value for value in recorder.freed if carried.factored(value, choice)]
-    marked, reached, bare = _marked(recorder, carried, uses, choice, reads, put_out)
+
+    def scales(site: Site) -> bool:
+        return choice in carried.along(recorder.tensors[site[0]][site[1]])
+
+    marked, reached, bare = _marked(recorder, carried, uses, choice, scales, reads, put_out)
     if any(value.made_by not in reached for value in put_out):
         return Fold(), "no parameter takes its factor when candidates are mixed: it is an output of the network"
     feeds: list[Feed] = []
@@ -140,7 +145,7 @@ def _fold_width(recorder: Recorder, carried: _Carried, uses: Mapping[Site, set[i
             return Fold(), f"no parameter of its own takes its factor when candidates are mixed: {where}"
         feeds += found[0]
         bare = {read: column for read, column in bare.items() if read not in found[1]}
-    rows = [site for index in sorted(marked) for site in recorder.records[index].scales]
+    rows = [site for index in sorted(marked) for site in _scales(recorder.records[index], scales)]
     sites = tuple(dict.fromkeys([*rows, *(column for column in bare.values() if column is not None)]))
     why = "" if sites or feeds else "it is never summed over: nothing takes its factor when candidates are mixed"
     return Fold(sites, tuple(feeds)), why
@@ -151,6 +156,7 @@ def _marked(
     carried: _Carried,
     uses: Mapping[Site, set[int]],
     choice: str,
+    scales: Callable[[Site], bool],
     reads: Mapping[_Read, Site | None],
     put_out: list[Value],
 ) -> tuple[set[int], dict[int, set[int]], dict[_Read, Site | None]]:
@@ -160,27 +166,27 @@ def _marked(
     def carries(value: Value) -> bool:
         return carried.factored(value, choice)
 
-    def scales(site: Site) -> bool:
-        return choice in carried.along(recorder.tensors[site[0]][site[1]])
-
     def makers(value: Value) -> set[int]:
-        return {maker.index for maker in _upstream(recorder, value, carries, scales) or []}
+        return {maker.index for maker in _upstream(recorder, value, carries, scales, unfit) or []}
 
+    unfit: set[int] = (
+        set()
+    )  # for them others are sought, and else those that read behind take the factor in their columns
     sides = {read: _sides(recorder, read) for read in reads}
-    of_reads = [next(filter(None, map(makers, values)), set[int]()) for values in sides.values()]
-    marked = set[int]().union(*of_reads, *map(makers, put_out))
     while True:
+        of_reads = [next(filter(None, map(makers, values)), set[int]()) for values in sides.values()]
+        marked = set[int]().union(*of_reads, *map(makers, put_out))
         reached, conflict = _spread(carried, choice, marked)
         brought = {read: [value.made_by for value in sides[read] if value.made_by in reached] for read in reads}
         bare = {read: column for read, column in reads.items() if not brought[read]}
         # a parameter that others use too would bring them the factor
-        conflict |= {i for i in marked if any(not uses[site] <= marked for site in recorder.records[i].scales)}
+        conflict |= {i for i in marked if any(not uses[s] <= marked for s in _scales(recorder.records[i], scales))}
         for read, column in reads.items():  # one layer, called with the factor and without
             if column in bare.values():
                 conflict |= set().union(*(reached[made_by] for made_by in brought[read]))
         if not conflict:
             return marked, reached, bare
-        marked -= conflict  # those that read behind them take the factor in their columns
+        unfit |= conflict
 
 
 def _sides(recorder: Recorder, read: _Read) -> list[Value]:
@@ -253,11 +259,20 @@ def _fed(
     return tuple(mine), covered
 
 
+def _scales(record: Record, scales: Callable[[Site], bool]) -> tuple[Site, ...]:
+    """The parameter dimensions, of those that `scales` names, with which every channel of an output is scaled: of the
+    affine of a layer or norm, or of a parameter that is multiplied with something."""
+    if record.flow != "multiply":
+        return record.scales
+    factors = (site for value in record.inputs if value.made_by < 0 for site in value.sites if site and scales(site))
+    return tuple(islice(factors, 1))
+
+
 def _upstream(
-    recorder: Recorder, value: Value, carries: Carries, scales: Callable[[Site], bool]
+    recorder: Recorder, value: Value, carries: Carries, scales: Callable[[Site], bool], unfit: Set[int] = frozenset()
 ) -> list[Record] | None:
-    """The records that last scaled every channel of a value by parameters that do, or None where some part of it has
-    no such record."""
+    """The records that last scaled every channel of a value by parameters that do, but for the `unfit`, or None where
+    some part of it has no such record."""
     makers: dict[int, Record] = {}
     waiting, seen = [value], set()
     while waiting:
@@ -269,13 +284,14 @@ def _upstream(
             return None
         record = recorder.records[made_by]
         sources = [v for v in record.inputs if carries(v)]
-        if record.flow in ("norm", "product") and any(map(scales, record.scales)):
+        if made_by not in unfit and record.flow in ("norm", "product") and any(map(scales, record.scales)):
             makers[made_by] = record
         elif record.flow == "product" and len(record.scales) == 1 and len(sources) == 1:
             waiting += sources  # it scales other channels (heads, tokens), and adds nothing
         elif record.flow == "multiply":
-            paths = [_upstream(recorder, v, carries, scales) for v in sources]
-            found = next((path for path in paths if path), None)
+            paths = [_upstream(recorder, v, carries, scales, unfit) for v in sources]
+            own = [record] if made_by not in unfit and _scales(record, scales) else None
+            found = next((path for path in paths if path), own)
             if found is None:
                 return None
             makers.update({r.index: r for r in found})
