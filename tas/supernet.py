@@ -103,7 +103,7 @@ class Supernet(nn.Module):
         args, kwargs = as_call(x)
         caching = [self.network.get_submodule(name) for name in self._traced.caching]
         fed_ones = self._fed(factors, plan.mask)
-        with unchanged(caching), fed_ones, self._as_drawn(plan.attributes, dead), _without_checkpointing():
+        with unchanged(caching), fed_ones, self._as_drawn(plan.attributes, dead), without_checkpointing():
             places = self._slots_without(tuple(removal.module for removal in dead))
             swapped = {place: tensors[name] for place, name in places if name in tensors}
             output = functional_call(self.network, swapped, args, kwargs, tie_weights=False)
@@ -235,7 +235,7 @@ class Supernet(nn.Module):
 
 
 @contextmanager
-def _without_checkpointing() -> Iterator[None]:
+def without_checkpointing() -> Iterator[None]:
     """A checkpointed module would run again in the backward pass, when the parameters of the draw are gone: a crash, or
     gradients that are wrong without one."""
     why = (

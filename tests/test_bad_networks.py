@@ -247,6 +247,23 @@ def test_laws_on_a_network_that_does_not_run_in_float64() -> None:
     assert "float32" not in str(problem.value)
 
 
+def test_laws_on_a_network_that_cannot_be_trained() -> None:
+    def changes_in_place(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x).sigmoid()
+        return m.h(m.b(y)) + y.mul_(2).mean()
+
+    def needs_targets(m: Any, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        if m.training and targets is None:
+            raise ValueError("no targets")
+        return m.h(m.b(m.a(x)))
+
+    told = "the original itself raises RuntimeError in a backward of train mode: one of the variables needed for"
+    with pytest.raises(BadNetwork, match=told):
+        check_space(net(changes_in_place), images())
+    with pytest.raises(BadNetwork, match="raises ValueError in a forward of train mode: no targets; give example"):
+        check_space(net(needs_targets), images())
+
+
 def test_sizes_of_integer_parameters_are_kept() -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         return m.h(m.b(torch.einsum("nchw,cd->ndhw", m.a(x), m.table.to(x.dtype))))

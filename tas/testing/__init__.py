@@ -26,10 +26,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tas.calibration import modes_restored
 from tas.errors import BadNetwork
 from tas.space import Architecture, SearchSpace
+from tas.supernet import without_checkpointing
 from tas.testing import laws
-from tas.testing.reference import randomize
+from tas.testing.reference import randomize, same_noise
 from tas.tracing import Rules, Traced, as_call, trace
 from tas.tracing.dynamic import decisions_of, hold
+from tas.tracing.observing import first_line
 from tas.tracing.slicing import copy_sharing
 from tas.tracing.undoing import unchanged
 from tas.tracing.watching import Watching
@@ -57,12 +59,12 @@ def check_space(
     detections, or in train mode the losses, together with the numbers that were decided on, such as all class scores;
     with another number of boxes, costs could not be compared. Train mode needs targets beside the pictures.
 
-    Checked at the smallest architecture, `architectures` random ones and as many with one choice alone at its
-    smallest. Parameters and buffers of a copy are made random first, since zero-initialised branches would let laws
-    pass that do not hold. `tolerance` is relative to the largest number of an output; a network that computes in
-    another precision inside (norms that cast to float32) is held to 100 times the rounding of that; BadNetwork where it
-    gives NaN. Noise of the forward in train mode (dropout, drop path) has to come from torch's global generator.
-    `rules` and `handlers` as in `trace`. Returns the trace of that copy.
+    Checked at the smallest architecture, `architectures` random ones and as many with one choice alone at its smallest.
+    Parameters and buffers of a copy are made random first, since zero-initialised branches would let laws pass that do
+    not hold. `tolerance` is relative to the largest number of an output; a network that computes in another precision
+    inside (norms that cast to float32) is held to 100 times the rounding of that; BadNetwork where it gives NaN or
+    nothing but zeros, or cannot be trained on these inputs. Noise of the forward in train mode (dropout, drop path) has
+    to come from torch's global generator. `rules` and `handlers` as in `trace`. Returns the trace of that copy.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs = tree_map(lambda x: _as(x, dtype) if isinstance(x, Tensor) else x, example_inputs)
@@ -74,6 +76,7 @@ def check_space(
             raise BadNetwork(f"{error}; as it was given it runs: check it in {_IN_FLOAT32}") from error
         raise
     _require_numbers(original, traced.space, inputs, dtype)
+    _require_trainable(original, inputs)
     chosen = _architectures(traced.space, architectures, generator)
     close = laws.Close(max(tolerance, 100 * _rounding(original, inputs)))
     release = _under_one_decision(original, traced, inputs)
@@ -158,6 +161,24 @@ def _require_numbers(network: nn.Module, space: SearchSpace, inputs: Any, dtype:
             f"the laws need outputs that are numbers, with random weights in {str(dtype).removeprefix('torch.')} the "
             f"network gives NaN: check it in {other}"
         )
+
+
+def _require_trainable(network: nn.Module, inputs: Any) -> None:
+    """BadNetwork where the network itself, without anything of ours, raises in train mode or in its backward."""
+    alone, (args, kwargs) = copy_sharing(network, list(network.parameters())).train(), as_call(inputs)
+    step, mend = "forward", "give example inputs that it can be trained on, with targets say"
+    try:
+        with same_noise(), without_checkpointing():
+            output = alone(*args, **kwargs)
+        step, mend = "backward", "mend that first; a tensor may be changed in place that the backward needs"
+        laws.gradients(output, [p for p in alone.parameters() if p.requires_grad])
+    except BadNetwork:
+        raise
+    except Exception as error:
+        raise BadNetwork(
+            f"the laws train the network, the original itself raises {type(error).__name__} in a {step} of train mode: "
+            f"{first_line(error)}; {mend}"
+        ) from error
 
 
 class _Precisions(Watching):

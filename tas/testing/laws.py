@@ -121,11 +121,11 @@ def _gradient_norms(supernet: Supernet, got: Any, student: nn.Module, wanted: An
     norms = []
     for network, output in ((supernet.network, got), (student, wanted)):
         weights = [p for p in network.parameters() if p.requires_grad]
-        norms.append(_norm(_gradients(output, weights)))
+        norms.append(_norm(gradients(output, weights)))
     return norms[0], norms[1]
 
 
-def _gradients(output: Any, weights: list[nn.Parameter]) -> list[Tensor | None]:
+def gradients(output: Any, weights: list[nn.Parameter]) -> list[Tensor | None]:
     loss = _square(output)
     if not weights or not loss.requires_grad:
         return [None] * len(weights)
@@ -265,7 +265,7 @@ def train_a_little(supernet: Supernet, inputs: Any, architectures: list[Architec
     """One small step of gradient descent at each architecture."""
     weights = [p for p in supernet.weight_parameters() if p.requires_grad]
     for architecture in architectures:
-        found = _gradients(supernet(inputs, architecture), weights)
+        found = gradients(supernet(inputs, architecture), weights)
         step = -1e-2 / (1 + float(_norm(found)))
         with torch.no_grad():
             for weight, gradient in zip(weights, found, strict=True):

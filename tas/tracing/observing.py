@@ -73,7 +73,7 @@ def observe(
             raise
         raise BadNetwork(
             f"the network must run on the example inputs {_shapes(args, kwargs)}, got {type(error).__name__}: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
     if not _numbers(output):
         told = f"the network must give tensors, alone or in tuples, lists and dicts; got {_kind(output)}"
@@ -145,7 +145,7 @@ def copied(network: nn.Module) -> nn.Module:
     try:
         return copy_sharing(network)
     except Exception as error:
-        raise BadNetwork(f"the network must be such that it can be copied, got: {_first_line(error)}") from error
+        raise BadNetwork(f"the network must be such that it can be copied, got: {first_line(error)}") from error
 
 
 def _check_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -329,5 +329,5 @@ def _shape(value: Any) -> str:
     return repr(value)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
