@@ -44,6 +44,7 @@ class Recorder(Watching):
         self.tensors: dict[str, tuple[Rows, ...]] = {}  # parameters and buffers
         self._inexact: list[tuple[str, tuple[Rows, ...]]] = []
         self.counts: list[tuple[Array, Array, str]] = []  # dimensions of which the code needs equally many positions
+        self.tied: list[tuple[Array, str]] = []  # those of them that were made of the same units, as no formula served
         self.ordered: list[Rows] = []  # dimensions whose positions must keep their neighbours
         self.apart: list[Rows] = []  # positions that were taken out of others: units in and outside are no longer alike
         self.grouped: dict[
@@ -186,7 +187,7 @@ class Recorder(Watching):
     def also(self) -> Recorder:
         """One for another forward of the same network, whose findings about identities are this one's as well."""
         other = Recorder(self.network, self.handlers, self.fallback, self.own)
-        for shared in ("identities", "tensors", "counts", "_inexact", "ordered", "apart", "grouped"):
+        for shared in ("identities", "tensors", "counts", "tied", "_inexact", "ordered", "apart", "grouped"):
             setattr(other, shared, getattr(self, shared))
         for name, tensor in _named_tensors(self.network):
             if name in self.tensors:
