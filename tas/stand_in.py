@@ -26,10 +26,15 @@ def stand_in(zeros: bool, argument: int | str = 0, nones: int = -1, alone: bool 
 
 
 def like(old: Any, new: Any) -> Any:
-    """A value from JSON in the types of the one it replaces: tuples, keys that are no text, objects of settings."""
+    """A value from JSON in the types of the one it replaces: tuples, NumPy's and torch's numbers, keys that are no
+    text, objects of settings."""
     if isinstance(old, list | tuple):
         items = map(like, old, new) if len(old) == len(new) else new
         return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
+    if type(new) is int and isinstance(old, torch.Tensor):
+        return torch.full_like(old, new)
+    if type(new) is int and type(old).__module__ == "numpy":
+        return type(old)(new)
     if not isinstance(new, dict) or old is None:
         return new
     made = copy.copy(old)  # modules may share it

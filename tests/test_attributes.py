@@ -1,11 +1,16 @@
 """Sizes in Python attributes are found by running cut networks, and set in students; look-alikes are left alone."""
 
+from collections.abc import Callable
 from itertools import product
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tas.exporting import load, save
 from tas.extraction import extract
 from tas.testing import check_space
 from tas.tracing import Traced, proof, trace
@@ -104,6 +109,31 @@ def test_listed_parts_follow_and_the_list_of_the_original_is_not_touched() -> No
     student = extract(traced, traced.space.smallest())
     assert sum(student.sizes) == student.stem.out_channels < 12
     assert traced.network.sizes == [4, 8]
+
+
+class Boxed(nn.Module):
+    """A size that is no number of Python."""
+
+    def __init__(self, kind: Callable[[int], Any]) -> None:
+        super().__init__()
+        self.size, self.stem, self.head = kind(12), nn.Linear(6, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x).relu().view(-1, self.size.item()))
+
+
+@pytest.mark.parametrize("kind", [np.int64, torch.tensor])
+def test_sizes_that_are_numbers_of_numpy_or_torch_follow_and_stay_of_their_kind(
+    kind: Callable[[int], Any], tmp_path: Path
+) -> None:
+    traced = check_space(Boxed(kind), torch.randn(2, 6))
+    student = extract(traced, traced.space.smallest())
+    assert type(student.size) is type(Boxed(kind).size)
+    assert student.size == student.stem.out_features < 12
+    save(student, tmp_path / "student")
+    loaded = load(lambda: Boxed(kind), tmp_path / "student")
+    assert type(loaded.size) is type(student.size)
+    assert loaded.size == student.size
 
 
 def test_every_module_of_a_class_gets_the_rule_that_one_needed() -> None:

@@ -65,6 +65,24 @@ class Mixed(nn.Module):
         return self.head((x + self.out(y.transpose(1, 2).reshape(n, length, width))).mean(1))
 
 
+class Taken(nn.Module):
+    """Parts as large as the width of the input: of a split into listed sizes, of a split into equal ones, of slices."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.made, self.out = how, nn.Linear(12, 36 if how == "equal" else 27), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        width, y = x.shape[-1], self.made(x)
+        if self.how == "listed":
+            a, b, gates = y.split((width, width, 3), -1)
+        elif self.how == "equal":
+            a, b, gates = y.split(width, -1)
+        else:
+            a, b, gates = y[..., :width], y[..., width : 2 * width], y[..., 2 * width :]
+        return x + self.out(a * b * gates.sum(-1, keepdim=True))
+
+
 class Packed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -106,6 +124,14 @@ def test_a_width_that_is_read_from_a_tensor_made_before_is_tied_and_not_that_of_
     traced = check_space(Mixed(), torch.randn(2, 7, 6))
     assert sorted(choice.size for choice in traced.space.choices if choice.kind == "width") == [3, 4, 12]
     assert traced.groups["stem"].choices == (("stem", 1),)
+
+
+@pytest.mark.parametrize("how", ["listed", "equal", "sliced"])
+def test_parts_as_large_as_a_width_that_the_code_reads_keep_as_many_as_it(how: str) -> None:
+    traced = check_space(nn.Sequential(nn.Linear(6, 12), Taken(how), nn.Linear(12, 5)), torch.randn(2, 5, 6))
+    widths = [choice.size for choice in traced.space.choices if choice.kind == "width"]
+    assert widths == ([12, 3] if how == "sliced" else [12])
+    assert len([group for group in traced.groups.values() if group.size == 12]) == (3 if how == "equal" else 2)
 
 
 def test_the_pick_of_a_product_weighs_every_combination() -> None:

@@ -248,6 +248,24 @@ def test_a_sum_over_one_head_counts_as_the_product_that_it_is(heads: int) -> Non
     check_space(Reattention(heads), torch.randn(2, 5, 24))
 
 
+class Tucker(nn.Module):
+    """A weight made of three factors by one einsum: a rank of one is summed over midway."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.u, self.core, self.v = (nn.Parameter(torch.randn(shape)) for shape in ((20, 6), (6, 5), (16, 5)))
+        self.stem, self.head = nn.Linear(3, 16), nn.Linear(20, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.einsum("or, rs, is -> oi", self.u, self.core, self.v)
+        return self.head(F.linear(self.stem(x), weight).relu())
+
+
+def test_a_sum_over_one_position_amid_an_einsum_of_several_tensors_is_counted() -> None:
+    traced = check_space(Tucker(), torch.randn(2, 3))
+    assert [choice.size for choice in traced.space.choices if choice.candidates[0] == 1] == [6, 5]
+
+
 class EinsumAttention(nn.Module):
     """A scale after an einsum, in a block that can be left out: at one channel a head einsum is made of others."""
 

@@ -87,6 +87,47 @@ def test_one_attribute_for_two_sizes_makes_them_equal_in_number() -> None:
     assert len({group.choices for group in dims}) == 1
 
 
+class Halved(nn.Module):
+    """Attention of two streams with as many heads, of a size and of half of it, which the code computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.size, self.width = 4, 12, 48
+        self.qkv, self.out = nn.ModuleList(nn.Linear(48, 48) for _ in range(3)), nn.Linear(48, 48)
+        self.less, self.last = nn.ModuleList(nn.Linear(24, 24) for _ in range(3)), nn.Linear(24, 24)
+
+    def split(self, x: Tensor, share: int = 1) -> Tensor:
+        return x.view(*x.shape[:-1], self.heads, self.size // share).transpose(1, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = (self.split(layer(x)) for layer in self.qkv)
+        p, r, w = (self.split(layer(y), 2) for layer in self.less)
+        maps = (q @ k.mT + p @ r.mT).softmax(-1)
+        one, other = (maps @ v).transpose(1, 2), (maps @ w).transpose(1, 2)
+        x = x + self.out(one.reshape(*x.shape[:2], self.width))
+        return x, y + self.last(other.reshape(*y.shape[:2], self.width // 2))
+
+
+class TwoStreams(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.y, self.blocks = nn.Linear(8, 48), nn.Linear(8, 24), nn.ModuleList([Halved(), Halved()])
+        self.head = nn.Linear(72, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, y = self.x(x), self.y(x)
+        for block in self.blocks:
+            x, y = block(x, y)
+        return self.head(torch.cat([x, y], -1))
+
+
+def test_units_that_became_one_are_kept_with_what_ties_them() -> None:
+    traced = trace(TwoStreams(), torch.randn(2, 6, 8))
+    reasons = [kept.reason for kept in traced.space.kept if kept.reason.startswith("one unit alone")]
+    assert reasons
+    assert all("test_repair.py:" in reason for reason in reasons)
+
+
 def test_what_one_module_needs_is_done_for_all_of_its_class_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     proofs = []
     monkeypatch.setattr(tas.tracing, "prove", lambda *given: proofs.append(prove(*given)) or proofs[-1])

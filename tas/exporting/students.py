@@ -19,7 +19,7 @@ from tas import loading, stand_in
 from tas.errors import BadNetwork, BadRecipe
 from tas.exporting.card import card
 from tas.files import write_json, write_text
-from tas.tracing.places import fields, holds_settings
+from tas.tracing.places import fields, holds_settings, is_boxed
 
 CARD = "README.md"
 
@@ -147,6 +147,8 @@ def _recorded(value: Any) -> Any:
     """A value as JSON, objects as dicts; of dicts and objects, what JSON can hold."""
     if isinstance(value, list | tuple):
         return [_recorded(part) for part in value]
+    if is_boxed(value):
+        return int(value)
     parts = value if isinstance(value, dict) else fields(value) if holds_settings(value) else None
     return value if parts is None else {key: _recorded(part) for key, part in parts.items() if _plain(part)}
 
@@ -157,7 +159,7 @@ def _plain(value: Any) -> bool:
         return all(isinstance(key, str | int) for key in value)
     if isinstance(value, list | tuple):
         return all(map(_plain, value))
-    return value is None or type(value) in (bool, int, float, str) or holds_settings(value)
+    return value is None or type(value) in (bool, int, float, str) or is_boxed(value) or holds_settings(value)
 
 
 def _counts(value: Any) -> bool:
@@ -167,4 +169,4 @@ def _counts(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_counts, value))
     parts = value if isinstance(value, dict) else fields(value) if holds_settings(value) else None
-    return type(value) is int if parts is None else any(map(_counts, parts.values()))
+    return type(value) is int or is_boxed(value) if parts is None else any(map(_counts, parts.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tas import cost
 from tas.tracing import as_call, batch_of
-from tas.tracing.whole import sums_over_one
+from tas.tracing.whole import in_pairs, is_of_several, sums_over_one
 
 
 def independent_macs(network: nn.Module, inputs: Any) -> int:
@@ -72,6 +73,8 @@ class _SumsOfOne(TorchFunctionMode):
         self.macs = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.einsum and is_of_several(*args):
+            return in_pairs(partial(self.__torch_function__, func, types), *args)
         out = func(*args, **(kwargs or {}))
         if func is torch.einsum and sums_over_one(*args):
             self.macs += out.numel()

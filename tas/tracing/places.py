@@ -12,6 +12,7 @@ from enum import Enum
 from types import FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ Key = tuple[Any, ...]
 MODULES_OWN = frozenset(vars(nn.Module()))  # every module has these: looking at each of them takes half of a replay
 _LONGEST = 16  # of tuples and lists; longer ones are data
 _MOST = 200  # of dicts and objects; larger ones are data
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _DEEPEST = 4  # steps: self.settings.model.sizes[0]
 
 
@@ -27,7 +29,7 @@ def integers(module: nn.Module, settings: bool = True) -> Iterator[tuple[Key, in
     deepest = _DEEPEST if settings else 2
     for key, value in _held(module, deepest):
         if _is_size(value) and (settings or len(key) == 1 or not holds_settings(vars(module).get(key[0]))):
-            yield key, value
+            yield key, int(value)
 
 
 def lists(module: nn.Module) -> Iterator[tuple[Key, list[Any] | tuple[Any, ...]]]:
@@ -60,7 +62,7 @@ def set_integer(module: nn.Module, key: Key, value: int) -> None:
 def with_integer(old: Any, steps: Key, value: int) -> Any:
     """`value`, or a copy of what `old` is, a container or an object, with `value` where the steps lead."""
     if not steps:
-        return value
+        return torch.full_like(old, value) if isinstance(old, Tensor) else type(old)(value) if is_boxed(old) else value
     step, rest = steps[0], steps[1:]
     if isinstance(old, tuple):
         items = [with_integer(item, rest, value) if i == step else item for i, item in enumerate(old)]
@@ -96,7 +98,15 @@ def _alike(left: Any, right: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, (bool, Enum)) and value > 1
+    whole = isinstance(value, int) and not isinstance(value, (bool, Enum))
+    return (whole or is_boxed(value)) and bool(value > 1)
+
+
+def is_boxed(value: Any) -> bool:
+    """Whether it is one integer of NumPy, or a tensor that is."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and value.is_cpu and value.dtype in _WHOLE
+    return isinstance(value, np.integer)
 
 
 def _parts(value: Any) -> Iterator[tuple[Any, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from tas.tracing.dynamic import outputs_under
 from tas.tracing.identity import Array
 from tas.tracing.places import Key, set_integer
 from tas.tracing.recording import Recorder, plain_attention
-from tas.tracing.records import Axis
-from tas.tracing.repair import give_way
+from tas.tracing.records import Axis, Record
+from tas.tracing.repair import SIZED, Told, give_way
 from tas.tracing.replay import Replay
 from tas.tracing.slicing import copy_sharing
 from tas.tracing.undoing import unchanged
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _TRIES = 60  # attributes tried at one operator before identities give way
 _MASKS = 10  # random architectures at most
 _FRESH = 4  # architectures more that rules have to hold at, none of which they were found or tried at
+_ASKED = 4  # architectures more that tell what size the code asks for where an operator fails
 _DRAWN = 16  # architectures of which one is taken: with 8 candidates, three then tell 60 choices apart
 
 
@@ -43,7 +45,7 @@ def prove(
     rules are added to `rules`, and to `doubted` until a replay without them says that they are needed; False where
     identities changed, so that the widths have to be worked out anew."""
     disproved: list[AttributeRule] = []
-    masks, others = deque(_masks(traced)), _others(traced)
+    masks, others = deque(_masks(traced)), _others(traced, 1)
     held = fresh = 0
     while held < len(masks) or (rules and fresh < _FRESH):
         if held < len(masks):
@@ -55,7 +57,7 @@ def prove(
         masks.append(mask)
         under = replace(traced, attribute_rules=in_units(rules, units))
         proof = _Proof(recorder, units, under, mask, rules, disproved, doubted)
-        if not proof.holds():
+        if not proof.holds(islice(_others(traced, 2), _ASKED)):
             return False
         held, fresh = (1, 0) if proof.new else (held + 1, fresh)
     return True
@@ -70,10 +72,7 @@ def _masks(traced: Traced) -> list[Array]:
     picked: list[Array] = []
     alike = np.zeros((1, len(counts)))
     while len(picked) < 3 or (len(picked) < _MASKS and _pairs(alike, counts)):
-        most = (
-            counts if picked else np.maximum(counts - 1, 1)
-        )  # the first cuts all: what code asks for tells what it reads
-        drawn = [generator.integers(most) for _ in range(_DRAWN)]
+        drawn = [generator.integers(counts) for _ in range(_DRAWN)]
         grown = [np.concatenate([alike, [draw / np.maximum(counts - 1, 1)]]) for draw in drawn]
         best = min(range(_DRAWN), key=lambda number: _pairs(grown[number], counts))
         picked.append(drawn[best])
@@ -82,9 +81,9 @@ def _masks(traced: Traced) -> list[Array]:
     return [traced.keep_mask(traced.space.architecture(indices.tolist())) for indices in picked]
 
 
-def _others(traced: Traced) -> Iterator[Array]:
+def _others(traced: Traced, seed: int) -> Iterator[Array]:
     """Random architectures without end."""
-    generator = np.random.default_rng(1)
+    generator = np.random.default_rng(seed)
     counts = np.array([len(c.candidates) for c in traced.space.choices], int)
     while True:
         yield traced.keep_mask(traced.space.architecture(generator.integers(counts).tolist()))
@@ -125,20 +124,31 @@ class _Proof:
             self._sizes[id(rows)] = (rows, n if units is None else int(self.mask[units].all(1).sum()))
         return self._sizes[id(rows)][1]
 
-    def holds(self) -> bool:
-        """Whether the architecture runs as predicted, with rules found on the way; False where identities changed."""
+    def holds(self, others: Iterator[Array]) -> bool:
+        """Whether the architecture runs as predicted, with rules found on the way; False where identities changed: what
+        the code asks for at `others` then tells what it reads."""
         replay = self._replay()
         while replay.error is not None or (replay.strayed and not self._equals_masked(replay)):
             found = self._mend(replay)
             if found is None:
                 record, error = replay.at(), replay.error or "its values differ from those of the masked network"
-                changed = give_way(self.recorder, record, replay.asked, self.kept, self.rules, error)
+                told = [] if replay.asked is None else [(replay.asked, self.kept), *self._told(record, others)]
+                changed = give_way(self.recorder, record, told, self.kept, self.rules, error)
                 return not (changed or self._keep_everything(f"{error}: {record.where()}"))
             rules, replay = found
             self.new += rules
             self.doubted += rules
         self._drop_coincidences(replay.strayed)
         return True
+
+    def _told(self, record: Record, masks: Iterator[Array]) -> Iterator[Told]:
+        """What the code asks for at an operator in other architectures, with the sizes that tensors have there."""
+        traced = replace(self.traced, attribute_rules=in_units(self.rules, self.units))
+        for mask in masks if record.operator in SIZED else ():
+            other = _Proof(self.recorder, self.units, traced, mask, self.rules, self.disproved, self.doubted)
+            replay = other._replay()
+            if replay.error is not None and replay.at() is record and replay.asked is not None:
+                yield replay.asked, other.kept
 
     def _keep_everything(self, why: str) -> bool:
         """Where nothing is cut at the operator that fails, nor before it. Whether anything was left to keep."""

@@ -44,6 +44,7 @@ class Recorder(Watching):
         self.tensors: dict[str, tuple[Rows, ...]] = {}  # parameters and buffers
         self._inexact: list[tuple[str, tuple[Rows, ...]]] = []
         self.counts: list[tuple[Array, Array, str]] = []  # dimensions of which the code needs equally many positions
+        self.tied: list[tuple[Array, str]] = []  # those of them that were made of the same units, as no formula served
         self.ordered: list[Rows] = []  # dimensions whose positions must keep their neighbours
         self.joined: set[Site] = set()  # dimensions of parameters that a view joins to the one in front
         self.steps: list[tuple[Rows, int]] = []  # dimensions that a kernel takes in multiples of a number alone
@@ -188,8 +189,9 @@ class Recorder(Watching):
     def also(self) -> Recorder:
         """One for another forward of the same network, whose findings about identities are this one's as well."""
         other = Recorder(self.network, self.handlers, self.fallback, self.own)
-        for shared in ("identities", "tensors", "counts", "_inexact", "ordered", "joined", "steps", "apart", "grouped"):
-            setattr(other, shared, getattr(self, shared))
+        shared = ("identities", "tensors", "counts", "tied", "_inexact", "ordered", "joined", "steps", "apart", "grouped")
+        for name in shared:
+            setattr(other, name, getattr(self, name))
         for name, tensor in _named_tensors(self.network):
             if name in self.tensors:
                 other._rows[tensor] = self.tensors[name]

@@ -6,35 +6,41 @@ from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from tas.tracing.attributes import AttributeRule, enclosing, factors
 from tas.tracing.places import integers
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Axis, Record, Span
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "unflatten"}
-_SIZED = {*_VIEWS, "split_with_sizes", "split", "slice"}
+_PARTS = {"split_with_sizes", "split", "slice"}
+SIZED = {*_VIEWS, *_PARTS}
+Told = tuple[list[int], Callable[[Axis], int]]  # sizes that the code asked for in one architecture, and kept ones there
 
 
 def give_way(
     recorder: Recorder,
     record: Record,
-    asked: Sequence[int] | None,
+    told: list[Told],
     kept: Callable[[Axis], int],
     rules: list[AttributeRule],
     why: str,
 ) -> bool:
-    """Change identities so that the operator can run as the code wants it: whether anything changed. In this order:
+    """Change identities so that the operator can run as the code wants it: whether anything changed. `told`: what it
+    asks for, first in the architecture that fails, whose kept sizes are `kept`. In this order:
 
     follow  one attribute serves several sizes, and the code asked for what it now says: they become one
-    tie     the code computes a factor from a width (`C // heads`), that of a tensor which has now the size that fits
-            what the code asked for, or else of an input: width and product become one
+    tie     the code computes a factor (`C // heads`) or a part (`[..., :C]`) from a width, that of a tensor which has
+            now the size that fits what the code asked for, or else of an input: width and product become one
     merge   one attribute serves several sizes, or several factors of what is split: they become one
     part    the code takes a whole fraction of a width (`[: C // 2]`): all such parts become equal
     freeze  the sizes that the code did not follow; else everything at the operator, and before it
     """
+    asked = told[0][0] if told else None
     return (
         _follow_attribute(recorder, record, asked, kept, rules)
-        or _tie_to_read(recorder, record, asked, kept)
+        or _tie_to_read(recorder, record, told)
         or _tie_to_input(recorder, record)
         or _merge_served(recorder, record, rules)
         or _merge_factors(recorder, record)
@@ -78,24 +84,53 @@ def _follow(recorder: Recorder, record: Record, rule: AttributeRule, dim: int) -
     return recorder.tie_counts(rule.rows, axes[dim][1], why)
 
 
-def _tie_to_read(recorder: Recorder, record: Record, asked: Sequence[int] | None, kept: Callable[[Axis], int]) -> bool:
+def _tie_to_read(recorder: Recorder, record: Record, told: list[Told]) -> bool:
     """Of a view, dimensions for which the code asked for what follows from the present size of a tensor that the
-    modules around were given, or made before. Also at the same place of the other calls of modules of the class."""
-    if asked is None or record.operator not in _VIEWS or len(asked) != len(record.outputs[0].shape):
-        return False
-    sizes = record.outputs[0].shape
+    modules around were given, or made before; of a slice or split, parts of that size."""
+    shape = record.outputs[0].shape if record.outputs else ()
+    if record.operator in _VIEWS and told and len(told[0][0]) == len(shape):
+        return any(_tie_seen(recorder, record, told, (0, *place), _follow_from) for place in _ranges(len(shape)))
+    dim = _dim_of_parts(record) if record.operator in _PARTS else None
+    places = [] if dim is None else [(number, dim, dim + 1) for number in range(len(record.outputs))]
+    if record.operator == "split":  # one size for all
+        told = [(asked * len(places), kept) for asked, kept in told]
+    told = [(asked, kept) for asked, kept in told if len(asked) == len(places)]
+    tied = [_tie_seen(recorder, record, told, place, _is_part) for place in places]
+    return any(tied)
+
+
+def _tie_seen(
+    recorder: Recorder,
+    record: Record,
+    told: list[Told],
+    place: tuple[int, int, int],
+    fits: Callable[[Sequence[int], Sequence[int], int, tuple[int, int, int]], bool],
+) -> bool:
+    """Tie dimensions of an output to the first that was seen of their size and that has what fits in all architectures;
+    also at the same place of the other calls of modules of the class."""
+    number, start, stop = place
+    shape = record.outputs[number].shape
+    full = prod(shape[start:stop])
     for span in reversed(_enclosing(recorder, record)):
         for at, axis in enumerate(_seen(recorder, record, span)):
-            cut = axis[1] is not None and recorder.carries(axis[1]) and kept(axis) != axis[0]
-            for start, stop in _ranges(len(sizes)) if cut else ():
-                full = sizes[start:stop]
-                if prod(full) != axis[0] or not _follow_from(asked[start:stop], full, kept(axis)):
-                    continue
-                if _tie(recorder, record, axis, start, stop):
-                    for twin, around in _twins(recorder, record, span):
-                        _tie(recorder, twin, dict(enumerate(_seen(recorder, twin, around))).get(at, axis), start, stop)
-                    return True
+            if axis[0] != full or not recorder.carries(axis[1]) or _is_within(recorder, axis, record):
+                continue
+            changes = any(kept(axis) != full for _, kept in told)
+            if not changes or not all(fits(asked, shape, kept(axis), place) for asked, kept in told):
+                continue
+            if _tie(recorder, record, axis, *place):
+                for twin, around in _twins(recorder, record, span):
+                    for theirs in _seen(recorder, twin, around)[at : at + 1]:
+                        _tie(recorder, twin, theirs, *place)
+                return True
     return False
+
+
+def _is_within(recorder: Recorder, axis: Axis, record: Record) -> bool:
+    """Whether a dimension is a part of one that parts are taken of: `C // 4` is a share of it and not another part."""
+    wholes = [recorder.identities.canonical(rows) for rows in record.inputs[0].rows if record.operator in _PARTS]
+    part = recorder.identities.canonical(axis[1])
+    return any(whole is not None and part is not None and bool(np.isin(part, whole).all()) for whole in wholes)
 
 
 def _seen(recorder: Recorder, record: Record, span: Span) -> list[Axis]:
@@ -104,11 +139,16 @@ def _seen(recorder: Recorder, record: Record, span: Span) -> list[Axis]:
     return [axis for value in (*span.inputs, *made) for axis in reversed(value.axes())]
 
 
-def _follow_from(asked: Sequence[int], full: Sequence[int], width: int) -> bool:
+def _follow_from(asked: Sequence[int], shape: Sequence[int], width: int, place: tuple[int, int, int]) -> bool:
     """Whether a size that was asked for is a width divided by those beside it: `view(..., heads, width // heads)`."""
-    beside = [n if a == -1 else a for a, n in zip(asked, full, strict=True)]
+    _, start, stop = place
+    beside = [n if a == -1 else a for a, n in zip(asked[start:stop], shape[start:stop], strict=True)]
     others = [prod(beside[:d] + beside[d + 1 :]) for d in range(len(beside))]
-    return any(other > 0 and a == width // other for a, other in zip(asked, others, strict=True))
+    return any(other > 0 and a == width // other for a, other in zip(asked[start:stop], others, strict=True))
+
+
+def _is_part(asked: Sequence[int], _: Sequence[int], width: int, place: tuple[int, int, int]) -> bool:
+    return asked[place[0]] == width
 
 
 def _tie_to_input(recorder: Recorder, record: Record) -> bool:
@@ -129,12 +169,12 @@ def _tie_to_input(recorder: Recorder, record: Record) -> bool:
 def _tie_input(recorder: Recorder, record: Record, span: Span, start: int, stop: int) -> bool:
     axes = (axis for given in span.inputs for axis in reversed(given.axes()))
     rows = record.outputs[0].rows[start:stop]
-    return any(map(recorder.carries, rows)) and any(_tie(recorder, record, axis, start, stop) for axis in axes)
+    return any(map(recorder.carries, rows)) and any(_tie(recorder, record, axis, 0, start, stop) for axis in axes)
 
 
-def _tie(recorder: Recorder, record: Record, axis: Axis, start: int, stop: int) -> bool:
-    """Unify the product of dimensions start..stop of a view with a dimension of that size that the code read."""
-    value, identities = record.outputs[0], recorder.identities
+def _tie(recorder: Recorder, record: Record, axis: Axis, number: int, start: int, stop: int) -> bool:
+    """Make the product of dimensions start..stop of an output and a dimension of that size one that the code read."""
+    value, identities = record.outputs[number], recorder.identities
     n, theirs = axis
     sizes, rows = value.shape[start:stop], value.rows[start:stop]
     if len(value.shape) < stop or n != prod(sizes) or not recorder.carries(theirs):
@@ -183,7 +223,7 @@ def _merge(recorder: Recorder, rule: AttributeRule, records: list[Record]) -> bo
         return False
     served = [rule.rows] + [rows for record in records for n, rows in _axes_of(record) if n == rule.was]
     for other in recorder.records:
-        if other.module == rule.module and other.operator in _SIZED:
+        if other.module == rule.module and other.operator in SIZED:
             served += [rows for value in other.outputs for n, rows in value.axes() if n == rule.was]
     served = [rows for rows in served if rows is not None and recorder.carries(rows)]
     why = f"one attribute, {rule.named()}, is both sizes"
@@ -215,20 +255,35 @@ def _equal_parts(recorder: Recorder, record: Record) -> bool:
 def _freeze_asked(
     recorder: Recorder, record: Record, asked: Sequence[int] | None, kept: Callable[[Axis], int], why: str
 ) -> bool:
-    """Of a view or expansion, only the dimensions for which the code asked another size than the kept one."""
-    if asked is None or record.operator not in {*_VIEWS, "expand"} or len(asked) != len(record.outputs[0].shape):
+    """Of a view or expansion, only the dimensions for which the code asked another size than the kept one; of a split
+    into listed sizes, such parts."""
+    if asked is None or not record.outputs:
         return False
-    wrong = [d for d, axis in enumerate(record.outputs[0].axes()) if asked[d] not in (-1, kept(axis))]
+    if record.operator in {*_VIEWS, "expand"} and len(asked) == len(record.outputs[0].shape):
+        places = [(0, d) for d in range(len(asked))]
+    elif record.operator == "split_with_sizes" and len(asked) == len(record.outputs):
+        places = [(number, _dim_of_parts(record) or 0) for number in range(len(asked))]
+    else:
+        return False
+    sizes = [kept(record.outputs[number].axes()[d]) for number, d in places]
+    wrong = [place for place, size, now in zip(places, asked, sizes, strict=True) if size not in (-1, now)]
     changed = _freeze(recorder, record, wrong, why)
     for span in reversed(_enclosing(recorder, record)[-1:]):
         for twin, _ in _twins(recorder, record, span):
-            _freeze(recorder, twin, [d for d in wrong if changed], why)
+            _freeze(recorder, twin, [place for place in wrong if changed], why)
     return changed
 
 
-def _freeze(recorder: Recorder, record: Record, dims: list[int], why: str) -> bool:
-    dims = [d for d in dims if d < len(record.outputs[0].rows)]
-    rows = [record.outputs[0].rows[d] for d in dims if recorder.carries(record.outputs[0].rows[d])]
+def _dim_of_parts(record: Record) -> int | None:
+    """Along which dimension an operator takes parts, if it does not take all."""
+    shapes = zip(record.inputs[0].shape, record.outputs[0].shape, strict=False)
+    return next((d for d, (n, part) in enumerate(shapes) if n != part), None)
+
+
+def _freeze(recorder: Recorder, record: Record, places: list[tuple[int, int]], why: str) -> bool:
+    """Dimensions of outputs, each as (number of the output, dimension)."""
+    known = [(record.outputs[number].rows, d) for number, d in places if number < len(record.outputs)]
+    rows = [dims[d] for dims, d in known if d < len(dims) and recorder.carries(dims[d])]
     for part in rows:
         recorder.identities.freeze(part, f"the code does not follow its size: {why}: {record.where()}")
     return bool(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
@@ -137,7 +137,7 @@ class Replay(Watching):
         return self._compare(func._schema.name.split("::")[-1], func, args, kwargs or {})
 
     def _compare(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        self.asked = list(args[1]) if len(args) > 1 and isinstance(args[1], (list, tuple)) else None
+        self.asked = _asked(name, args)
         out = func(*args, **kwargs)
         if name == LITERAL:
             self._literals.append(numbers_in(name, (args, kwargs)))
@@ -168,3 +168,13 @@ class Replay(Watching):
         self.strayed.add(self.position)
         self._note(name, args, kwargs)
         return out
+
+
+def _asked(operator: str, args: Sequence[Any]) -> list[int] | None:
+    """The sizes that an operator is given: of a view, or of the parts that it takes."""
+    if operator == "slice":
+        start, stop = (args[2] or 0, args[3]) if len(args) > 3 else (0, None)
+        return None if stop is None or min(start, stop) < 0 else [stop - start]
+    if operator == "split" and isinstance(args[1], int):
+        return [args[1]]
+    return list(args[1]) if len(args) > 1 and isinstance(args[1], (list, tuple)) else None

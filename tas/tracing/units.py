@@ -131,6 +131,7 @@ def find_units(recorder: Recorder, rules: Rules) -> Units:
         unequal = [] if entangled else equalize(units)
         for left, right, why in unequal:
             recorder.identities.unify(left, right, why)
+            recorder.tied.append((left, why))
         if not entangled and not unequal:
             limits.tie(units)
             return units
@@ -183,8 +184,7 @@ def _group(recorder: Recorder, rules: Rules) -> Units:
     groups: dict[int, list[int]] = defaultdict(list)
     for atom in used[np.argsort(first[used], kind="stable")]:
         groups[int(signature[atom])].append(int(atom))
-    lone = [members[0] for members in groups.values() if len(members) == 1]
-    identities.freeze(np.array(lone)[:, None] if lone else None, "one unit alone cannot shrink")
+    _freeze_lone(recorder, np.array([members[0] for members in groups.values() if len(members) == 1], int))
     found: list[Group] = []
     free: list[list[int]] = []
     for alike in groups.values():
@@ -200,6 +200,16 @@ def _group(recorder: Recorder, rules: Rules) -> Units:
     unit = np.full(atoms, len(owner) - 1)
     unit[[atom for members in free for atom in members]] = np.arange(len(owner) - 1)
     return Units(recorder, found, rules, owner, unit)
+
+
+def _freeze_lone(recorder: Recorder, atoms: Array) -> None:
+    """What made units one is told: sizes that had to be equal, for which no formula served."""
+    identities, why = recorder.identities, "one unit alone cannot shrink"
+    for rows, tied in recorder.tied:
+        known = identities.canonical(rows)
+        mine = atoms[:0] if known is None else atoms[np.isin(atoms, known)]
+        identities.freeze(mine[:, None], f"{why}, all are tied: {tied}")
+    identities.freeze(atoms[:, None], why)
 
 
 def _name(place: tuple[Site | str, Array], members: list[int], taken: list[str]) -> str:

@@ -8,7 +8,8 @@ one is known here alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ class Whole(TorchFunctionMode):
         del self.observe  # a method of what holds this mode: the two would keep a network until garbage is collected
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.einsum and is_of_several(*args):
+            return in_pairs(partial(self.__torch_function__, func, types), *args)
         name = _name(func, kwargs or {})
         if name is None:
             self.summing = func is torch.einsum and sums_over_one(*args)
@@ -58,15 +61,38 @@ def _name(func: Any, options: dict[str, Any]) -> str | None:
     return "scaled_dot_product_attention" if grouped else _NAMES.get(func)
 
 
+def is_of_several(equation: Any, *operands: Any) -> bool:
+    """Whether an `einsum` has more than two tensors, and all of their dimensions have names."""
+    named = isinstance(equation, str) and "->" in equation and "." not in equation
+    return named and len(_operands(operands)) > 2
+
+
+def in_pairs(einsum: Callable[[tuple[Any, ...]], Any], equation: str, *operands: Any) -> Any:
+    """An `einsum` of several tensors as several of two, first come first served: torch's own order may follow sizes,
+    and what it sums over one position midway would go unseen."""
+    given, _, made = equation.replace(" ", "").partition("->")
+    names, tensors = given.split(","), [*_operands(operands)]
+    while len(tensors) > 2:
+        left = dict.fromkeys(name for name in names[0] + names[1] if name in made + "".join(names[2:]))
+        tensors[:2] = [einsum((f"{names[0]},{names[1]}->{''.join(left)}", *tensors[:2]))]
+        names[:2] = ["".join(left)]
+    return einsum((f"{names[0]},{names[1]}->{made}", *tensors))
+
+
 def sums_over_one(equation: Any, *operands: Any) -> bool:
     """Whether all that an `einsum` of two tensors sums over has size one."""
-    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+    tensors = _operands(operands)
     if not isinstance(equation, str) or len(tensors) != 2:
         return False
     given, _, made = equation.replace(" ", "").partition("->")
     first, second = (_sizes(names, x.shape) for names, x in zip(given.split(","), tensors, strict=True))
     summed = (first.keys() & second.keys()) - set(made)
     return bool(summed) and all(first[name] == second[name] == 1 for name in summed)
+
+
+def _operands(given: tuple[Any, ...]) -> Sequence[Any]:
+    """The tensors of an `einsum`, given one by one or as a list."""
+    return given[0] if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
 
 
 def _sizes(names: str, shape: torch.Size) -> dict[str, int]:
