@@ -457,3 +457,21 @@ def test_a_bias_apart_takes_the_factor_only_with_what_it_is_added_to() -> None:
     parts = {"i": nn.Linear(5, 16), "o": nn.Linear(16, 3), "other": nn.Linear(16, 3)}
     traced = check_space(Net(run, **parts, b=weight(16)), torch.randn(2, 5))
     assert [choice.size for choice in traced.space.choices] == [16]
+
+
+def test_heads_are_searched_where_a_module_calls_the_attention_of_torch_itself() -> None:
+    """Radford et al. 2021: pictures pooled by attention, with projections of the module's own."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = m.i(x).flatten(2).permute(2, 0, 1)
+        biases = torch.cat([m.q.bias, m.k.bias, m.v.bias])
+        projections = {f"{name}_proj_weight": getattr(m, name).weight for name in "qkv"}
+        options = {**projections, "use_separate_proj_weight": True, "need_weights": False, "training": m.training}
+        sizes = x.shape[-1], m.heads
+        layers = None, biases, None, None, False, 0.0, m.out.weight, m.out.bias
+        return F.multi_head_attention_forward(x.mean(0, keepdim=True), x, x, *sizes, *layers, **options)[0][0]
+
+    parts = {**{name: nn.Linear(12, 12) for name in "qkv"}, "i": nn.Conv2d(3, 12, 3, 2), "out": nn.Linear(12, 5)}
+    traced = check_space(Net(run, heads=4, **parts), images(), architectures=2)
+    assert [choice.size for choice in traced.space.choices] == [4]
+    assert extract(traced, {"q": 2}).i.out_channels == 6  # type: ignore[union-attr]

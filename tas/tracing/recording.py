@@ -6,12 +6,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import multi_head_attention_forward
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -161,20 +164,22 @@ class Recorder(Watching):
         if known is not None:
             self._origin[target] = (known[0], tuple(None if d is None else known[1][d] for d in dims))
 
-    def tie_heads(self, name: str, module: nn.MultiheadAttention) -> None:
-        """torch's own attention computes the head size as embedding // heads: the embedding is heads x head size."""
+    def tie_heads(self, query: Tensor, heads: int, weight: Tensor) -> None:
+        """torch's own attention, with the weight of its output layer, computes the head size as embedding // heads: the
+        embedding is heads x head size."""
+        name = self._stack[-1]
         why = f"the embedding is heads x head size: {name}"
-        reads = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight
-        given, made_of = (self.rows(weight)[1] for weight in (reads, module.out_proj.weight))
-        self.tie_counts(given, made_of, why)
-        sizes = [module.num_heads, module.embed_dim // module.num_heads]
+        embedding, made_of = query.shape[-1], self.rows(weight)[1]
+        self.tie_counts(self.rows(query)[-1], made_of, why)
+        sizes = [heads, embedding // heads]
         inside = self.identities.factor(made_of, sizes, why, [True, True])[1]
-        self.grouped[name] = (module.embed_dim, made_of), (sizes[1], inside)
+        if isinstance(self.network.get_submodule(name), nn.MultiheadAttention):
+            self.grouped[name] = (embedding, made_of), (sizes[1], inside)
 
     # -- the forward -----------------------------------------------------------------------------------------------
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         noting = Noting(self.network)
-        with torch.no_grad(), _hooks(self), plain_attention(), self._whole, noting, self:
+        with torch.no_grad(), _hooks(self), plain_attention(), self._whole, _Attention(self), noting, self:
             output = self.network(*args, **kwargs)
         self.decisions = noting.decisions
         given_back = _everything(output)
@@ -320,6 +325,21 @@ class Recorder(Watching):
         return int(self._descends.get(tensor, 0)) | self._written.get(_storage(tensor), (-1, 0))[1]
 
 
+class _Attention(TorchFunctionMode):
+    """Tells of torch's own attention, which modules other than torch's call as well."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is multi_head_attention_forward:
+            given = signature(func).bind(*args, **(kwargs or {})).arguments
+            self.recorder.tie_heads(given["query"], given["num_heads"], given["out_proj_weight"])
+        return out
+
+
 @contextmanager
 def _hooks(recorder: Recorder) -> Iterator[None]:
     """Follow the module stack, and note the calls of modules that take a tensor first and give one."""
@@ -338,8 +358,6 @@ def _hooks(recorder: Recorder) -> Iterator[None]:
         name = recorder._stack.pop()
         first, values, taken, at, alone = opened.pop()
         recorder.spans.append(Span(name, first, len(recorder.records), values))
-        if isinstance(module, nn.MultiheadAttention):
-            recorder.tie_heads(name, module)
         nones = len(output) - 1 if type(output) is tuple and all(other is None for other in output[1:]) else -1
         made = output[0] if nones >= 0 else output
         if at is not None and taken is not None and isinstance(made, Tensor):
