@@ -55,7 +55,7 @@ class Recorder(Watching):
         ] = {}  # grouped layers: input channels, and those of one group or head
         self.needed = 0  # bit set of the records that outputs descend from
         self.reads: dict[str, int] = {}  # first name of a parameter or buffer -> bit set of the records that read it
-        self.outputs: list[Value] = []  # of the network
+        self.outputs: list[tuple[str, Value]] = []  # of the network, with the path to each
         self.freed: list[Value] = []  # those of the outputs whose sizes a rule makes searchable
         self.named: set[str] = set()  # every name that a choice has had
         self.written: frozenset[tuple[str, str]] = frozenset()  # attributes with settings that a forward changes
@@ -183,10 +183,10 @@ class Recorder(Watching):
             output = self.network(*args, **kwargs)
         self.decisions = noting.decisions
         given_back = _everything(output)
-        self._read(given_back)
-        for tensor in given_back:
+        self._read([tensor for _, tensor in given_back])
+        for path, tensor in given_back:
             self.needed |= self._ancestors(tensor)
-            self.outputs.append(self._value(tensor))
+            self.outputs.append((path.removeprefix("."), self._value(tensor)))
         return output
 
     def also(self) -> Recorder:
@@ -425,18 +425,30 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [tree] if isinstance(tree, Tensor) else [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _everything(output: Any) -> list[Tensor]:
-    """The tensors that a network gives back, also those in objects that torch does not know how to look into."""
-    found, waiting, seen = [], tree_leaves(output), set()
+def _everything(output: Any) -> list[tuple[str, Tensor]]:
+    """The tensors that a network gives back, each with the path to it, also those in objects that torch does not know
+    how to look into."""
+    found, waiting, seen = list[tuple[str, Tensor]](), [("", output)], set()
     while waiting:
-        leaf = waiting.pop(0)
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
+        path, leaf = waiting.pop(0)
+        if id(leaf) not in seen and isinstance(leaf, Tensor):
+            found.append((path, leaf))
         elif id(leaf) not in seen and not isinstance(leaf, (type, nn.Module)):
-            slots = {name: getattr(leaf, name, None) for name in getattr(leaf, "__slots__", ())}
-            waiting += tree_leaves([*getattr(leaf, "__dict__", {}).values(), *slots.values()])
+            waiting += [(path + step, part) for step, part in _parts(leaf)]
         seen.add(id(leaf))
     return found
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        yield from ((f".{key}", part) for key, part in value.items())
+    elif isinstance(value, (tuple, list)):
+        yield from ((f"[{index}]", part) for index, part in enumerate(value))
+    else:
+        yield from ((f".{name}", part) for name, part in getattr(value, "__dict__", {}).items())
+        yield from ((f".{name}", getattr(value, name, None)) for name in getattr(value, "__slots__", ()))
+        leaves = tree_leaves(value)  # what torch was told how to look into
+        yield from (("", leaf) for leaf in leaves if leaf is not value)
 
 
 def _storage(tensor: Tensor) -> int:
