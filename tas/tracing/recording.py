@@ -20,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from tas.tracing.dynamic import Decisions, Noting
 from tas.tracing.identity import Array, Identities, Rows, same
+from tas.tracing.places import loose_tensors
 from tas.tracing.records import Axis, Call, Record, Site, Span, Value
 from tas.tracing.watching import Watching
 from tas.tracing.whole import Whole
@@ -60,6 +61,7 @@ class Recorder(Watching):
         self.named: set[str] = set()  # every name that a choice has had
         self.written: frozenset[tuple[str, str]] = frozenset()  # attributes with settings that a forward changes
         self.current: Record
+        self._met = ""  # a tensor that the operator at work reads and that nothing cuts
         self.decisions: Decisions
         self._rows = WeakIdKeyDictionary()
         self._maker = WeakIdKeyDictionary()
@@ -69,6 +71,12 @@ class Recorder(Watching):
         )  # parameter behind a tensor: its name, and its dimension for each dimension
         self._written: dict[int, tuple[int, int]] = {}  # storage -> last in-place record and what that descends from
         self._promised = WeakIdKeyDictionary()  # identities that become one when a tensor is read
+        self._loose = (
+            WeakIdKeyDictionary()
+        )  # tensors that are no parameters or buffers, and their views: where they are
+        for name, module in network.named_modules():
+            for key, tensor in loose_tensors(module):
+                self._loose[tensor] = f"{'.'.join(map(str, key))} of {name or 'the network'}"
         self._whole = Whole(partial(self._observe, in_place=False, pointwise=False))
         self._stack: list[str] = [""]
         self._first_name: dict[str, str] = {}  # shared parameters have several names
@@ -96,7 +104,9 @@ class Recorder(Watching):
         self._rows[tensor] = tuple(self.identities.canonical(part) for part in rows)
 
     def unify(self, left: Rows, right: Rows) -> None:
-        self.identities.unify(left, right, self.current.where())
+        met = self._met and (left is None or right is None)
+        told = f"{self._met}, which is no buffer (register it as one): " if met else ""
+        self.identities.unify(left, right, f"{told}{self.current.where()}")
 
     @property
     def sums_over_one(self) -> bool:
@@ -261,6 +271,10 @@ class Recorder(Watching):
             known = self._origin.get(tensor)
             if known is not None:
                 self.reads[known[0]] = self.reads.get(known[0], 0) | (1 << index)
+        loose = [self._loose.get(tensor) for tensor in inputs]
+        self._met = next(filter(None, loose), "")
+        if loose and all(loose):
+            self._loose.update((tensor, self._met) for tensor in _tensors(out))
         overwritten = [(tensor, self.rows(tensor)) for tensor in _tensors(target)]
         handler = self._handler(name)
         (handler or (self.handlers["pointwise"] if pointwise else self.fallback))(self, out, *args, **given)
