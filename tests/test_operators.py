@@ -450,3 +450,46 @@ def test_groups_of_a_norm_that_are_heads_go_with_these() -> None:
     traced = check_space(Net(run, heads=4, out=nn.Linear(12, 3), **parts), torch.randn(2, 6, 5), architectures=2)
     assert sorted(choice.size for choice in traced.space.choices) == [3, 3, 4]
     assert extract(traced, traced.space.smallest()).norm.num_groups == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_heads_and_their_size_are_searched_in_attention_of_torch(heads: int, batch_first: bool) -> None:
+    """Where its input is not in order in memory, the batch first, torch adds the bias of the projections apart."""
+    attention = nn.MultiheadAttention(12, heads, batch_first=batch_first)
+    net = Net(lambda m, x: m.o(m.a(*[m.i(x)] * 3)[0]), i=nn.Linear(5, 12), a=attention, o=nn.Linear(12, 3))
+    traced = check_space(net, torch.randn(2, 6, 5), architectures=2)
+    *own, made = [choice.size for choice in traced.space.choices]
+    assert (own, made) == ([12] if heads == 1 else [4, 3], 12)
+    small: Any = extract(traced, traced.space.smallest()).a
+    assert (small.num_heads, small.embed_dim) == (1, small.head_dim)
+
+
+def test_a_bias_apart_takes_the_factor_only_with_what_it_is_added_to() -> None:
+    """Beside a layer whose channels go on without the bias, and beside what no parameter makes."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        h = m.i(x)
+        return m.o((h + m.b).relu()) + m.other(h) + m.o((h.sigmoid() + m.b).relu())
+
+    parts = {"i": nn.Linear(5, 16), "o": nn.Linear(16, 3), "other": nn.Linear(16, 3)}
+    traced = check_space(Net(run, **parts, b=weight(16)), torch.randn(2, 5))
+    assert [choice.size for choice in traced.space.choices] == [16]
+
+
+def test_heads_are_searched_where_a_module_calls_the_attention_of_torch_itself() -> None:
+    """Radford et al. 2021: pictures pooled by attention, with projections of the module's own."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = m.i(x).flatten(2).permute(2, 0, 1)
+        biases = torch.cat([m.q.bias, m.k.bias, m.v.bias])
+        projections = {f"{name}_proj_weight": getattr(m, name).weight for name in "qkv"}
+        options = {**projections, "use_separate_proj_weight": True, "need_weights": False, "training": m.training}
+        sizes = x.shape[-1], m.heads
+        layers = None, biases, None, None, False, 0.0, m.out.weight, m.out.bias
+        return F.multi_head_attention_forward(x.mean(0, keepdim=True), x, x, *sizes, *layers, **options)[0][0]
+
+    parts = {**{name: nn.Linear(12, 12) for name in "qkv"}, "i": nn.Conv2d(3, 12, 3, 2), "out": nn.Linear(12, 5)}
+    traced = check_space(Net(run, heads=4, **parts), images(), architectures=2)
+    assert [choice.size for choice in traced.space.choices] == [4]
+    assert extract(traced, {"q": 2}).i.out_channels == 6  # type: ignore[union-attr]

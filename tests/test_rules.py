@@ -117,11 +117,10 @@ def test_of_grouped_channels_the_product_obeys_the_divisor() -> None:
     assert all(g * i % 8 == 0 and g * o % 8 == 0 for g in groups for i in inside for o in out)
 
 
-def test_heads_are_free_where_their_size_makes_the_product_a_multiple() -> None:
-    inputs = torch.randn(2, 4, 7)
-    heads = sizes(checked(Attention(), Rules(), inputs).space)["attention"]
-    assert sizes(checked(Attention(), Rules(divisor=4), inputs).space)["attention"] == heads
-    assert sizes(checked(Attention(), Rules(divisor=8), inputs).space)["attention"] == (2, 4, 6)
+@pytest.mark.parametrize(("divisor", "heads"), [(1, (1, 2, 3, 4, 5, 6)), (4, (1, 2, 3, 4, 5, 6)), (8, (2, 4, 6))])
+def test_heads_are_free_where_their_size_makes_the_product_a_multiple(divisor: int, heads: tuple[int, ...]) -> None:
+    rules = Rules(divisor=divisor, fix=("attention.inside",))
+    assert sizes(checked(Attention(), rules, torch.randn(2, 4, 7)).space)["attention.groups"] == heads
 
 
 @pytest.mark.parametrize(("divisor", "combinations"), [(2, 6), (4, 3), (6, 2)])

@@ -238,3 +238,28 @@ def test_tensors_in_objects_beside_an_output_are_outputs_too() -> None:
 
     network = Net(run, a=conv_bn(3, 8), b=conv_bn(8, 8), c=conv_bn(8, 8), h=head(8))
     assert [choice.name for choice in tas.trace(network, images()).space.choices] == ["c.0"]
+
+
+def test_the_reason_of_an_output_says_which_one_it_is() -> None:
+    """A decoder's keys, kept for the next token, keep its heads: that is not seen in the code."""
+
+    def run(m: Any, x: Tensor) -> Any:
+        keys = m.b(m.a(x))
+        return {"logits": m.h(m.c(keys)), "cache": [Unknown(x, [keys])]}
+
+    network = Net(run, a=conv_bn(3, 8), b=conv_bn(8, 8), c=conv_bn(8, 8), h=head(8))
+    why = reasons(network)
+    assert why["b.0.weight[0]"] == "it is an output of the network (cache[0].others[0])"
+    assert why["h.2.weight[0]"] == "it is an output of the network (logits)"
+    assert reasons(Net(lambda m, x: (run(m, x)["logits"],), **dict(network.named_children())))["h.2.weight[0]"] == (
+        "it is an output of the network (output[0])"
+    )
+
+
+def test_a_tensor_that_is_no_buffer_is_named_where_it_keeps_a_size() -> None:
+    """Nothing cuts it: neither a state dict nor a student has it."""
+    scaled = Net(lambda m, x: m.h(m.b(m.a(x) * m.scales[0].view(1, -1, 1, 1))), scales=[torch.ones(8)])
+    network = nn.Sequential(scaled)
+    scaled.a, scaled.b, scaled.h = conv_bn(3, 8), conv_bn(8, 8), head(8)
+    why = reasons(network)["0.a.0.weight[0]"]
+    assert "scales.0 of 0, which is no buffer (register it as one): mul in 0 " in why

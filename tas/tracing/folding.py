@@ -296,10 +296,16 @@ def _upstream(
                 return None
             makers.update({r.index: r for r in found})
         elif record.flow == "pass" or (record.flow == "add" and len(sources) == len(record.inputs)):
-            waiting += sources
+            makers |= {made_by: record} if _adds_bias(record) else {}
+            waiting += [v for v in sources if not (_adds_bias(record) and v.sites == record.scales)]
         else:
             return None
     return list(makers.values())
+
+
+def _adds_bias(record: Record) -> bool:
+    """Whether it adds a parameter alone: the factor of what it is added to has to be on both."""
+    return record.flow == "add" and bool(record.scales)
 
 
 def _spread(carried: _Carried, choice: str, marked: set[int]) -> tuple[dict[int, set[int]], set[int]]:
@@ -314,7 +320,11 @@ def _spread(carried: _Carried, choice: str, marked: set[int]) -> tuple[dict[int,
         source = set().union(*paths)
         summed = any(choice in names for _, names, _ in carried.summed(record))
         makes = any(choice in carried(value) for value in record.outputs)
-        if record.index in marked:
+        if record.index in marked and _adds_bias(record):
+            reached[record.index] = source | {record.index}
+            scaled = (path for value, path in zip(mine, paths, strict=True) if value.sites != record.scales)
+            conflict |= reached[record.index] if not all(scaled) else set()
+        elif record.index in marked:
             reached[record.index] = {record.index}
             conflict |= source if not summed else set()
         elif source and makes and not summed:

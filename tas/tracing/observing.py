@@ -247,9 +247,9 @@ def _keep_outputs(recorder: Recorder, rules: Rules) -> None:
     """Outputs keep their sizes, but for those made by a layer that `rules.free` names."""
     identities = recorder.identities
     makers = _makers(recorder, recorder.tensors)
-    found = [identities.canonical(part) for value in recorder.outputs for part in value.rows]
+    found = [(path, identities.canonical(part)) for path, value in recorder.outputs for part in value.rows]
     out = np.zeros(identities.capacity, bool)  # by atom
-    for part in found:
+    for _, part in found:
         if part is not None:
             out[part[part > 0]] = True
     made = {name: theirs[out[theirs]] for name, theirs in makers.items()}
@@ -259,10 +259,11 @@ def _keep_outputs(recorder: Recorder, rules: Rules) -> None:
     if both:
         raise BadRecipe(f"space.fix and space.free contradict each other about {both[0]!r}: name it in one of them")
     free = np.unique(np.concatenate([made[n] for n in named if matches(n, rules.free)] or [np.zeros(0, int)]))
-    for part in found:
+    for path, part in found:
         if part is not None:
-            identities.freeze(np.where(np.isin(part, free), 0, part), "it is an output of the network")
-    for value in recorder.outputs:
+            where = f" ({'output' if path.startswith('[') else ''}{path})" if path else ""
+            identities.freeze(np.where(np.isin(part, free), 0, part), f"it is an output of the network{where}")
+    for _, value in recorder.outputs:
         if any(part is not None and np.isin(part, free).any() for part in map(identities.canonical, value.rows)):
             recorder.freed.append(value)
             recorder.ordered += [part for part in value.rows if part is not None]  # outputs change no places

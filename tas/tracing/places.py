@@ -39,6 +39,11 @@ def lists(module: nn.Module) -> Iterator[tuple[Key, list[Any] | tuple[Any, ...]]
     )
 
 
+def loose_tensors(module: nn.Module) -> Iterator[tuple[Key, Tensor]]:
+    """The tensors that a module holds and that are neither parameters nor buffers: nothing cuts them."""
+    return ((key, value) for key, value in _held(module) if isinstance(value, Tensor))
+
+
 def _held(module: nn.Module, deepest: int = _DEEPEST) -> Iterator[tuple[Key, Any]]:
     waiting: list[tuple[Key, Any]] = [
         ((name,), value)

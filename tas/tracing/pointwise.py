@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from tas.tracing.identity import Rows
 from tas.tracing.recording import Handler, Recorder
+from tas.tracing.records import Site
 
 # f(0) = 0, so a channel that is multiplied by 0 before is 0 behind
 _ZERO_STAYS_ZERO = {
@@ -38,6 +39,7 @@ def pointwise(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
     numbers = [a for a in args[1:] if isinstance(a, (int, float)) and not isinstance(a, bool)]
     if name in ("add", "sub"):
         t.current.flow = "add" if not any(numbers) else "other"
+        t.current.scales = _bias(t, out, inputs) if not any(numbers) else ()
     elif name == "mul":
         t.current.flow = "multiply"
         if t.sums_over_one:
@@ -55,6 +57,12 @@ def pointwise(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
     scaled = name in ("mul", "div") and len(inputs) == 1  # by a number: a factor on the parameter is one on the product
     if (name in _SAME_TENSOR or scaled) and inputs:
         t.keep_origin(inputs[0], out, range(out.dim()))
+
+
+def _bias(t: Recorder, out: Tensor, inputs: Sequence[Tensor]) -> tuple[Site, ...]:
+    """The parameter that is added to every channel: torch adds a layer's bias apart where memory is not in order."""
+    vectors = [x for x in inputs if x.dim() == 1 < out.dim() and x.shape[0] == out.shape[-1]]
+    return t.site(vectors[0], 0) if len(inputs) == 2 and len(vectors) == 1 else ()
 
 
 def broadcast(t: Recorder, out: Tensor, inputs: Sequence[Tensor]) -> None:

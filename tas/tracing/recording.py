@@ -6,17 +6,21 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import multi_head_attention_forward
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tas.tracing.dynamic import Decisions, Noting
 from tas.tracing.identity import Array, Identities, Rows, same
+from tas.tracing.places import loose_tensors
 from tas.tracing.records import Axis, Call, Record, Site, Span, Value
 from tas.tracing.watching import Watching
 from tas.tracing.whole import Whole
@@ -54,11 +58,12 @@ class Recorder(Watching):
         ] = {}  # grouped layers: input channels, and those of one group or head
         self.needed = 0  # bit set of the records that outputs descend from
         self.reads: dict[str, int] = {}  # first name of a parameter or buffer -> bit set of the records that read it
-        self.outputs: list[Value] = []  # of the network
+        self.outputs: list[tuple[str, Value]] = []  # of the network, with the path to each
         self.freed: list[Value] = []  # those of the outputs whose sizes a rule makes searchable
         self.named: set[str] = set()  # every name that a choice has had
         self.written: frozenset[tuple[str, str]] = frozenset()  # attributes with settings that a forward changes
         self.current: Record
+        self._met = ""  # a tensor that the operator at work reads and that nothing cuts
         self.decisions: Decisions
         self._rows = WeakIdKeyDictionary()
         self._maker = WeakIdKeyDictionary()
@@ -68,6 +73,12 @@ class Recorder(Watching):
         )  # parameter behind a tensor: its name, and its dimension for each dimension
         self._written: dict[int, tuple[int, int]] = {}  # storage -> last in-place record and what that descends from
         self._promised = WeakIdKeyDictionary()  # identities that become one when a tensor is read
+        self._loose = (
+            WeakIdKeyDictionary()
+        )  # tensors that are no parameters or buffers, and their views: where they are
+        for name, module in network.named_modules():
+            for key, tensor in loose_tensors(module):
+                self._loose[tensor] = f"{'.'.join(map(str, key))} of {name or 'the network'}"
         self._whole = Whole(partial(self._observe, in_place=False, pointwise=False))
         self._stack: list[str] = [""]
         self._first_name: dict[str, str] = {}  # shared parameters have several names
@@ -95,7 +106,9 @@ class Recorder(Watching):
         self._rows[tensor] = tuple(self.identities.canonical(part) for part in rows)
 
     def unify(self, left: Rows, right: Rows) -> None:
-        self.identities.unify(left, right, self.current.where())
+        met = self._met and (left is None or right is None)
+        told = f"{self._met}, which is no buffer (register it as one): " if met else ""
+        self.identities.unify(left, right, f"{told}{self.current.where()}")
 
     @property
     def sums_over_one(self) -> bool:
@@ -163,27 +176,29 @@ class Recorder(Watching):
         if known is not None:
             self._origin[target] = (known[0], tuple(None if d is None else known[1][d] for d in dims))
 
-    def tie_heads(self, name: str, module: nn.MultiheadAttention) -> None:
-        """torch's own attention computes the head size as embedding // heads: the embedding is heads x head size."""
+    def tie_heads(self, query: Tensor, heads: int, weight: Tensor) -> None:
+        """torch's own attention, with the weight of its output layer, computes the head size as embedding // heads: the
+        embedding is heads x head size."""
+        name = self._stack[-1]
         why = f"the embedding is heads x head size: {name}"
-        reads = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight
-        given, made_of = (self.rows(weight)[1] for weight in (reads, module.out_proj.weight))
-        self.tie_counts(given, made_of, why)
-        sizes = [module.num_heads, module.embed_dim // module.num_heads]
+        embedding, made_of = query.shape[-1], self.rows(weight)[1]
+        self.tie_counts(self.rows(query)[-1], made_of, why)
+        sizes = [heads, embedding // heads]
         inside = self.identities.factor(made_of, sizes, why, [True, True])[1]
-        self.grouped[name] = (module.embed_dim, made_of), (sizes[1], inside)
+        if isinstance(self.network.get_submodule(name), nn.MultiheadAttention):
+            self.grouped[name] = (embedding, made_of), (sizes[1], inside)
 
     # -- the forward -----------------------------------------------------------------------------------------------
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         noting = Noting(self.network)
-        with torch.no_grad(), _hooks(self), plain_attention(), self._whole, noting, self:
+        with torch.no_grad(), _hooks(self), plain_attention(), self._whole, _Attention(self), noting, self:
             output = self.network(*args, **kwargs)
         self.decisions = noting.decisions
         given_back = _everything(output)
-        self._read(given_back)
-        for tensor in given_back:
+        self._read([tensor for _, tensor in given_back])
+        for path, tensor in given_back:
             self.needed |= self._ancestors(tensor)
-            self.outputs.append(self._value(tensor))
+            self.outputs.append((path.removeprefix("."), self._value(tensor)))
         return output
 
     def also(self) -> Recorder:
@@ -259,6 +274,10 @@ class Recorder(Watching):
             known = self._origin.get(tensor)
             if known is not None:
                 self.reads[known[0]] = self.reads.get(known[0], 0) | (1 << index)
+        loose = [self._loose.get(tensor) for tensor in inputs]
+        self._met = next(filter(None, loose), "")
+        if loose and all(loose):
+            self._loose.update((tensor, self._met) for tensor in _tensors(out))
         overwritten = [(tensor, self.rows(tensor)) for tensor in _tensors(target)]
         handler = self._handler(name)
         (handler or (self.handlers["pointwise"] if pointwise else self.fallback))(self, out, *args, **given)
@@ -323,6 +342,21 @@ class Recorder(Watching):
         return int(self._descends.get(tensor, 0)) | self._written.get(_storage(tensor), (-1, 0))[1]
 
 
+class _Attention(TorchFunctionMode):
+    """Tells of torch's own attention, which modules other than torch's call as well."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is multi_head_attention_forward:
+            given = signature(func).bind(*args, **(kwargs or {})).arguments
+            self.recorder.tie_heads(given["query"], given["num_heads"], given["out_proj_weight"])
+        return out
+
+
 @contextmanager
 def _hooks(recorder: Recorder) -> Iterator[None]:
     """Follow the module stack, and note the calls of modules that take a tensor first and give one."""
@@ -341,8 +375,6 @@ def _hooks(recorder: Recorder) -> Iterator[None]:
         name = recorder._stack.pop()
         first, values, taken, at, alone = opened.pop()
         recorder.spans.append(Span(name, first, len(recorder.records), values))
-        if isinstance(module, nn.MultiheadAttention):
-            recorder.tie_heads(name, module)
         nones = len(output) - 1 if type(output) is tuple and all(other is None for other in output[1:]) else -1
         made = output[0] if nones >= 0 else output
         if at is not None and taken is not None and isinstance(made, Tensor):
@@ -410,18 +442,30 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [tree] if isinstance(tree, Tensor) else [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _everything(output: Any) -> list[Tensor]:
-    """The tensors that a network gives back, also those in objects that torch does not know how to look into."""
-    found, waiting, seen = [], tree_leaves(output), set()
+def _everything(output: Any) -> list[tuple[str, Tensor]]:
+    """The tensors that a network gives back, each with the path to it, also those in objects that torch does not know
+    how to look into."""
+    found, waiting, seen = list[tuple[str, Tensor]](), [("", output)], set()
     while waiting:
-        leaf = waiting.pop(0)
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
+        path, leaf = waiting.pop(0)
+        if id(leaf) not in seen and isinstance(leaf, Tensor):
+            found.append((path, leaf))
         elif id(leaf) not in seen and not isinstance(leaf, (type, nn.Module)):
-            slots = {name: getattr(leaf, name, None) for name in getattr(leaf, "__slots__", ())}
-            waiting += tree_leaves([*getattr(leaf, "__dict__", {}).values(), *slots.values()])
+            waiting += [(path + step, part) for step, part in _parts(leaf)]
         seen.add(id(leaf))
     return found
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        yield from ((f".{key}", part) for key, part in value.items())
+    elif isinstance(value, (tuple, list)):
+        yield from ((f"[{index}]", part) for index, part in enumerate(value))
+    else:
+        yield from ((f".{name}", part) for name, part in getattr(value, "__dict__", {}).items())
+        yield from ((f".{name}", getattr(value, name, None)) for name in getattr(value, "__slots__", ()))
+        leaves = tree_leaves(value)  # what torch was told how to look into
+        yield from (("", leaf) for leaf in leaves if leaf is not value)
 
 
 def _storage(tensor: Tensor) -> int:
