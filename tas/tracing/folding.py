@@ -254,7 +254,7 @@ def _fed(
             inside.add(record.index)
         else:
             return nothing
-    if any(value.made_by in inside for value in recorder.outputs if carried.factored(value, choice)):
+    if any(value.made_by in inside for _, value in recorder.outputs if carried.factored(value, choice)):
         return nothing
     return tuple(mine), covered
 

@@ -204,7 +204,18 @@ class Recorder(Watching):
     def also(self) -> Recorder:
         """One for another forward of the same network, whose findings about identities are this one's as well."""
         other = Recorder(self.network, self.handlers, self.fallback, self.own)
-        shared = ("identities", "tensors", "counts", "tied", "_inexact", "ordered", "joined", "steps", "apart", "grouped")
+        shared = (
+            "identities",
+            "tensors",
+            "counts",
+            "tied",
+            "_inexact",
+            "ordered",
+            "joined",
+            "steps",
+            "apart",
+            "grouped",
+        )
         for name in shared:
             setattr(other, name, getattr(self, name))
         for name, tensor in _named_tensors(self.network):
