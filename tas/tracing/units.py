@@ -183,8 +183,9 @@ def _group(recorder: Recorder, rules: Rules) -> Units:
     groups: dict[int, list[int]] = defaultdict(list)
     for atom in used[np.argsort(first[used], kind="stable")]:
         groups[int(signature[atom])].append(int(atom))
-    lone = [members[0] for members in groups.values() if len(members) == 1]
-    identities.freeze(np.array(lone)[:, None] if lone else None, "one unit alone cannot shrink")
+    for alike in groups.values():
+        if len(alike) == 1:
+            identities.freeze(np.array(alike)[:, None], _alone(recorder, alike[0], site[alike[0]][1]))
     found: list[Group] = []
     free: list[list[int]] = []
     for alike in groups.values():
@@ -200,6 +201,14 @@ def _group(recorder: Recorder, rules: Rules) -> Units:
     unit = np.full(atoms, len(owner) - 1)
     unit[[atom for members in free for atom in members]] = np.arange(len(owner) - 1)
     return Units(recorder, found, rules, owner, unit)
+
+
+def _alone(recorder: Recorder, atom: int, rows: Array) -> str:
+    """Why a unit that is like no other stays, given a dimension that it is in."""
+    positions, why = int((rows == atom).any(1).sum()), recorder.identities.tied(atom)
+    if positions == 1 or not why:
+        return "one unit alone cannot shrink"
+    return f"its {positions} positions are one unit, which alone cannot shrink; the first are tied by: {why}"
 
 
 def _name(place: tuple[Site | str, Array], members: list[int], taken: list[str]) -> str:
