@@ -123,7 +123,7 @@ class TwoStreams(nn.Module):
 
 def test_units_that_became_one_are_kept_with_what_ties_them() -> None:
     traced = trace(TwoStreams(), torch.randn(2, 6, 8))
-    reasons = [kept.reason for kept in traced.space.kept if kept.reason.startswith("one unit alone")]
+    reasons = [kept.reason for kept in traced.space.kept if "cannot shrink" in kept.reason]
     assert reasons
     assert all("test_repair.py:" in reason for reason in reasons)
 

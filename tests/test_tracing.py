@@ -263,3 +263,10 @@ def test_a_tensor_that_is_no_buffer_is_named_where_it_keeps_a_size() -> None:
     scaled.a, scaled.b, scaled.h = conv_bn(3, 8), conv_bn(8, 8), head(8)
     why = reasons(network)["0.a.0.weight[0]"]
     assert "scales.0 of 0, which is no buffer (register it as one): mul in 0 " in why
+
+
+def test_what_ties_all_positions_to_one_unit_is_named() -> None:
+    network = Net(lambda m, x: m.b((m.a(x)[:, 1:] + m.a(x)[:, :-1]).relu()), a=nn.Linear(5, 21), b=nn.Linear(20, 3))
+    why = reasons(network, torch.randn(2, 5))["a.weight[0]"]
+    told = "its 21 positions are one unit, which alone cannot shrink; the first are tied by: add in the network ("
+    assert why.startswith(told)

@@ -30,6 +30,7 @@ class Identities:
         self._product = np.zeros(1 << 12, bool)
         self._factors = np.arange(1 << 12)[:, None] * [1, 0]  # [atoms, most factors], itself where it is no product
         self._reason: dict[int, str] = {}
+        self._tied: dict[int, str] = {}  # what first made positions of one dimension the same atom
 
     def fresh(self, n: int) -> Array:
         """Rows [n, 1] of n new atoms."""
@@ -124,6 +125,19 @@ class Identities:
 
     def _merge(self, left: Array, right: Array, why: str) -> None:
         """Merge atoms pairwise; all are roots. Every round hooks each root to the lowest one that it meets."""
+        sides = [np.unique(side) for side in (left, right)]
+        self._hook(left, right, why)
+        for side in sides:
+            roots, counts = np.unique(self.find(side), return_counts=True)
+            for root in roots[counts > 1]:
+                self._tied.setdefault(int(root), why)
+
+    def tied(self, atom: int) -> str:
+        """What first made positions of one dimension this atom; empty where nothing did."""
+        root = self.find(np.array([atom]))
+        return next((why for other, why in self._tied.items() if self.find(np.array([other])) == root), "")
+
+    def _hook(self, left: Array, right: Array, why: str) -> None:
         while True:
             differ = left != right
             left, right = left[differ], right[differ]

@@ -48,7 +48,6 @@ class Recorder(Watching):
         self.tensors: dict[str, tuple[Rows, ...]] = {}  # parameters and buffers
         self._inexact: list[tuple[str, tuple[Rows, ...]]] = []
         self.counts: list[tuple[Array, Array, str]] = []  # dimensions of which the code needs equally many positions
-        self.tied: list[tuple[Array, str]] = []  # those of them that were made of the same units, as no formula served
         self.ordered: list[Rows] = []  # dimensions whose positions must keep their neighbours
         self.joined: set[Site] = set()  # dimensions of parameters that a view joins to the one in front
         self.steps: list[tuple[Rows, int]] = []  # dimensions that a kernel takes in multiples of a number alone

@@ -131,7 +131,6 @@ def find_units(recorder: Recorder, rules: Rules) -> Units:
         unequal = [] if entangled else equalize(units)
         for left, right, why in unequal:
             recorder.identities.unify(left, right, why)
-            recorder.tied.append((left, why))
         if not entangled and not unequal:
             limits.tie(units)
             return units
@@ -184,7 +183,9 @@ def _group(recorder: Recorder, rules: Rules) -> Units:
     groups: dict[int, list[int]] = defaultdict(list)
     for atom in used[np.argsort(first[used], kind="stable")]:
         groups[int(signature[atom])].append(int(atom))
-    _freeze_lone(recorder, np.array([members[0] for members in groups.values() if len(members) == 1], int))
+    for alike in groups.values():
+        if len(alike) == 1:
+            identities.freeze(np.array(alike)[:, None], _alone(recorder, alike[0], site[alike[0]][1]))
     found: list[Group] = []
     free: list[list[int]] = []
     for alike in groups.values():
@@ -202,14 +203,12 @@ def _group(recorder: Recorder, rules: Rules) -> Units:
     return Units(recorder, found, rules, owner, unit)
 
 
-def _freeze_lone(recorder: Recorder, atoms: Array) -> None:
-    """What made units one is told: sizes that had to be equal, for which no formula served."""
-    identities, why = recorder.identities, "one unit alone cannot shrink"
-    for rows, tied in recorder.tied:
-        known = identities.canonical(rows)
-        mine = atoms[:0] if known is None else atoms[np.isin(atoms, known)]
-        identities.freeze(mine[:, None], f"{why}, all are tied: {tied}")
-    identities.freeze(atoms[:, None], why)
+def _alone(recorder: Recorder, atom: int, rows: Array) -> str:
+    """Why a unit that is like no other stays, given a dimension that it is in."""
+    positions, why = int((rows == atom).any(1).sum()), recorder.identities.tied(atom)
+    if positions == 1 or not why:
+        return "one unit alone cannot shrink"
+    return f"its {positions} positions are one unit, which alone cannot shrink; the first are tied by: {why}"
 
 
 def _name(place: tuple[Site | str, Array], members: list[int], taken: list[str]) -> str:
