@@ -203,20 +203,8 @@ class Recorder(Watching):
     def also(self) -> Recorder:
         """One for another forward of the same network, whose findings about identities are this one's as well."""
         other = Recorder(self.network, self.handlers, self.fallback, self.own)
-        shared = (
-            "identities",
-            "tensors",
-            "counts",
-            "tied",
-            "_inexact",
-            "ordered",
-            "joined",
-            "steps",
-            "apart",
-            "grouped",
-        )
-        for name in shared:
-            setattr(other, name, getattr(self, name))
+        for shared in ("identities", "tensors", "counts", "_inexact", "ordered", "joined", "steps", "apart", "grouped"):
+            setattr(other, shared, getattr(self, shared))
         for name, tensor in _named_tensors(self.network):
             if name in self.tensors:
                 other._rows[tensor] = self.tensors[name]
