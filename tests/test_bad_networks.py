@@ -115,10 +115,10 @@ def test_what_random_numbers_of_torch_reach_in_eval_mode_is_kept(run: Callable[.
 
 
 def test_random_numbers_from_elsewhere_are_told() -> None:
-    own = torch.Generator().manual_seed(0)
+    own, plain, numpy = torch.Generator().manual_seed(0), random.Random(0), np.random.default_rng(0)  # no luck
     sources: list[Callable[[Tensor], Any]] = [
-        lambda x: random.random(),
-        lambda x: torch.from_numpy(np.random.default_rng().random(x.shape)).float(),
+        lambda x: plain.random(),
+        lambda x: torch.from_numpy(numpy.random(x.shape)).float(),
         lambda x: torch.randn(x.shape, generator=own),
     ]
     for source in sources:
