@@ -390,3 +390,18 @@ def relative_positions() -> Case:
     net = Net(forward, **layers, head=nn.Linear(8, 3))
     net.u, net.w, net.places = (nn.Parameter(torch.randn(*size)) for size in ((2, 4), (2, 4), (5, 6)))
     return Case(net, torch.randn(2, 5, 6))
+
+
+def attention_by_einsum() -> Case:
+    """Parameters with dimensions of their own for heads and head size, which `einsum` joins."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        q, k, v = (torch.einsum("btm,mhd->bthd", x, getattr(net, name)) for name in "qkv")
+        mixed = torch.einsum("bhts,bshd->bthd", torch.einsum("bthd,bshd->bhts", q, k).softmax(-1), v + net.bias)
+        return net.head(torch.einsum("bthd,hdm->btm", mixed, net.o))
+
+    net = Net(forward, head=nn.Linear(6, 3))
+    for name in "qkv":
+        net.register_parameter(name, nn.Parameter(torch.randn(5, 3, 4)))
+    net.o, net.bias = nn.Parameter(torch.randn(3, 4, 6)), nn.Parameter(torch.randn(3, 4))
+    return Case(net, torch.randn(2, 7, 5))

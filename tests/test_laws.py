@@ -134,6 +134,7 @@ FOUND = {
     "maxout": (1, 0),
     "stack_and_mix": (3, 0),
     "relative_positions": (3, 0),
+    "attention_by_einsum": (4, 0),
     "nothing_to_search": (0, 0),
     "channels_last_memory": (2, 0),
     "dynamic_convolution": (3, 0),

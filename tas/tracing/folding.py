@@ -68,9 +68,9 @@ def _uses(recorder: Recorder) -> dict[Site, set[int]]:
     """The records that do something with a parameter, other than show it: scaling it reaches all of them."""
     uses: dict[Site, set[int]] = defaultdict(set)
     for record in recorder.records:
-        shown = {site for value in record.outputs for site in value.sites}
-        for site in {site for value in record.inputs for site in value.sites} - shown - {None}:
-            uses[site].add(record.index)  # type: ignore[index]
+        shown = {site for value in record.outputs for site in value.shown}
+        for site in {site for value in record.inputs for site in value.shown} - shown:
+            uses[site].add(record.index)
     return uses
 
 
@@ -80,7 +80,7 @@ class _Carried:
     def __init__(self, recorder: Recorder, units: Units) -> None:
         self._units = units
         self._known: dict[int, tuple[Value, frozenset[str]]] = {}
-        self._summed: dict[int, list[tuple[int, frozenset[str], Site | None]]] = {}
+        self._summed: dict[int, list[tuple[int, frozenset[str], tuple[Site, ...]]]] = {}
         self._zeros = _zeros(recorder)
         self.records: dict[str, list[Record]] = defaultdict(list)
         for record in recorder.records:
@@ -104,9 +104,9 @@ class _Carried:
     def units_of(self, rows: Rows) -> Rows:
         return self._units.rows(rows)
 
-    def summed(self, record: Record) -> list[tuple[int, frozenset[str], Site | None]]:
+    def summed(self, record: Record) -> list[tuple[int, frozenset[str], tuple[Site, ...]]]:
         if record.index not in self._summed:
-            found = [(index, self._units.groups_of(rows), site) for index, rows, site in record.contracted]
+            found = [(index, self._units.groups_of(rows), sites) for index, rows, sites in record.contracted]
             self._summed[record.index] = found
         return self._summed[record.index]
 
@@ -123,17 +123,17 @@ def _zeros(recorder: Recorder) -> set[int]:
 
 def _fold_width(recorder: Recorder, carried: _Carried, uses: Mapping[Site, set[int]], choice: str) -> tuple[Fold, str]:
     """The fold of a choice, and why there is none that serves."""
-    reads: dict[_Read, Site | None] = {
-        (record.index, index): column
-        for record in carried.records[choice]
-        for index, names, column in carried.summed(record)
-        if choice in names
-    }
-    put_out = [value for value in recorder.freed if carried.factored(value, choice)]
 
     def scales(site: Site) -> bool:
         return choice in carried.along(recorder.tensors[site[0]][site[1]])
 
+    reads: dict[_Read, Site | None] = {
+        (record.index, index): next(filter(scales, columns), None)
+        for record in carried.records[choice]
+        for index, names, columns in carried.summed(record)
+        if choice in names
+    }
+    put_out = [value for value in recorder.freed if carried.factored(value, choice)]
     marked, reached, bare = _marked(recorder, carried, uses, choice, scales, reads, put_out)
     if any(value.made_by not in reached for value in put_out):
         return Fold(), "no parameter takes its factor when candidates are mixed: it is an output of the network"
@@ -263,8 +263,8 @@ def _scales(record: Record, scales: Callable[[Site], bool]) -> tuple[Site, ...]:
     """The parameter dimensions, of those that `scales` names, with which every channel of an output is scaled: of the
     affine of a layer or norm, or of a parameter that is multiplied with something."""
     if record.flow != "multiply":
-        return record.scales
-    factors = (site for value in record.inputs if value.made_by < 0 for site in value.sites if site and scales(site))
+        return tuple(filter(scales, record.scales))
+    factors = (site for value in record.inputs if value.made_by < 0 for site in value.shown if scales(site))
     return tuple(islice(factors, 1))
 
 
@@ -286,7 +286,7 @@ def _upstream(
         sources = [v for v in record.inputs if carries(v)]
         if made_by not in unfit and record.flow in ("norm", "product") and any(map(scales, record.scales)):
             makers[made_by] = record
-        elif record.flow == "product" and len(record.scales) == 1 and len(sources) == 1:
+        elif record.flow == "product" and _parameters(record) == 1 and len(sources) == 1:
             waiting += sources  # it scales other channels (heads, tokens), and adds nothing
         elif record.flow == "multiply":
             paths = [_upstream(recorder, v, carries, scales, unfit) for v in sources]
@@ -297,10 +297,15 @@ def _upstream(
             makers.update({r.index: r for r in found})
         elif record.flow == "pass" or (record.flow == "add" and len(sources) == len(record.inputs)):
             makers |= {made_by: record} if _adds_bias(record) else {}
-            waiting += [v for v in sources if not (_adds_bias(record) and v.sites == record.scales)]
+            waiting += [v for v in sources if not (_adds_bias(record) and v.shown == record.scales)]
         else:
             return None
     return list(makers.values())
+
+
+def _parameters(record: Record) -> int:
+    """How many scale its output: a weight, or a bias as well."""
+    return len({name for name, _ in record.scales})
 
 
 def _adds_bias(record: Record) -> bool:
@@ -322,7 +327,7 @@ def _spread(carried: _Carried, choice: str, marked: set[int]) -> tuple[dict[int,
         makes = any(choice in carried(value) for value in record.outputs)
         if record.index in marked and _adds_bias(record):
             reached[record.index] = source | {record.index}
-            scaled = (path for value, path in zip(mine, paths, strict=True) if value.sites != record.scales)
+            scaled = (path for value, path in zip(mine, paths, strict=True) if value.shown != record.scales)
             conflict |= reached[record.index] if not all(scaled) else set()
         elif record.index in marked:
             reached[record.index] = {record.index}
@@ -343,5 +348,5 @@ def _keeps_factor(record: Record, mine: list[Value], factored: list[bool]) -> bo
         return sum(factored) == 1
     if record.flow == "pass":
         slopes = "prelu" in record.operator  # they are no operand
-        return all(f or (slopes and any(value.sites)) for f, value in zip(factored, mine, strict=True))
-    return record.flow == "product" and len(record.scales) < 2  # the bias of a depthwise layer would lack the factor
+        return all(f or (slopes and bool(value.shown)) for f, value in zip(factored, mine, strict=True))
+    return record.flow == "product" and _parameters(record) < 2  # the bias of a depthwise layer would lack the factor

@@ -79,7 +79,7 @@ def _sums(record: Record) -> list[tuple[Value, Value]]:
     if record.operator.rstrip("_") != "add" or len(operands) != 2:
         return []
     a, b = operands
-    if a.shape != b.shape or a.made_by == b.made_by or any(a.sites) or any(b.sites):
+    if a.shape != b.shape or a.made_by == b.made_by or a.shown or b.shown:
         return []
     return [(a, b), (b, a)]
 
@@ -108,7 +108,7 @@ def _trunk(recorder: Recorder, streams: Mapping[int, Value], values: list[Value]
     waiting = list(values)
     while waiting:
         value = waiting.pop()
-        if value.made_by in trunk or not value.real or any(value.sites):
+        if value.made_by in trunk or not value.real or value.shown:
             continue
         trunk.add(value.made_by)
         if value.made_by in streams:
@@ -120,7 +120,7 @@ def _trunk(recorder: Recorder, streams: Mapping[int, Value], values: list[Value]
 
 def _goes_on(record: Record) -> bool:
     """Whether a stream is still itself behind an operator; scales of its own do not change that."""
-    computed = [value for value in record.inputs if not any(value.sites)]
+    computed = [value for value in record.inputs if not value.shown]
     return record.flow in ("pass", "norm") or (record.flow == "multiply" and len(computed) == 1)
 
 
@@ -166,7 +166,7 @@ def _only_feeds(readers: Readers, call: Call, mine: set[int], branch: Value) -> 
 
 
 def _keeps_shape(record: Record) -> bool:
-    shapes = {value.shape for value in (*record.inputs, *record.outputs) if value.shape and not any(value.sites)}
+    shapes = {value.shape for value in (*record.inputs, *record.outputs) if value.shape and not value.shown}
     return len(shapes) <= 1
 
 

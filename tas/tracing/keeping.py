@@ -80,7 +80,7 @@ def _made(recorder: Recorder, record: Record, size: int) -> Iterator[Site]:
     seen: set[int] = set()
     while waiting:
         value = waiting.pop()
-        yield from (site for site, n in zip(value.sites, value.shape, strict=True) if site is not None and n == size)
+        yield from (site for sites, n in zip(value.sites, value.shape, strict=True) for site in sites if n == size)
         if value.made_by < 0 or value.made_by in seen:
             continue
         seen.add(value.made_by)

@@ -201,7 +201,7 @@ def reduction(t: Recorder, out: Any, x: Tensor, *args: Any, **options: Any) -> N
     mixed = [rows[d] for d in gone if t.carries(rows[d])]
     if name in ("sum", "nansum") and mixed:
         t.current.flow = "product"
-        t.current.contracted = tuple((0, part, None) for part in mixed)
+        t.current.contracted = tuple((0, part, ()) for part in mixed)
     elif mixed:
         t.mark_inexact(f"reduced over channels: {t.current.where()}", *mixed)
     elif name in ("mean", "sum", "nansum", "amax", "max", "amin", "min", "aminmax"):

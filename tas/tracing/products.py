@@ -56,8 +56,8 @@ def convolution(
     t.current.flow = "product"
     if groups == 1 or not transposed:
         t.current.scales = t.scaling((weight, makes), (bias, 0))
-    column = next(iter(t.site(weight, reads)), None) if groups == 1 or not transposed else None
-    t.current.contracted = ((0, summed, column),)
+    columns = t.site(weight, reads) if groups == 1 or not transposed else ()
+    t.current.contracted = ((0, summed, columns),)
 
 
 def _grouped(
@@ -121,7 +121,7 @@ def trilinear(
     t.put(out, [rows for axis, (_, rows) in enumerate(grid) if axis not in summed])
     t.current.products, t.current.flow = [grid], "product"
     t.current.scales = t.site(weight, 0) if 0 not in summed else ()
-    columns = {axis: next(iter(t.site(weight, axis - len(ones[1]))), None) for axis in summed}
+    columns = {axis: t.site(weight, axis - len(ones[1])) for axis in summed}
     t.current.contracted = tuple(
         (place, grid[axis][1], columns[axis])
         for axis in summed
@@ -190,7 +190,7 @@ def added_matmul(t: Recorder, out: Tensor, c: Tensor, a: Tensor, b: Tensor, **_:
 def _multiplied(t: Recorder, out: Tensor, summed: tuple[int, Rows], columns: tuple[Site, ...]) -> None:
     t.current.products = [[*zip(out.shape, t.rows(out), strict=True), summed]]
     t.current.flow = "product"
-    t.current.contracted, t.current.met_by = ((0, summed[1], next(iter(columns), None)),), 1
+    t.current.contracted, t.current.met_by = ((0, summed[1], columns),), 1
 
 
 def attention(t: Recorder, out: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **options: Any) -> None:
@@ -225,7 +225,7 @@ def attention(t: Recorder, out: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any
         [*zip(q.shape, rows_q, strict=True), positions],
     ]
     t.current.flow = "product"
-    t.current.contracted, t.current.met_by = ((0, rows_q[-1], None),), 1
+    t.current.contracted, t.current.met_by = ((0, rows_q[-1], ()),), 1
 
 
 def dot(t: Recorder, out: Tensor, a: Tensor, b: Tensor) -> None:

@@ -69,7 +69,7 @@ class Recorder(Watching):
         self._descends = WeakIdKeyDictionary()
         self._origin = (
             WeakIdKeyDictionary()
-        )  # parameter behind a tensor: its name, and its dimension for each dimension
+        )  # parameter behind a tensor: its name, and its dimensions for each dimension
         self._written: dict[int, tuple[int, int]] = {}  # storage -> last in-place record and what that descends from
         self._promised = WeakIdKeyDictionary()  # identities that become one when a tensor is read
         self._loose = (
@@ -90,7 +90,7 @@ class Recorder(Watching):
             elif is_real(tensor):
                 rows = tuple(self.identities.fresh(n) if n > 1 else None for n in tensor.shape)
                 self._rows[tensor] = self.tensors[name] = rows
-                self._origin[tensor] = (name, tuple(range(tensor.dim())))
+                self._origin[tensor] = (name, tuple((d,) for d in range(tensor.dim())))
 
     # -- what handlers use -----------------------------------------------------------------------------------------
     def rows(self, tensor: Tensor) -> list[Rows]:
@@ -157,11 +157,10 @@ class Recorder(Watching):
         return tuple(dict.fromkeys(found))
 
     def site(self, tensor: Tensor | None, dim: int) -> tuple[Site, ...]:
-        """The parameter dimension behind a dimension of a tensor, if that is a parameter seen through views."""
+        """The parameter dimensions behind a dimension of a tensor, if that is a parameter seen through views: one, or
+        those that a view has joined."""
         known = None if tensor is None else self._origin.get(tensor)
-        if known is None or known[1][dim] is None:
-            return ()
-        return ((known[0], known[1][dim]),)
+        return () if known is None else tuple((known[0], d) for d in known[1][dim])
 
     def scaling(self, *axes: tuple[Tensor | None, int]) -> tuple[Site, ...]:
         """The parameter dimensions that scale an output together; none where one of the tensors is not a parameter
@@ -169,11 +168,13 @@ class Recorder(Watching):
         given = [self.site(tensor, dim) for tensor, dim in axes if tensor is not None]
         return tuple(site for sites in given for site in sites) if all(given) else ()
 
-    def keep_origin(self, source: Tensor, target: Tensor, dims: Sequence[int | None]) -> None:
-        """`target` is a view of `source`; `dims[i]` is the dimension of source that dimension i of target shows."""
+    def keep_origin(self, source: Tensor, target: Tensor, dims: Sequence[int | Sequence[int] | None]) -> None:
+        """`target` is a view of `source`; `dims[i]` are the dimensions of source that dimension i of target shows:
+        none, one, or several in one."""
         known = self._origin.get(source)
         if known is not None:
-            self._origin[target] = (known[0], tuple(None if d is None else known[1][d] for d in dims))
+            each = [() if dim is None else (dim,) if isinstance(dim, int) else dim for dim in dims]
+            self._origin[target] = (known[0], tuple(tuple(o for d in some for o in known[1][d]) for some in each))
 
     def tie_heads(self, query: Tensor, heads: int, weight: Tensor) -> None:
         """torch's own attention, with the weight of its output layer, computes the head size as embedding // heads: the
@@ -333,7 +334,7 @@ class Recorder(Watching):
 
     def _value(self, tensor: Tensor) -> Value:
         made_by = max(self._maker.get(tensor, -1), self._written.get(_storage(tensor), (-1, 0))[0])
-        sites = tuple(next(iter(self.site(tensor, d)), None) for d in range(tensor.dim()))
+        sites = tuple(self.site(tensor, d) for d in range(tensor.dim()))
         return Value(tuple(tensor.shape), tuple(self.rows(tensor)), made_by, is_real(tensor), sites)
 
     def _ancestors(self, tensor: Tensor) -> int:

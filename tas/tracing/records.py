@@ -38,7 +38,12 @@ class Value:
     rows: tuple[Rows, ...]
     made_by: int
     real: bool  # of floating point, or complex
-    sites: tuple[Site | None, ...]  # for each dimension, the parameter dimension that it shows, if it shows one
+    sites: tuple[tuple[Site, ...], ...]  # for each dimension, the parameter dimensions that it shows: several in one
+
+    @property
+    def shown(self) -> tuple[Site, ...]:
+        """All parameter dimensions that it shows."""
+        return tuple(site for sites in self.sites for site in sites)
 
     def axes(self) -> list[Axis]:
         return list(zip(self.shape, self.rows, strict=True))
@@ -61,7 +66,7 @@ class Record:
     flow: Flow = "other"
     products: list[list[Axis]] = field(default_factory=list)  # one multiply-accumulate per point of these axes
     scales: tuple[Site, ...] = ()  # parameters that scale every output channel: gamma and beta, or rows and bias
-    contracted: tuple[tuple[int, Rows, Site | None], ...] = ()  # which input, what is summed over, what it meets
+    contracted: tuple[tuple[int, Rows, tuple[Site, ...]], ...] = ()  # which input, what is summed over, what it meets
     met_by: int | None = None  # the input that a contracted one is multiplied with: a factor may come with either
 
     def where(self) -> str:

@@ -157,7 +157,7 @@ def _note(t: Recorder, args: Any, summed: list[tuple[Tensor, Tensor]]) -> None:
     given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
     places = {id(tensor): index for index, tensor in reversed([*enumerate(given)])}
     t.current.contracted = tuple(
-        (places[id(source)], t.rows(weight)[1], next(iter(t.site(weight, 1)), None)) for source, weight in summed
+        (places[id(source)], t.rows(weight)[1], t.site(weight, 1)) for source, weight in summed
     )
 
 

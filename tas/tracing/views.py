@@ -19,20 +19,21 @@ def view(t: Recorder, out: Tensor, x: Tensor, *args: Any, **_: Any) -> None:
         t.keep_origin(x, out, range(x.dim()))
     else:
         t.put(out, t.identities.view(x.shape, t.rows(x), out.shape, t.current.where()))
-        t.keep_origin(x, out, _untouched(x.shape, out.shape))
+        t.keep_origin(x, out, _shown(x.shape, out.shape))
         t.joined.update(site for dim in _joined(x.shape, out.shape) for site in t.site(x, dim))
     t.current.flow = "pass"
 
 
-def _untouched(before: Sequence[int], after: Sequence[int]) -> list[int | None]:
-    """For each dimension of a reshaped tensor the one before that it is: sizes agree from one end on, but for ones."""
-    origin: list[int | None] = [None] * len(after)
-    given, made = ([d for d, n in enumerate(shape) if n != 1] for shape in (before, after))
-    for order in (1, -1):
-        for old, new in zip(given[::order], made[::order], strict=False):
-            if before[old] != after[new]:
-                break
-            origin[new] = old
+def _shown(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, ...]]:
+    """For each dimension of a reshaped tensor the ones before that it is made of; none where it is a part of them."""
+    ends = {1: -1, **{prod(before[: d + 1]): d for d in reversed(range(len(before)))}}  # the first that ends there
+    origin: list[tuple[int, ...]] = []
+    for d, n in enumerate(after):
+        first, last = ends.get(prod(after[:d])), ends.get(prod(after[: d + 1]))
+        if n == 1 or first is None or last is None:
+            origin.append(())
+        else:
+            origin.append(tuple(e for e in range(first + 1, last + 1) if before[e] != 1))
     return origin
 
 
