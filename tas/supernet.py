@@ -9,7 +9,7 @@ that keep its block, and a block that none keeps is not run; so are the branches
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import CheckpointFunction
 
 from tas.distribution import Draw, Pick, multiplied, one_hot
@@ -102,8 +101,8 @@ class Supernet(nn.Module):
         self._scale_branches(tensors, picks)
         args, kwargs = as_call(x)
         caching = [self.network.get_submodule(name) for name in self._traced.caching]
-        fed_ones = self._fed(factors, plan.mask)
-        with unchanged(caching), fed_ones, self._as_drawn(plan.attributes, dead), without_checkpointing():
+        feeding = self._feeding(factors, plan.mask)
+        with unchanged(caching), feeding, self._as_drawn(plan.attributes, dead), without_checkpointing():
             places = self._slots_without(tuple(removal.module for removal in dead))
             swapped = {place: tensors[name] for place, name in places if name in tensors}
             output = functional_call(self.network, swapped, args, kwargs, tie_weights=False)
@@ -168,19 +167,15 @@ class Supernet(nn.Module):
                 tensors[name] = _times(tensors.get(name, self._tensors[name]), known[id(rows)], dim)
 
     @contextmanager
-    def _fed(self, factors: Mapping[str, Tensor], mask: Array) -> Iterator[None]:
+    def _feeding(self, factors: Mapping[str, Tensor], mask: Array) -> Iterator[None]:
         """With the factors on what modules are given, where no parameter takes them."""
-        handles = []
-        for group, factor in factors.items():
-            for feed in self._traced.folds[group].feeds:
-                hook = fed(feed, self._spread(factor, feed.rows, group, mask))
-                module = self.network.get_submodule(feed.module)
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-        try:
+        with ExitStack() as stack:
+            for group, factor in factors.items():
+                for feed in self._traced.folds[group].feeds:
+                    hook = fed(feed, self._spread(factor, feed.rows, group, mask))
+                    module = self.network.get_submodule(feed.module)
+                    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _spread(self, factor: Tensor, rows: Rows, group: str, mask: Array) -> Tensor:
         """The factor of every kept position of a dimension: that of its unit of `group`, 1 where it has none."""
@@ -263,10 +258,12 @@ def fed(feed: Feed, factor: Tensor) -> Callable[..., Any]:
     """A forward pre-hook that multiplies a dimension of what a module is given."""
 
     def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        leaves, form = tree_flatten((args, kwargs))
-        place = [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor)][feed.argument]
-        leaves[place] = _times(leaves[place], factor.to(leaves[place].dtype), feed.dim)
-        return tree_unflatten(leaves, form)
+        place = feed.argument
+        given = kwargs[place] if isinstance(place, str) else args[place]
+        scaled = _times(given, factor.to(given.dtype), feed.dim)
+        if isinstance(place, str):
+            return args, {**kwargs, place: scaled}
+        return (*args[:place], scaled, *args[place + 1 :]), kwargs
 
     return hook
 

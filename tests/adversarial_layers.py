@@ -283,6 +283,80 @@ def modulated() -> Case:
     return Case(net, (images(), torch.randn(2, 4)))
 
 
+def bias_with_another_use() -> Case:
+    """Added apart, and read once more: it cannot take the factor, nor can anything before it alone."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        y = x @ net.weight + net.bias
+        return net.head(y.relu()) + net.bias.sigmoid().mean()
+
+    net = Net(forward, head=nn.Linear(6, 3))
+    net.weight, net.bias = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(6))
+    return Case(net, torch.randn(4, 5))
+
+
+class PrunedBlocks(nn.Module):
+    """Masked square layers in a stream: both dimensions of their weights are the stream's."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.stem, self.first, self.second, self.head = (nn.Linear(*size) for size in ((5, 8), (8, 8), (8, 8), (8, 3)))
+        self.norm = nn.LayerNorm(8) if norm else nn.Identity()
+        for layer in (self.first, self.second):
+            prune.l1_unstructured(layer, "weight", 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).sigmoid()
+        x = self.norm(x + self.first(x).relu())
+        return self.head(x + self.second(x).relu())
+
+
+def pruned_residual_blocks() -> Case:
+    return Case(PrunedBlocks(norm=False), torch.randn(4, 5))
+
+
+def pruned_residual_blocks_with_a_norm() -> Case:
+    return Case(PrunedBlocks(norm=True), torch.randn(4, 5))
+
+
+def one_parameter_scales_a_branch_along_both_dimensions() -> Case:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + F.linear(x, self.weight) + F.linear(x.tanh(), self.weight.t())
+
+    return Case(nn.Sequential(nn.Linear(5, 6), nn.ReLU(), Both(), nn.ReLU(), nn.Linear(6, 3)), torch.randn(4, 5))
+
+
+def maps_between_channels_given_to_a_computed_layer() -> Case:
+    """Both dimensions of what it is given are channels, and it sums over one of them."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        x = net.stem(x).flatten(2)
+        return net.head(net.read(x @ x.transpose(1, 2)).sigmoid().transpose(1, 2)).mean(1)
+
+    members = {"stem": nn.Conv2d(3, 6, 1), "read": spectral_norm(nn.Linear(6, 4)), "head": nn.Linear(6, 3)}
+    return Case(Net(forward, **members), images())
+
+
+def layer_that_appends_to_a_list_it_is_given() -> Case:
+    """What it is given beside its input has to be the caller's own list."""
+
+    class Appends(nn.Linear):
+        def forward(self, x: Tensor, made: list[Tensor]) -> None:
+            made.append(F.linear(x, self.weight * 0.5 + self.weight.tanh(), self.bias))
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        made: list[Tensor] = []
+        net.appends(net.stem(x).sigmoid(), made)
+        return net.head(made[0].relu())
+
+    return Case(Net(forward, stem=nn.Linear(5, 6), appends=Appends(6, 4), head=nn.Linear(4, 3)), torch.randn(4, 5))
+
+
 class DynamicConv(nn.Module):
     """Kernels mixed for every picture, by weights that are viewed as a matrix: a cut one does not lie in one piece."""
 

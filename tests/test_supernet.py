@@ -1,5 +1,6 @@
 from typing import Any
 
+import adversarial_layers
 import adversarial_streams
 import adversarial_wiring
 import pytest
@@ -30,6 +31,37 @@ def statistics(module: nn.Module) -> Tensor:
 def test_channel_factor_sums_the_weights_of_wider_candidates() -> None:
     factor = extension_mask((2, 3, 5), torch.tensor([0.2, 0.3, 0.5]))
     assert torch.allclose(factor, torch.tensor([1.0, 1.0, 0.8, 0.5, 0.5]))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_masked_layers_take_the_factor_once_with_what_they_are_given(norm: bool) -> None:
+    """Worked out by hand, since what laws compare with knows the same places of factors."""
+    torch.manual_seed(0)
+    network, x = adversarial_layers.PrunedBlocks(norm).eval(), torch.randn(4, 5)
+    net = tas.Supernet(tas.trace(network, x)).eval()
+    (stream,) = net.space.choices
+    factor = extension_mask((3, 8), torch.tensor([0.4, 0.6]))
+    y = network.stem(x).sigmoid()
+    y = network.norm(y + network.first(y * factor).relu())
+    wanted = network.head((y + network.second(y * factor).relu()) * factor)
+    got = net(x, {stream.name: Pick((3, 8), torch.tensor([0.4, 0.6]))})
+    assert torch.allclose(got, wanted, atol=1e-6)
+
+
+def test_layers_with_computed_weights_take_the_factor_once_at_every_call() -> None:
+    torch.manual_seed(0)
+    network, x = adversarial_layers.one_layer_of_computed_weights_called_with_and_without_the_factor()
+    network: Any = network.eval()
+    net = tas.Supernet(tas.trace(network, x)).eval()
+    stem = next(choice for choice in net.space.choices if choice.size == 8)
+    factor = extension_mask((3, 8), torch.tensor([0.4, 0.6]))
+    y = network.stem(x).sigmoid()
+    parts = network.twice.parametrizations.weight
+    size = parts[0]._u @ (parts.original @ (parts[0]._v * factor))  # the spectral norm sums over these channels, too
+    both = [nn.functional.linear(given * factor, parts.original / size) for given in (y, network.norm(y))]
+    wanted = network.head(both[0] + both[1] + 2 * network.twice.bias)
+    draw = one_hot(net.space.largest()) | {stem.name: Pick((3, 8), torch.tensor([0.4, 0.6]))}
+    assert torch.allclose(net(x, draw), wanted, atol=1e-6)
 
 
 def test_an_architecture_is_a_draw_of_single_picks() -> None:

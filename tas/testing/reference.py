@@ -67,7 +67,6 @@ def drawn_wide(supernet: Supernet, traced: Traced, draw: Draw, inputs: Any) -> A
     for group, fold in traced.folds.items():
         factor = _group_factor(draw, traced.groups[group])
         for feed in fold.feeds:
-            assert feed.rows is not None
             positions = feed.rows if kept is None else kept(feed.rows)
             wide.feed(feed, _along(positions, traced.first[group], factor))
         along = {}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from itertools import islice
 
-from tas.tracing.identity import Rows
+from tas.tracing.identity import Array, Rows
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Feed, Record, Site, Span, Value
 from tas.tracing.regions import Region
@@ -61,7 +61,9 @@ def _fold_region(recorder: Recorder, uses: Mapping[Site, set[int]], region: Regi
             return ()
         makers |= {record.index: record for record in found}
     sites = {site for record in makers.values() for site in _scales(record, lambda site: True)}
-    return tuple(sorted(sites)) if all(uses[site] <= makers.keys() for site in sites) else ()
+    if not all(uses[site] <= makers.keys() for site in sites):
+        return ()
+    return tuple(sorted({name: (name, dim) for name, dim in sorted(sites)}.values()))  # once, whichever the dimension
 
 
 def _uses(recorder: Recorder) -> dict[Site, set[int]]:
@@ -101,8 +103,14 @@ class _Carried:
     def along(self, rows: Rows) -> frozenset[str]:
         return self._units.groups_of(rows)
 
-    def units_of(self, rows: Rows) -> Rows:
-        return self._units.rows(rows)
+    def dims(self, value: Value, choice: str) -> list[int]:
+        """The dimensions of a value whose positions a choice decides about."""
+        return [d for d, rows in enumerate(value.rows) if choice in self._units.groups_of(rows)]
+
+    def units_of(self, rows: Rows) -> Array:
+        units = self._units.rows(rows)
+        assert units is not None
+        return units
 
     def summed(self, record: Record) -> list[tuple[int, frozenset[str], tuple[Site, ...]]]:
         if record.index not in self._summed:
@@ -167,15 +175,16 @@ def _marked(
         return carried.factored(value, choice)
 
     def makers(value: Value) -> set[int]:
+        if len(carried.dims(value, choice)) > 1:  # which of them a factor would come along is not followed
+            return set()
         return {maker.index for maker in _upstream(recorder, value, carries, scales, unfit) or []}
 
-    unfit: set[int] = (
-        set()
-    )  # for them others are sought, and else those that read behind take the factor in their columns
+    # for these, others are sought, and else those that read behind take the factor in their columns
+    unfit: set[int] = set()
     sides = {read: _sides(recorder, read) for read in reads}
     while True:
         of_reads = [next(filter(None, map(makers, values)), set[int]()) for values in sides.values()]
-        marked = set[int]().union(*of_reads, *map(makers, put_out))
+        marked = set[int]().union(*of_reads, *map(makers, put_out)) - unfit
         reached, conflict = _spread(carried, choice, marked)
         brought = {read: [value.made_by for value in sides[read] if value.made_by in reached] for read in reads}
         bare = {read: column for read, column in reads.items() if not brought[read]}
@@ -190,7 +199,8 @@ def _marked(
 
 
 def _sides(recorder: Recorder, read: _Read) -> list[Value]:
-    """What is summed over, and what it is multiplied with: one with the factor is enough."""
+    """What is summed over, and what it is multiplied with: it is enough where one has the factor. (Where both have it,
+    as in products of a tensor with itself, the mixture has its square.)"""
     record = recorder.records[read[0]]
     return [record.inputs[place] for place in (read[1], record.met_by) if place is not None]
 
@@ -221,23 +231,24 @@ def _feeds(
             places.add(arguments)
             covered |= reads
         if read in covered and covered <= bare.keys() and len(places) == 1:
-            given = [(place, dim, rows) for place in places.pop() for dim, rows in enumerate(span.inputs[place].rows)]
-            along = [(place, dim, rows) for place, dim, rows in given if choice in carried.along(rows)]
-            return [Feed(span.module, place, dim, carried.units_of(rows)) for place, dim, rows in along], covered
+            given = dict(zip(span.places, span.inputs, strict=True))
+            along = [(place, dim) for place in places.pop() for dim in carried.dims(given[place], choice)]
+            return [Feed(span.module, p, dim, carried.units_of(given[p].rows[dim])) for p, dim in along], covered
     return None
 
 
 def _fed(
     recorder: Recorder, carried: _Carried, choice: str, call: Span, reached: Mapping[int, set[int]]
-) -> tuple[tuple[int, ...], set[_Read]]:
-    """The tensors given to a call whose factor would be summed over inside, and nowhere else; and the reads that sum
-    over it. Empty where it has none, or the factor would get elsewhere."""
-    nothing: tuple[tuple[int, ...], set[_Read]] = ((), set())
-    mine = {place: v.made_by for place, v in enumerate(call.inputs) if carried.factored(v, choice)}
-    if len(set(mine.values())) != 1:
-        return nothing
+) -> tuple[tuple[int | str, ...], set[_Read]]:
+    """The arguments of a call whose factor would be summed over inside, and nowhere else; and the reads that sum over
+    it. Empty where it has none, or the factor would get elsewhere. (That the module comes at the tensor in another way,
+    by an attribute say, is not seen.)"""
+    nothing: tuple[tuple[int | str, ...], set[_Read]] = ((), set())
+    given = [(p, v) for p, v in zip(call.places, call.inputs, strict=True) if carried.factored(v, choice)]
+    mine = {place: value.made_by for place, value in given if place is not None}
     inside, covered = set(mine.values()), set[_Read]()
-    if inside & reached.keys():
+    plain = len(mine) == len(given) and all(len(carried.dims(value, choice)) == 1 for _, value in given)
+    if len(inside) != 1 or not plain or inside & {-1, *reached}:
         return nothing
     for record in carried.records[choice]:
         hit = [i for i, v in enumerate(record.inputs) if carried.factored(v, choice) and v.made_by in inside]
@@ -295,6 +306,8 @@ def _upstream(
             if found is None:
                 return None
             makers.update({r.index: r for r in found})
+        elif _adds_bias(record) and made_by in unfit:
+            return None
         elif record.flow == "pass" or (record.flow == "add" and len(sources) == len(record.inputs)):
             makers |= {made_by: record} if _adds_bias(record) else {}
             waiting += [v for v in sources if not (_adds_bias(record) and v.shown == record.scales)]

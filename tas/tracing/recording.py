@@ -356,16 +356,22 @@ class _Attention(TorchFunctionMode):
         return out
 
 
+_Given = tuple[tuple[Value, ...], tuple[int | str | None, ...]]
+
+
 @contextmanager
 def _hooks(recorder: Recorder) -> Iterator[None]:
     """Follow the module stack, and note the calls of modules that take a tensor first and give one."""
-    opened: list[tuple[int, tuple[Value, ...], tuple[Value, int] | None, int | str | None, bool]] = []
+    opened: list[tuple[int, _Given, tuple[Value, int] | None, int | str | None, bool]] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         recorder._stack.append(recorder._names.get(id(module), recorder._stack[-1]))
-        given = _tensors((args, kwargs))
         at = _leading(args, kwargs)
-        values = tuple(recorder._value(tensor) for tensor in given)
+        each = [(place, x, leaf) for place, x in (*enumerate(args), *kwargs.items()) for leaf in _tensors(x)]
+        values = (
+            tuple(recorder._value(leaf) for _, _, leaf in each),
+            tuple(p if x is leaf else None for p, x, leaf in each),
+        )
         stream = None if at is None else args[0] if args else kwargs[at]
         taken = None if stream is None else (recorder._value(stream), recorder._ancestors(stream))
         opened.append((len(recorder.records), values, taken, at, len(args) == 1 and not kwargs))
@@ -373,7 +379,7 @@ def _hooks(recorder: Recorder) -> Iterator[None]:
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         name = recorder._stack.pop()
         first, values, taken, at, alone = opened.pop()
-        recorder.spans.append(Span(name, first, len(recorder.records), values))
+        recorder.spans.append(Span(name, first, len(recorder.records), *values))
         nones = len(output) - 1 if type(output) is tuple and all(other is None for other in output[1:]) else -1
         made = output[0] if nones >= 0 else output
         if at is not None and taken is not None and isinstance(made, Tensor):
@@ -444,14 +450,14 @@ def _tensors(tree: Any) -> list[Tensor]:
 def _everything(output: Any) -> list[tuple[str, Tensor]]:
     """The tensors that a network gives back, each with the path to it, also those in objects that torch does not know
     how to look into."""
-    found, waiting, seen = list[tuple[str, Tensor]](), [("", output)], set()
+    found, waiting, seen = list[tuple[str, Tensor]](), [("", output)], dict[int, Any]()
     while waiting:
         path, leaf = waiting.pop(0)
         if id(leaf) not in seen and isinstance(leaf, Tensor):
             found.append((path, leaf))
         elif id(leaf) not in seen and not isinstance(leaf, (type, nn.Module)):
             waiting += [(path + step, part) for step, part in _parts(leaf)]
-        seen.add(id(leaf))
+        seen[id(leaf)] = leaf  # held, or another object could come to have its number
     return found
 
 

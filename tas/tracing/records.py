@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tas.tracing.identity import Rows
+from tas.tracing.identity import Array, Rows
 
 # How a channel factor m >= 0 on an operator's inputs shows in its output:
 #   pass      zero stays zero on every channel (relu, pooling, cat, views)
@@ -21,13 +21,13 @@ Axis = tuple[int, Rows]  # size and identities of one dimension
 
 @dataclass(frozen=True, eq=False)
 class Feed:
-    """One dimension of what a module is given at every call: of the tensor at place `argument` among all those in its
-    arguments (`torch.utils._pytree` order). rows: which units its positions need."""
+    """One dimension of what a module is given at every call: of the tensor that is its argument of that place or
+    keyword. rows: which units its positions need."""
 
     module: str
-    argument: int
+    argument: int | str
     dim: int
-    rows: Rows
+    rows: Array
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Span:
-    """One call of a module: the tensors given to it; records first..last-1 belong to it."""
+    """One call of a module: the tensors given to it; records first..last-1 belong to it. places: the argument or
+    keyword that each tensor is, None for one inside a list or another object."""
 
     module: str
     first: int
     last: int
     inputs: tuple[Value, ...]
+    places: tuple[int | str | None, ...]
 
 
 @dataclass(frozen=True)

@@ -259,10 +259,11 @@ def _freeze_asked(
     into listed sizes, such parts."""
     if asked is None or not record.outputs:
         return False
+    along = _dim_of_parts(record)
     if record.operator in {*_VIEWS, "expand"} and len(asked) == len(record.outputs[0].shape):
         places = [(0, d) for d in range(len(asked))]
-    elif record.operator == "split_with_sizes" and len(asked) == len(record.outputs):
-        places = [(number, _dim_of_parts(record) or 0) for number in range(len(asked))]
+    elif record.operator == "split_with_sizes" and len(asked) == len(record.outputs) and along is not None:
+        places = [(number, along) for number in range(len(asked))]
     else:
         return False
     sizes = [kept(record.outputs[number].axes()[d]) for number, d in places]
