@@ -105,7 +105,7 @@ class _Carried:
 
     def dims(self, value: Value, choice: str) -> list[int]:
         """The dimensions of a value whose positions a choice decides about."""
-        return [d for d, rows in enumerate(value.rows) if choice in self._units.groups_of(rows)]
+        return [d for d, rows in enumerate(value.rows) if choice in self.along(rows)]
 
     def units_of(self, rows: Rows) -> Array:
         units = self._units.rows(rows)

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 
 _TRIES = 60  # attributes tried at one operator before identities give way
 _MASKS = 10  # random architectures at most
-_FRESH = (
-    2  # architectures more that rules have to hold at, none of which they were found or tried at: 1 s each on swin_b
-)
+_FRESH = 2  # architectures more that rules have to hold at and were not searched at: 1 s each on swin_b
 _ASKED = 4  # architectures more that tell what size the code asks for where an operator fails
 _DRAWN = 16  # architectures of which one is taken: with 8 candidates, three then tell 60 choices apart
 
