@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from tas.tracing import Traced
+from tas.tracing.copying import copy_sharing
 from tas.tracing.identity import Array
-from tas.tracing.slicing import copy_sharing
 
 
 def permute(traced: Traced, orders: Mapping[str, Any]) -> Traced:

@@ -25,10 +25,11 @@ from tas.elastic import extension_mask
 from tas.errors import BadNetwork
 from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
+from tas.tracing.copying import copy_sharing
 from tas.tracing.identity import Array, Rows
 from tas.tracing.records import Feed
 from tas.tracing.regions import Removal
-from tas.tracing.slicing import Cut, apply_cut, copy_sharing, write_cut
+from tas.tracing.slicing import Cut, apply_cut, write_cut
 from tas.tracing.undoing import unchanged
 
 _REMEMBERED = 64  # plans of architectures that are kept: a score runs one many times, a search each once

@@ -30,9 +30,9 @@ from tas.supernet import without_checkpointing
 from tas.testing import laws
 from tas.testing.reference import randomize, same_noise
 from tas.tracing import Rules, Traced, as_call, trace
+from tas.tracing.copying import copy_sharing
 from tas.tracing.dynamic import decisions_of, hold
 from tas.tracing.observing import first_line
-from tas.tracing.slicing import copy_sharing
 from tas.tracing.undoing import unchanged
 from tas.tracing.watching import Watching
 

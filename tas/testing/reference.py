@@ -19,9 +19,9 @@ from tas.distribution import Draw
 from tas.extraction import extract
 from tas.supernet import Supernet, fed
 from tas.tracing import Traced, as_call
+from tas.tracing.copying import copy_sharing
 from tas.tracing.independent import independent_macs
 from tas.tracing.records import Feed, Site
-from tas.tracing.slicing import copy_sharing
 from tas.tracing.undoing import buffers_unchanged
 from tas.tracing.units import Group
 

@@ -16,12 +16,12 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from tas.errors import BadNetwork, BadRecipe
+from tas.tracing.copying import copy_sharing
 from tas.tracing.identity import Rows
 from tas.tracing.operators import HANDLERS, unknown
 from tas.tracing.places import written
 from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.rules import Rules, inside, matches, require_match
-from tas.tracing.slicing import copy_sharing
 from tas.tracing.undoing import buffers_unchanged, same_draws, unchanged
 from tas.tracing.watching import Watching
 

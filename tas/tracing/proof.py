@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
-from itertools import islice
+from functools import partial
+from itertools import chain, islice, tee
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tas.tracing.attributes import AttributeRule, candidates, for_peers, in_units
+from tas.tracing.copying import copy_sharing
 from tas.tracing.dynamic import outputs_under
 from tas.tracing.identity import Array
 from tas.tracing.places import Key, set_integer
@@ -24,7 +27,6 @@ from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.records import Axis, Record
 from tas.tracing.repair import SIZED, Told, give_way
 from tas.tracing.replay import Replay
-from tas.tracing.slicing import copy_sharing
 from tas.tracing.undoing import unchanged
 from tas.tracing.units import Units
 
@@ -132,8 +134,9 @@ class _Proof:
             found = self._mend(replay)
             if found is None:
                 record, error = replay.at(), replay.error or "its values differ from those of the masked network"
-                told = [] if replay.asked is None else [(replay.asked, self.kept), *self._told(record, others)]
-                changed = give_way(self.recorder, record, told, self.kept, self.rules, error)
+                first = [] if replay.asked is None else [(replay.asked, self.kept)]
+                (told,) = tee(chain(first, self._told(record, others) if first else ()), 1)  # a copy knows what it met
+                changed = give_way(self.recorder, record, partial(copy, told), self.kept, self.rules, error)
                 return not (changed or self._keep_everything(f"{error}: {record.where()}"))
             rules, replay = found
             self.new += rules

@@ -22,13 +22,14 @@ Told = tuple[list[int], Callable[[Axis], int]]  # sizes that the code asked for 
 def give_way(
     recorder: Recorder,
     record: Record,
-    told: list[Told],
+    told: Callable[[], Iterator[Told]],
     kept: Callable[[Axis], int],
     rules: list[AttributeRule],
     why: str,
 ) -> bool:
-    """Change identities so that the operator can run as the code wants it: whether anything changed. `told`: what it
-    asks for, first in the architecture that fails, whose kept sizes are `kept`. In this order:
+    """Change identities so that the operator can run as the code wants it: whether anything changed. `told` gives
+    what it asks for, first in the architecture that fails, whose kept sizes are `kept`, and then in others, each run
+    when it is first asked for. In this order:
 
     follow  one attribute serves several sizes, and the code asked for what it now says: they become one
     tie     the code computes a factor (`C // heads`) or a part (`[..., :C]`) from a width, that of a tensor which has
@@ -37,10 +38,10 @@ def give_way(
     part    the code takes a whole fraction of a width (`[: C // 2]`): all such parts become equal
     freeze  the sizes that the code did not follow; else everything at the operator, and before it
     """
-    asked = told[0][0] if told else None
+    asked, _ = next(told(), (None, kept))
     return (
         _follow_attribute(recorder, record, asked, kept, rules)
-        or _tie_to_read(recorder, record, told)
+        or _tie_to_read(recorder, record, asked, told)
         or _tie_to_input(recorder, record)
         or _merge_served(recorder, record, rules)
         or _merge_factors(recorder, record)
@@ -84,17 +85,18 @@ def _follow(recorder: Recorder, record: Record, rule: AttributeRule, dim: int) -
     return recorder.tie_counts(rule.rows, axes[dim][1], why)
 
 
-def _tie_to_read(recorder: Recorder, record: Record, told: list[Told]) -> bool:
+def _tie_to_read(
+    recorder: Recorder, record: Record, asked: Sequence[int] | None, told: Callable[[], Iterator[Told]]
+) -> bool:
     """Of a view, dimensions for which the code asked for what follows from the present size of a tensor that the
     modules around were given, or made before; of a slice or split, parts of that size."""
     shape = record.outputs[0].shape if record.outputs else ()
-    if record.operator in _VIEWS and told and len(told[0][0]) == len(shape):
+    if asked is None:
+        return False
+    if record.operator in _VIEWS and len(asked) == len(shape):
         return any(_tie_seen(recorder, record, told, (0, *place), _follow_from) for place in _ranges(len(shape)))
     dim = _dim_of_parts(record) if record.operator in _PARTS else None
     places = [] if dim is None else [(number, dim, dim + 1) for number in range(len(record.outputs))]
-    if record.operator == "split":  # one size for all
-        told = [(asked * len(places), kept) for asked, kept in told]
-    told = [(asked, kept) for asked, kept in told if len(asked) == len(places)]
     tied = [_tie_seen(recorder, record, told, place, _is_part) for place in places]
     return any(tied)
 
@@ -102,7 +104,7 @@ def _tie_to_read(recorder: Recorder, record: Record, told: list[Told]) -> bool:
 def _tie_seen(
     recorder: Recorder,
     record: Record,
-    told: list[Told],
+    told: Callable[[], Iterator[Told]],
     place: tuple[int, int, int],
     fits: Callable[[Sequence[int], Sequence[int], int, tuple[int, int, int]], bool],
 ) -> bool:
@@ -115,8 +117,9 @@ def _tie_seen(
         for at, axis in enumerate(_seen(recorder, record, span)):
             if axis[0] != full or not recorder.carries(axis[1]) or _is_within(recorder, axis, record):
                 continue
-            changes = any(kept(axis) != full for _, kept in told)
-            if not changes or not all(fits(asked, shape, kept(axis), place) for asked, kept in told):
+            if not all(fits(asked, shape, kept(axis), place) for asked, kept in told()):
+                continue
+            if all(kept(axis) == full for _, kept in told()):
                 continue
             if _tie(recorder, record, axis, *place):
                 for twin, around in _twins(recorder, record, span):
@@ -148,7 +151,9 @@ def _follow_from(asked: Sequence[int], shape: Sequence[int], width: int, place: 
 
 
 def _is_part(asked: Sequence[int], _: Sequence[int], width: int, place: tuple[int, int, int]) -> bool:
-    return asked[place[0]] == width
+    """Whether a part that was asked for has a width's size; a `split` has one size for all."""
+    number = place[0] if len(asked) > 1 else 0
+    return number < len(asked) and asked[number] == width
 
 
 def _tie_to_input(recorder: Recorder, record: Record) -> bool:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from tas.tracing.copying import copy_sharing
 from tas.tracing.dynamic import Decisions, outputs_under
 from tas.tracing.records import Site
 from tas.tracing.regions import Region
-from tas.tracing.slicing import copy_sharing
 from tas.tracing.undoing import same_draws
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from tas.tracing.identity import Array, Rows
 
@@ -111,30 +108,6 @@ def _recurrent_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...
     if isinstance(module, nn.RNNCellBase) and "weight_ih" in shapes:
         return {"input_size": shapes["weight_ih"][1], "hidden_size": shapes["weight_hh"][1]}
     return {}
-
-
-def copy_sharing(network: nn.Module, shared: Collection[Tensor] = ()) -> nn.Module:
-    """A deep copy that shares these tensors with the network: copies of large ones take most of a trace. What modules
-    keep of a forward with gradients (features, a table, the weight that an old weight norm made) is copied as numbers:
-    torch copies only tensors that nothing was computed for."""
-    known: dict[int, Any] = {id(tensor): tensor for tensor in shared}
-    for module in network.modules():  # every module keeps a dozen, of hooks: half of the time of a copy
-        hooks = (value for value in vars(module).values() if type(value) is OrderedDict and not value)
-        known |= {id(empty): OrderedDict() for empty in hooks}
-    with torch.no_grad():
-        known |= {id(tensor): tensor.detach().clone() for tensor in _computed(network)}
-    return copy.deepcopy(network, known)
-
-
-def _computed(network: nn.Module) -> Iterator[Tensor]:
-    """Tensors with a gradient's history among the attributes of modules, also in lists, tuples and dicts."""
-    for module in network.modules():
-        held = [value for name, value in vars(module).items() if name not in ("_modules", "_parameters")]
-        for leaf in tree_leaves(
-            [v for v in held if isinstance(v, Tensor) or (isinstance(v, (list, tuple, dict)) and v)]
-        ):
-            if isinstance(leaf, Tensor) and not leaf.is_leaf:
-                yield leaf
 
 
 def cut_parameters(network: nn.Module, cuts: Mapping[str, Any]) -> None:

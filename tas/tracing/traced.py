@@ -12,13 +12,14 @@ from torch import nn
 
 from tas.space import SearchSpace
 from tas.tracing.attributes import AttributeRule
+from tas.tracing.copying import copy_sharing
 from tas.tracing.dynamic import Decisions
 from tas.tracing.folding import Fold
 from tas.tracing.identity import Array, Rows
 from tas.tracing.places import with_integer
 from tas.tracing.records import Site
 from tas.tracing.regions import Removal
-from tas.tracing.slicing import Cut, copy_sharing, cut_parameters, cut_size, cuts_of, layer_attributes
+from tas.tracing.slicing import Cut, cut_parameters, cut_size, cuts_of, layer_attributes
 from tas.tracing.units import Group
 
 
