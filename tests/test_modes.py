@@ -170,6 +170,12 @@ def test_constants_that_meet_a_layer_are_no_choice() -> None:
     assert told["first.weight[1]"] == "coordinates holds it, and no parameter makes it"
 
 
+def test_buffers_that_were_expanded_are_not_written() -> None:
+    network = Net(lambda m, x: m.h(m.b(m.a(x)) * m.scale), a=conv_bn(3, 8), b=conv_bn(8, 8), h=head(8))
+    network.register_buffer("scale", torch.full((1,), 2.0).expand(6))
+    check_space(network, images(), architectures=1)
+
+
 def test_dropout_inside_torchs_own_attention() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.2, batch_first=True)
     check_space(nn.Sequential(nn.Linear(5, 16), layer, nn.Linear(16, 3)), torch.randn(2, 6, 5), architectures=1)
