@@ -156,11 +156,15 @@ class Recorder(Watching):
         found = (why for why, rows in self._inexact if not rows or any(map(self.carries, rows)))
         return tuple(dict.fromkeys(found))
 
+    def sites(self, tensor: Tensor) -> tuple[tuple[Site, ...], ...]:
+        """Behind each dimension of a tensor the parameter dimensions, if that is a parameter seen through views: one,
+        or those that a view has joined."""
+        name, dims = self._origin.get(tensor) or ("", ((),) * tensor.dim())
+        return tuple(tuple((name, d) for d in each) for each in dims)
+
     def site(self, tensor: Tensor | None, dim: int) -> tuple[Site, ...]:
-        """The parameter dimensions behind a dimension of a tensor, if that is a parameter seen through views: one, or
-        those that a view has joined."""
-        known = None if tensor is None else self._origin.get(tensor)
-        return () if known is None else tuple((known[0], d) for d in known[1][dim])
+        """The parameter dimensions behind one dimension of a tensor."""
+        return () if tensor is None else self.sites(tensor)[dim]
 
     def scaling(self, *axes: tuple[Tensor | None, int]) -> tuple[Site, ...]:
         """The parameter dimensions that scale an output together; none where one of the tensors is not a parameter
@@ -334,8 +338,7 @@ class Recorder(Watching):
 
     def _value(self, tensor: Tensor) -> Value:
         made_by = max(self._maker.get(tensor, -1), self._written.get(_storage(tensor), (-1, 0))[0])
-        sites = tuple(self.site(tensor, d) for d in range(tensor.dim()))
-        return Value(tuple(tensor.shape), tuple(self.rows(tensor)), made_by, is_real(tensor), sites)
+        return Value(tuple(tensor.shape), tuple(self.rows(tensor)), made_by, is_real(tensor), self.sites(tensor))
 
     def _ancestors(self, tensor: Tensor) -> int:
         return int(self._descends.get(tensor, 0)) | self._written.get(_storage(tensor), (-1, 0))[1]
