@@ -55,6 +55,17 @@ def test_laws(kind: str, options: dict) -> None:
     assert tas.macs(space, space.smallest()) < 0.2 * tas.macs(space, space.largest())
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_both_directions_take_the_factor_of_what_a_gate_gives(kind: str) -> None:
+    """A gate lets no factor through, so the columns of all that read it have to take it."""
+    reader = Reader(kind, bidirectional=True)
+    reader.embed = nn.Sequential(nn.Linear(6, 20), nn.GLU())
+    traced = check_space(reader, STEPS, architectures=2)
+
+    directions = [("rnn.weight_ih_l0", 1), ("rnn.weight_ih_l0_reverse", 1)]
+    assert [list(fold.sites) for fold in traced.folds.values()].count(directions) == 1
+
+
 def test_laws_in_single_precision() -> None:
     """There, a fused kernel runs on CPUs."""
     check_space(Reader(num_layers=2), STEPS, architectures=1, dtype=torch.float32, tolerance=1e-4)

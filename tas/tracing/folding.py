@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from tas.tracing.identity import Array, Rows
 from tas.tracing.recording import Recorder
@@ -23,6 +23,7 @@ from tas.tracing.units import Units
 Carries = Callable[[Value], bool]
 _ZEROS = {"zeros", "new_zeros", "zeros_like"}
 _Read = tuple[int, int]  # a record, and the place of one of its inputs
+_Columns = tuple[Site, ...]  # of all parameters that sum over a read; none where one of them has none of its own
 
 
 @dataclass(frozen=True)
@@ -135,26 +136,26 @@ def _fold_width(recorder: Recorder, carried: _Carried, uses: Mapping[Site, set[i
     def scales(site: Site) -> bool:
         return choice in carried.along(recorder.tensors[site[0]][site[1]])
 
-    reads: dict[_Read, Site | None] = {
-        (record.index, index): next(filter(scales, columns), None)
-        for record in carried.records[choice]
-        for index, names, columns in carried.summed(record)
-        if choice in names
-    }
+    found: dict[_Read, list[Site | None]] = defaultdict(list)  # several where two directions read one input
+    for record in carried.records[choice]:
+        for index, names, columns in carried.summed(record):
+            if choice in names:
+                found[record.index, index].append(next(filter(scales, columns), None))
+    reads = {read: tuple(filter(None, sites)) if all(sites) else () for read, sites in found.items()}
     put_out = [value for value in recorder.freed if carried.factored(value, choice)]
     marked, reached, bare = _marked(recorder, carried, uses, choice, scales, reads, put_out)
     if any(value.made_by not in reached for value in put_out):
         return Fold(), "no parameter takes its factor when candidates are mixed: it is an output of the network"
     feeds: list[Feed] = []
     while (lacking := _without_column(bare, uses)) is not None:
-        found = _feeds(recorder, carried, choice, lacking, bare, reached)
-        if found is None:
+        fed = _feeds(recorder, carried, choice, lacking, bare, reached)
+        if fed is None:
             where = recorder.records[lacking[0]].where()
             return Fold(), f"no parameter of its own takes its factor when candidates are mixed: {where}"
-        feeds += found[0]
-        bare = {read: column for read, column in bare.items() if read not in found[1]}
+        feeds += fed[0]
+        bare = {read: columns for read, columns in bare.items() if read not in fed[1]}
     rows = [site for index in sorted(marked) for site in _scales(recorder.records[index], scales)]
-    sites = tuple(dict.fromkeys([*rows, *(column for column in bare.values() if column is not None)]))
+    sites = tuple(dict.fromkeys([*rows, *chain.from_iterable(bare.values())]))
     why = "" if sites or feeds else "it is never summed over: nothing takes its factor when candidates are mixed"
     return Fold(sites, tuple(feeds)), why
 
@@ -165,9 +166,9 @@ def _marked(
     uses: Mapping[Site, set[int]],
     choice: str,
     scales: Callable[[Site], bool],
-    reads: Mapping[_Read, Site | None],
+    reads: Mapping[_Read, _Columns],
     put_out: list[Value],
-) -> tuple[set[int], dict[int, set[int]], dict[_Read, Site | None]]:
+) -> tuple[set[int], dict[int, set[int]], dict[_Read, _Columns]]:
     """The records that apply the factor of a choice, which records' outputs carry it then (`_spread`), and the reads
     that still lack it."""
 
@@ -187,11 +188,11 @@ def _marked(
         marked = set[int]().union(*of_reads, *map(makers, put_out)) - unfit
         reached, conflict = _spread(carried, choice, marked)
         brought = {read: [value.made_by for value in sides[read] if value.made_by in reached] for read in reads}
-        bare = {read: column for read, column in reads.items() if not brought[read]}
+        bare = {read: columns for read, columns in reads.items() if not brought[read]}
         # a parameter that others use too would bring them the factor
         conflict |= {i for i in marked if any(not uses[s] <= marked for s in _scales(recorder.records[i], scales))}
-        for read, column in reads.items():  # one layer, called with the factor and without
-            if column in bare.values():
+        for read, columns in reads.items():  # one layer, called with the factor and without
+            if any(columns == others or set(columns) & set(others) for others in bare.values()):
                 conflict |= set().union(*(reached[made_by] for made_by in brought[read]))
         if not conflict:
             return marked, reached, bare
@@ -205,10 +206,10 @@ def _sides(recorder: Recorder, read: _Read) -> list[Value]:
     return [record.inputs[place] for place in (read[1], record.met_by) if place is not None]
 
 
-def _without_column(bare: Mapping[_Read, Site | None], uses: Mapping[Site, set[int]]) -> _Read | None:
-    """The first of the reads without the factor whose layer has no column of its own to take it."""
-    for read, column in bare.items():
-        if column is None or not uses[column] <= {at for (at, _), other in bare.items() if other == column}:
+def _without_column(bare: Mapping[_Read, _Columns], uses: Mapping[Site, set[int]]) -> _Read | None:
+    """The first of the reads without the factor whose layer has no columns of its own to take it."""
+    for read, columns in bare.items():
+        if not columns or any(not uses[c] <= {at for (at, _), others in bare.items() if c in others} for c in columns):
             return read
     return None
 
@@ -218,7 +219,7 @@ def _feeds(
     carried: _Carried,
     choice: str,
     read: _Read,
-    bare: Mapping[_Read, Site | None],
+    bare: Mapping[_Read, _Columns],
     reached: Mapping[int, set[int]],
 ) -> tuple[list[Feed], set[_Read]] | None:
     """Where the innermost possible module around a read takes the factor with what it is given, at every call of it;
