@@ -79,9 +79,36 @@ class Known:
 
 
 @dataclasses.dataclass
-class Unknown:
-    logits: Tensor
+class Inner:
     features: Tensor
+    note: str = "of the encoder"
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    logits: Tensor
+    inside: list[Inner]
+    nothing: None = None
+
+
+@dataclasses.dataclass
+class Example:
+    image: Tensor
+    text: Tensor
+
+
+class Unknown:
+    def __init__(self, logits: Tensor, features: Tensor) -> None:
+        self.logits, self.features = logits, features
+
+
+class OfExamples(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = Both()
+
+    def forward(self, example: Example) -> Tensor:
+        return self.both(example.image, example.text)
 
 
 _pytree.register_dataclass(Known)
@@ -112,6 +139,7 @@ INPUTS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "a dict": (lambda: Unpacks(("image", "text")), ({"image": PICTURES, "text": IDS},)),
     "a pair": (lambda: Unpacks((0, 1)), ((PICTURES, IDS),)),
     "a list": (lambda: Unpacks((0, 1)), ([PICTURES, IDS],)),
+    "a dataclass": (OfExamples, Example(PICTURES, IDS)),
 }
 OUTPUTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "a tuple": lambda logits, x: (logits, x),
@@ -119,6 +147,7 @@ OUTPUTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "nested": lambda logits, x: {"logits": [logits, (logits.sum(1), {"x": x})], "none": None, "name": "both"},
     "a named tuple": Pair,
     "a registered dataclass": Known,
+    "dataclasses, one in the other": lambda logits, x: Nested(logits, [Inner(x)]),
 }
 
 
@@ -153,7 +182,7 @@ def test_outputs_of_any_form_are_kept_as_they_are(name: str) -> None:
 
 
 def test_an_output_that_torch_cannot_look_into_is_refused() -> None:
-    with pytest.raises(BadNetwork, match="alone or in tuples, lists and dicts; got Unknown"):
+    with pytest.raises(BadNetwork, match="alone or in tuples, lists, dicts and dataclasses; got Unknown"):
         tas.trace(Both(Unknown), (PICTURES, IDS))
 
 

@@ -24,7 +24,8 @@ def copy_sharing(network: nn.Module, shared: Collection[Tensor] = ()) -> nn.Modu
     kinds = set(filter(_copies_plainly, {type(module) for module in network.modules()}))
     plain = [module for module in network.modules() if type(module) in kinds]
     known |= {id(module): object.__new__(type(module)) for module in plain}
-    for module in plain:  # what copy.deepcopy does, but for most of its steps: a third of the time
+    # what copy.deepcopy does, but for most of its steps: half of the time; parts first, which others may ask for
+    for module in reversed(plain):
         known[id(module)].__setstate__({name: _copied(value, known) for name, value in module.__getstate__().items()})
     return copy.deepcopy(network, known)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import register_dataclass, tree_leaves
 
 from tas.errors import BadNetwork, BadRecipe
 from tas.tracing.copying import copy_sharing
@@ -58,6 +58,7 @@ def observe(
     """Run a copy of the network once, and freeze what rules protect and the outputs that no rule frees.
 
     Raises `BadNetwork` where network or inputs are not fit to be traced, `BadRecipe` where a rule names nothing."""
+    _look_into((args, kwargs))
     _check_inputs(args, kwargs)
     check_devices(network, args, kwargs)
     watched = copy_sharing(network, list(network.parameters())).eval()
@@ -65,7 +66,7 @@ def observe(
     recorder = Recorder(watched, HANDLERS, unknown, handlers)
     try:
         # once before: what a process keeps of a first call (index tables by window size) later calls take from there
-        _output(watched, args, kwargs)
+        _look_into(_output(watched, args, kwargs))
         with same_draws(network):
             output = recorder.run(args, kwargs)
     except Exception as error:
@@ -76,8 +77,9 @@ def observe(
             f"{first_line(error)}"
         ) from error
     if not _numbers(output):
-        told = f"the network must give tensors, alone or in tuples, lists and dicts; got {_kind(output)}"
-        raise BadNetwork(f"{told}{_to_register(output)}")
+        raise BadNetwork(
+            f"the network must give tensors, alone or in tuples, lists, dicts and dataclasses; got {_kind(output)}"
+        )
     _check_steady(before, watched)
     recorder.written = written(network, watched)
     with _Operators() as seen:
@@ -307,11 +309,13 @@ def _kind(output: Any) -> str:
     return type(output).__name__ if not isinstance(output, (tuple, list, dict)) else repr(copy.copy(output))[:60]
 
 
-def _to_register(output: Any) -> str:
-    """What makes torch look into a dataclass of the user's."""
-    kinds = (type(leaf) for leaf in tree_leaves(output))
-    name = next((kind.__name__ for kind in kinds if is_dataclass(kind)), None)
-    return f": call torch.utils._pytree.register_dataclass({name}) first, so that torch looks into it" if name else ""
+def _look_into(tree: Any) -> None:
+    """Tell torch how to look into the dataclasses of the user's that hold inputs or outputs."""
+    leaves = list(tree_leaves(tree))
+    while kinds := {type(leaf) for leaf in leaves if is_dataclass(leaf) and not isinstance(leaf, nn.Module)}:
+        for kind in kinds:
+            register_dataclass(kind)
+        leaves = list(tree_leaves(leaves))
 
 
 def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
