@@ -186,6 +186,12 @@ def test_an_output_that_torch_cannot_look_into_is_refused() -> None:
         tas.trace(Both(Unknown), (PICTURES, IDS))
 
 
+def test_dataclasses_are_told_by_their_shapes() -> None:
+    wanted = r"inputs Example\(image=\(2, 5\), text=\(2, 4\)\), got"
+    with pytest.raises(BadNetwork, match=wanted):
+        check_space(OfExamples(), Example(torch.zeros(2, 5), torch.zeros(2, 4)))
+
+
 def test_an_input_that_is_missing_or_unknown_is_told() -> None:
     for inputs, told in (
         (PICTURES, "missing 1 required positional argument: 'ids'"),

@@ -32,7 +32,7 @@ from tas.testing.reference import randomize, same_noise
 from tas.tracing import Rules, Traced, as_call, trace
 from tas.tracing.copying import copy_sharing
 from tas.tracing.dynamic import decisions_of, hold
-from tas.tracing.observing import first_line
+from tas.tracing.observing import first_line, look_into
 from tas.tracing.undoing import unchanged
 from tas.tracing.watching import Watching
 
@@ -67,6 +67,7 @@ def check_space(
     to come from torch's global generator. `rules` and `handlers` as in `trace`. Returns the trace of that copy.
     """
     generator = torch.Generator().manual_seed(seed)
+    look_into(example_inputs)
     inputs = tree_map(lambda x: _as(x, dtype) if isinstance(x, Tensor) else x, example_inputs)
     original = _at_random(network, inputs, dtype, generator)
     try:

@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def observe(
     """Run a copy of the network once, and freeze what rules protect and the outputs that no rule frees.
 
     Raises `BadNetwork` where network or inputs are not fit to be traced, `BadRecipe` where a rule names nothing."""
-    _look_into((args, kwargs))
+    look_into((args, kwargs))
     _check_inputs(args, kwargs)
     check_devices(network, args, kwargs)
     watched = copy_sharing(network, list(network.parameters())).eval()
@@ -66,7 +66,7 @@ def observe(
     recorder = Recorder(watched, HANDLERS, unknown, handlers)
     try:
         # once before: what a process keeps of a first call (index tables by window size) later calls take from there
-        _look_into(_output(watched, args, kwargs))
+        look_into(_output(watched, args, kwargs))
         with same_draws(network):
             output = recorder.run(args, kwargs)
     except Exception as error:
@@ -309,7 +309,7 @@ def _kind(output: Any) -> str:
     return type(output).__name__ if not isinstance(output, (tuple, list, dict)) else repr(copy.copy(output))[:60]
 
 
-def _look_into(tree: Any) -> None:
+def look_into(tree: Any) -> None:
     """Tell torch how to look into the dataclasses of the user's that hold inputs or outputs."""
     leaves = list(tree_leaves(tree))
     while kinds := {type(leaf) for leaf in leaves if is_dataclass(leaf) and not isinstance(leaf, nn.Module)}:
@@ -331,6 +331,9 @@ def _shape(value: Any) -> str:
         return f"[{', '.join(map(_shape, value))}]"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {_shape(part)}' for key, part in value.items())}}}"
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = ((field.name, getattr(value, field.name)) for field in fields(value))
+        return f"{type(value).__name__}({', '.join(f'{key}={_shape(part)}' for key, part in parts)})"
     return repr(value)
 
 
