@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tas.latency import with_latency as with_latency
     from tas.methods import SearchResult as SearchResult
     from tas.methods import search as search
+    from tas.objectives import Objective as Objective
     from tas.runner import run as run
     from tas.sampling import sample as sample
     from tas.sampling import sample_many as sample_many
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 # Where each public name lives. It is imported when it is first used, so that `import tas` stays light.
 _HOMES = {
     "ArchitectureDistribution": "distribution",
+    "Objective": "objectives",
     "Rules": "tracing",
     "Score": "scoring",
     "SearchResult": "methods",
@@ -75,6 +77,7 @@ __all__ = [
     "Choice",
     "Infeasible",
     "Kept",
+    "Objective",
     "Rules",
     "Score",
     "SearchResult",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tas import __version__
 from tas.errors import BadRecipe, TasError
 from tas.printing import show
 
@@ -44,6 +45,21 @@ Shape = Annotated[
         "input_ids=1,16:int64:0-999. Integers without a range are 1, booleans true.",
     ),
 ]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

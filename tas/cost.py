@@ -178,12 +178,17 @@ def budget(space: SearchSpace, slack: float = 0.05, **limits: float | int | None
             raise Infeasible(
                 f"the {measure} budget {whole(measure, absolute):,} ({absolute / largest:.1%} of the original) is "
                 f"below the smallest architecture's {whole(measure, smallest):,} ({smallest / largest:.1%}); ask for "
-                "at least that"
+                f"at least that{_meant(limit)}"
             )
         resolved[measure] = float(absolute)
     if not resolved:
         raise Infeasible(f"a budget needs at least one limit on {known}")
     return Budget(tuple(resolved.items()), slack)
+
+
+def _meant(limit: float) -> str:
+    """A number such as 50 was meant as a part of the original."""
+    return f" (or for {limit / 100:g}, in a recipe {limit:g}%, of the original)" if 1 < limit <= 100 else ""
 
 
 def feasible(space: SearchSpace, indices: Tensor, limits: Budget) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tas.calibration import modes_restored
-from tas.data import Split
+from tas.data import Split, examples_in
 from tas.distillation.losses import decoupled, described, require_alike, require_classes_first
 from tas.errors import BadRecipe, TasError
 from tas.objectives import Objective
@@ -74,5 +74,6 @@ def _tried(
             f"{key} is a function {given}, but {name} fails: {type(problem).__name__}: {reason}"
         ) from problem
     form = "the mean over the batch, a tensor of one number" if scalar else "a tensor, one number an example"
-    if not isinstance(value, Tensor) or (scalar and value.numel() != 1):
+    several = isinstance(value, Tensor) and value.numel() != 1
+    if not isinstance(value, Tensor) or (several and (scalar or len(value) != examples_in(other))):
         raise BadRecipe(f"{key} gives {form}, {given}; got {described(value)}")

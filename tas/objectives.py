@@ -19,13 +19,17 @@ class Objective:
 
     metric(outputs, targets) -> Tensor [batch], one value an example, or a scalar, the mean over the batch. The value of
     a split is the mean over its examples: exact for metrics that are such means (accuracy, error), not for others
-    (AUC, F1). `name` is how the metric is shown and stored.
+    (AUC, F1). `name` is how the metric is shown and stored; `higher_is_better` is False for errors.
     """
 
     loss: Callable[[Any, Any], Tensor]
     metric: Callable[[Any, Any], Tensor]
     name: str
     higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.higher_is_better, bool):
+            raise BadRecipe(f"higher_is_better is True or False, got {self.higher_is_better!r}: False for an error")
 
     def better(self, value: float, than: float) -> bool:
         return value > than if self.higher_is_better else value < than
@@ -70,9 +74,10 @@ def top5(outputs: Any, targets: Any) -> Tensor:
 
 
 def _logits(outputs: Any) -> Tensor:
-    if not isinstance(outputs, Tensor):
+    if not isinstance(outputs, Tensor) or outputs.dim() < 2:
+        found = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise BadNetwork(
-            f"cross-entropy and top-1 need one tensor [batch, classes], the network returns {type(outputs).__name__}; "
+            f"cross-entropy and top-1 need one tensor [batch, classes], the network returns {found}; "
             "pass an objective whose loss and metric pick what they need"
         )
     return outputs

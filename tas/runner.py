@@ -11,14 +11,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from tas import loading
 from tas.cautions import untaught
 from tas.comparison import baselines, distilled
+from tas.cost import feasible
 from tas.describing import costs_of_original, require_member, row_name
 from tas.errors import BadRecipe
 from tas.files import read_json, write_json
 from tas.folder import check_owner
-from tas.preparation import prepare
+from tas.preparation import Prepared, prepare
 from tas.recipe import Recipe, read
 from tas.reporting import write_report
 from tas.reporting.progress import Display
@@ -54,11 +57,18 @@ def run(
         if len(prepared.budgets) > 1:
             raise BadRecipe(f"an architecture is trained at one budget, the recipe has {list(prepared.budgets)}")
     current = opened(prepared, folder, display)
+    if architecture is not None and not _within(prepared, architecture):
+        current.warn("The architecture does not meet the recipe's budget; uniform widths beside it do.")
     try:
         return _stages(current, until, architecture)
     finally:
         current.events.close()
         write_report(current.folder.path)
+
+
+def _within(prepared: Prepared, architecture: Mapping[str, int]) -> bool:
+    indices = torch.tensor(prepared.space.indices(architecture))
+    return bool(feasible(prepared.space, indices, prepared.budget))
 
 
 def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict[str, Any]:

@@ -186,7 +186,8 @@ class SearchSpace:
         missing = [choice.name for choice in self.choices if choice.name not in architecture]
         unknown = [name for name in architecture if name not in self.position]
         if missing or unknown:
-            return f"an architecture names every choice of its space once; missing {missing}, unknown {unknown}"
+            wrong = [f"{word} {names}" for word, names in (("missing", missing), ("unknown", unknown)) if names]
+            return f"an architecture names every choice of its space once; {', '.join(wrong)}"
         for choice in self.choices:
             if architecture[choice.name] not in choice.candidates:
                 return f"{choice.name!r} takes one of {choice.candidates}, got {architecture[choice.name]!r}"

@@ -47,7 +47,7 @@ def strict(text: str) -> Any:
     ("changed", "message"),
     [
         ({"stem.0": 99}, r"'stem.0' takes one of (2, 3, 4, 5, 6, 7, 8), got 99"),
-        ({"stem.1": 4}, "missing [], unknown ['stem.1']"),
+        ({"stem.1": 4}, "once; unknown ['stem.1']"),
     ],
 )
 def test_an_architecture_of_another_space_is_named_with_what_it_may_be(

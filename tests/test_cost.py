@@ -155,6 +155,12 @@ def test_impossible_budgets_say_which_bound(limits: dict[str, float], message: s
         cost.budget(SPACE, **limits)
 
 
+def test_a_percentage_without_its_sign_is_guessed() -> None:
+    large = SearchSpace(CHOICES, (LayerCost("one", "macs", (Term(10**6, (power("a"),)),)),))
+    with pytest.raises(Infeasible, match=r"at least that \(or for 0.5, in a recipe 50%, of the original\)"):
+        cost.budget(large, macs=50)
+
+
 def test_an_integer_one_is_absolute() -> None:
     with pytest.raises(Infeasible, match="below the smallest"):
         cost.budget(SPACE, macs=1)

@@ -62,6 +62,10 @@ def a_float(outputs: Tensor, targets: Tensor) -> float:
     return 0.5
 
 
+def of_three(outputs: Tensor, targets: Tensor) -> Tensor:
+    return torch.ones(3)
+
+
 def a_value_an_example(outputs: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
@@ -88,6 +92,7 @@ def regression(*overrides: str, network: str = "Heights") -> recipe.Recipe:
         ("objective.loss=HERE:a_float", "objective.loss gives the mean over the batch.*got float"),
         ("objective.metric=HERE:of_other_sizes", "objective.metric is a function .* but of_other_sizes fails"),
         ("objective.metric=HERE:a_float", "objective.metric gives a tensor, one number an example.*got float"),
+        ("objective.metric=HERE:of_three", r"objective.metric gives a tensor, one number an example.*got \[3\]"),
         ("distill.loss=HERE:of_other_sizes", r"distill.loss is a function .* the teacher's \[2, 3\], but"),
         ("distill.loss=HERE:nothing", "has no attribute 'nothing'"),
         ("distill.loss=mse", "distill.loss is one of kd, dkd, dist, or the import path .* got 'mse'"),

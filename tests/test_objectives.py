@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tas
 from tas.errors import BadNetwork, BadRecipe
 from tas.objectives import Objective, default_objective, objective
 
@@ -63,6 +64,18 @@ def test_a_wrong_direction_is_refused() -> None:
 def test_several_outputs_need_an_objective_of_their_own() -> None:
     with pytest.raises(BadNetwork, match="returns tuple; pass an objective"):
         default_objective().loss((torch.zeros(1, 2), torch.zeros(1, 2)), torch.tensor([0]))
+
+
+def test_outputs_without_classes_need_an_objective_of_their_own() -> None:
+    for role in (default_objective().loss, default_objective().metric):
+        with pytest.raises(BadNetwork, match=r"returns \[4\]; pass an objective"):
+            role(torch.zeros(4), torch.zeros(4))
+
+
+def test_a_direction_in_words_is_no_answer_to_yes_or_no() -> None:
+    chosen = default_objective()
+    with pytest.raises(BadRecipe, match="higher_is_better is True or False, got 'min': False for an error"):
+        tas.Objective(chosen.loss, chosen.metric, "error", "min")  # type: ignore[arg-type]
 
 
 def test_better_follows_the_direction() -> None:

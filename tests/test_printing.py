@@ -5,7 +5,7 @@ from rich.console import Console
 
 from tas.printing import blocks, show
 
-HEADER = ["network", "top1", "to original", "MACs", "speed-up", "compression", "ms, batch 1", "n", "remarks"]
+HEADER = ["network", "top1", "to original", "MACs", "MACs ratio", "compression", "ms, batch 1", "n", "remarks"]
 REMARK = "within noise of the best and the original; uses 90% of the budget; starts from scratch"
 ROWS = [
     ["adaptive_bn", "94.50 ± 1.01", "-2.30", "764.39 k", "11.15", "8.15", "1.05 (0.79–1.39)", "5", REMARK],

@@ -340,6 +340,13 @@ def test_rows_that_learned_nothing_and_a_student_that_is_uniform_are_named(tmp_p
     assert any("the same network" in each for each in warnings), warnings
 
 
+def test_an_architecture_above_the_budget_is_trained_with_a_warning(tmp_path: Path) -> None:
+    values = values_of(tmp_path, "distill.epochs=1")
+    run(values, tmp_path / "run", architecture=prepare(values).space.largest(), display=QUIET)
+    said = "The architecture does not meet the recipe's budget; uniform widths beside it do."
+    assert said in read(tmp_path / "run" / "run.json")["warnings"]
+
+
 def test_a_student_that_learned_something_is_not(finished: Path) -> None:
     assert not [each for each in read(finished / "run.json")["warnings"] if "taught it nothing" in each]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -48,6 +49,7 @@ def save(student: nn.Module, folder: str | Path, **facts: Any) -> None:
         write_text(beside / CARD, card(record))
         shutil.copyfile(loading.__file__, beside / "load.py")
         shutil.copyfile(stand_in.__file__, beside / "stand_in.py")
+        (beside / loading.WEIGHTS).chmod(stat.S_IMODE((beside / CARD).stat().st_mode))  # others may read it as well
         beside.chmod(0o755)
         _replace(folder, beside)
     finally:

@@ -57,7 +57,7 @@ def comparison_rows(found: Mapping[str, Any], budget: str) -> Table:
     metric, original, rows = found["metric"], found["original"], _of(found, budget)
     batches = list(next((row["latency"] for row in rows if row["latency"]), {}))
     tops = [metric, *(["top5"] if "top5" in original else [])]
-    header = ["network", *tops, "to original", "MACs", "speed-up", "compression"]
+    header = ["network", *tops, "to original", "MACs", "MACs ratio", "compression"]
     header += [f"ms, batch {batch}" for batch in batches] + ["n", "remarks"]
     spreads = original["spread"]
     forms = {top: figures(group[top]["mean"] for group in [spreads, *rows]) for top in tops}
