@@ -22,7 +22,7 @@ from tas.tracing.units import Units
 
 Carries = Callable[[Value], bool]
 _ZEROS = {"zeros", "new_zeros", "zeros_like"}
-_Read = tuple[int, int]  # a record, and the place of one of its inputs
+_Read = tuple[int, int, int]  # a record, the place of one of its inputs, and the number of the sum: directions share it
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class _Carried:
     def __init__(self, recorder: Recorder, units: Units) -> None:
         self._units = units
         self._known: dict[int, tuple[Value, frozenset[str]]] = {}
-        self._summed: dict[int, list[tuple[int, frozenset[str], tuple[Site, ...]]]] = {}
+        self._summed: dict[int, list[tuple[_Read, frozenset[str], tuple[Site, ...]]]] = {}
         self._zeros = _zeros(recorder)
         self.records: dict[str, list[Record]] = defaultdict(list)
         for record in recorder.records:
@@ -112,10 +112,12 @@ class _Carried:
         assert units is not None
         return units
 
-    def summed(self, record: Record) -> list[tuple[int, frozenset[str], tuple[Site, ...]]]:
+    def summed(self, record: Record) -> list[tuple[_Read, frozenset[str], tuple[Site, ...]]]:
         if record.index not in self._summed:
-            found = [(index, self._units.groups_of(rows), sites) for index, rows, sites in record.contracted]
-            self._summed[record.index] = found
+            self._summed[record.index] = [
+                ((record.index, place, number), self._units.groups_of(rows), sites)
+                for number, (place, rows, sites) in enumerate(record.contracted)
+            ]
         return self._summed[record.index]
 
 
@@ -136,9 +138,9 @@ def _fold_width(recorder: Recorder, carried: _Carried, uses: Mapping[Site, set[i
         return choice in carried.along(recorder.tensors[site[0]][site[1]])
 
     reads: dict[_Read, Site | None] = {
-        (record.index, index): next(filter(scales, columns), None)
+        read: next(filter(scales, columns), None)
         for record in carried.records[choice]
-        for index, names, columns in carried.summed(record)
+        for read, names, columns in carried.summed(record)
         if choice in names
     }
     put_out = [value for value in recorder.freed if carried.factored(value, choice)]
@@ -208,7 +210,7 @@ def _sides(recorder: Recorder, read: _Read) -> list[Value]:
 def _without_column(bare: Mapping[_Read, Site | None], uses: Mapping[Site, set[int]]) -> _Read | None:
     """The first of the reads without the factor whose layer has no column of its own to take it."""
     for read, column in bare.items():
-        if column is None or not uses[column] <= {at for (at, _), other in bare.items() if other == column}:
+        if column is None or not uses[column] <= {at for (at, *_), other in bare.items() if other == column}:
             return read
     return None
 
@@ -257,10 +259,10 @@ def _fed(
             return nothing  # it leaves the module
         if not within or not hit:
             continue
-        summed = {index for index, names, _ in carried.summed(record) if choice in names}
+        summed = {read for read, names, _ in carried.summed(record) if choice in names}
         values = [v for v in record.inputs if carried.factored(v, choice)]
-        if summed and summed.issuperset(hit):
-            covered |= {(record.index, i) for i in hit}
+        if summed and {place for _, place, _ in summed}.issuperset(hit):
+            covered |= {read for read in summed if read[1] in hit}
         elif not summed and _keeps_factor(record, values, [v.made_by in inside for v in values]):
             inside.add(record.index)
         else:
