@@ -234,6 +234,8 @@ def _reference_is_the_student(
     student, wide = extract(supernet, architecture), drawn_wide(supernet, traced, one_hot(architecture), inputs)
     with same_noise():
         alone = student(*args, **kwargs)
+    if traced.decisions.sized and traced.dead(architecture):  # what is left out decides nothing: outputs are left
+        wide, alone = wide[0], alone[0]
     close(f"law 8 (one candidate, training {supernet.training})", wide, alone)
 
 
