@@ -199,3 +199,23 @@ def test_a_graph_module_has_students_that_are_graph_modules(tmp_path: Path) -> N
     x = torch.randn(3, 6)
     assert isinstance(student, fx.GraphModule)
     assert torch.equal(tas.load(lambda: fx.symbolic_trace(Plain()), tmp_path)(x), student.eval()(x))
+
+
+class Crossing(nn.Module):
+    """torch splits the weight of queries, keys and values where these are not all of one tensor."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Linear(6, 32), nn.LayerNorm(32), nn.Linear(32, 4)
+        self.attention = nn.MultiheadAttention(32, heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        query = self.norm(x)
+        return self.head(query + self.attention(query, x, x)[0])
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_parts_of_one_weight_take_a_factor_together(heads: int) -> None:
+    traced = checked(Crossing(heads), torch.randn(2, 5, 6), 0.25)
+    assert tas.extract(traced, traced.space.smallest()).attention.head_dim < 32 // heads
