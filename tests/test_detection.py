@@ -99,6 +99,34 @@ def test_laws_where_a_mask_picks_tokens() -> None:
     assert names(traced) == ["embed", "inner"]  # `zeros_like` makes the outer layer as wide as the first
 
 
+class Lagged(nn.Module):
+    """Channels are rolled by a lag that other channels decide on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lag, self.value, self.out = nn.Conv1d(8, 6, 1), nn.Conv1d(8, 8, 1), nn.Conv1d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lag = int(self.lag(x).sum((0, 1)).argmax())
+        return self.out(torch.roll(self.value(x), lag, -1))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Conv1d(3, 8, 3), Lagged(), nn.Conv1d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head(x + self.branch(x))
+
+
+@pytest.mark.parametrize("seed", [0, 2])  # in which the one random architecture leaves it out
+def test_laws_where_what_is_left_out_decides(seed: int) -> None:
+    traced = check_space(Residual(), torch.randn(2, 3, 9), seed=seed)
+    assert "branch.depth" in names(traced)
+
+
 def test_cost_counts_the_proposals_of_the_trace() -> None:
     """By hand: what the head costs a picture, with as many regions as the forward of the example had."""
     torch.manual_seed(0)

@@ -129,6 +129,18 @@ class Residual(nn.Module):
         return self.head(x)
 
 
+class Stacked(nn.Module):
+    """Both directions of a layer read the other layer's output, each with columns of its own."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.second = (getattr(nn, kind)(n, 8, batch_first=True, bidirectional=True) for n in (6, 16))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x)[0])[0])
+
+
 class Packed(nn.Module):
     """Sequences of several lengths, of words."""
 
@@ -170,6 +182,8 @@ NETWORKS = {
     "state handed on": (Translator, STEPS),
     "state computed": (Caption, STEPS),
     "residual": (Residual, STEPS),
+    "stacked, long": (lambda: Stacked("LSTM"), STEPS),
+    "stacked, gated": (lambda: Stacked("GRU"), STEPS),
     "packed": (lambda: Packed(False), WORDS),
     "packed, both directions": (lambda: Packed(True), WORDS),
     "subclass": (lambda: nn.Sequential(nn.Linear(6, 4), Squashed(4, 8), nn.Linear(8, 2)), STEPS),

@@ -1,10 +1,11 @@
 """Networks as research code is written: sizes are followed wherever they come from; what has a fixed place keeps it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import tas
 from tas.testing import check_space
@@ -180,3 +181,41 @@ def test_two_products_that_must_be_equal_become_multiples_of_one() -> None:
     student = tas.extract(traced, {**traced.space.smallest(), "attention.depth": 1})
     assert student.stem.out_features % student.attention.heads == 0
     assert student.stem.out_features % student.grouped.groups == 0
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Linear(6, 16), nn.Linear(16, 24), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(self.stem(x).relu()).relu())
+
+
+def test_a_graph_module_has_students_that_are_graph_modules(tmp_path: Path) -> None:
+    traced = checked(fx.symbolic_trace(Plain()), torch.randn(3, 6), 0.25)
+    student = tas.extract(traced, traced.space.smallest())
+    tas.save(student, tmp_path)
+    x = torch.randn(3, 6)
+    assert isinstance(student, fx.GraphModule)
+    assert torch.equal(tas.load(lambda: fx.symbolic_trace(Plain()), tmp_path)(x), student.eval()(x))
+
+
+class Crossing(nn.Module):
+    """torch splits the weight of queries, keys and values where these are not all of one tensor."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Linear(6, 32), nn.LayerNorm(32), nn.Linear(32, 4)
+        self.attention = nn.MultiheadAttention(32, heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        query = self.norm(x)
+        return self.head(query + self.attention(query, x, x)[0])
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_parts_of_one_weight_take_a_factor_together(heads: int) -> None:
+    traced = checked(Crossing(heads), torch.randn(2, 5, 6), 0.25)
+    assert tas.extract(traced, traced.space.smallest()).attention.head_dim < 32 // heads

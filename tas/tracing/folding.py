@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 
 from tas.tracing.identity import Array, Rows
 from tas.tracing.recording import Recorder
@@ -22,8 +22,7 @@ from tas.tracing.units import Units
 
 Carries = Callable[[Value], bool]
 _ZEROS = {"zeros", "new_zeros", "zeros_like"}
-_Read = tuple[int, int]  # a record, and the place of one of its inputs
-_Columns = tuple[Site, ...]  # of all parameters that sum over a read; none where one of them has none of its own
+_Read = tuple[int, int, int]  # a record, the place of one of its inputs, and the number of the sum: directions share it
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class _Carried:
     def __init__(self, recorder: Recorder, units: Units) -> None:
         self._units = units
         self._known: dict[int, tuple[Value, frozenset[str]]] = {}
-        self._summed: dict[int, list[tuple[int, frozenset[str], tuple[Site, ...]]]] = {}
+        self._summed: dict[int, list[tuple[_Read, frozenset[str], tuple[Site, ...]]]] = {}
         self._zeros = _zeros(recorder)
         self.records: dict[str, list[Record]] = defaultdict(list)
         for record in recorder.records:
@@ -113,10 +112,12 @@ class _Carried:
         assert units is not None
         return units
 
-    def summed(self, record: Record) -> list[tuple[int, frozenset[str], tuple[Site, ...]]]:
+    def summed(self, record: Record) -> list[tuple[_Read, frozenset[str], tuple[Site, ...]]]:
         if record.index not in self._summed:
-            found = [(index, self._units.groups_of(rows), sites) for index, rows, sites in record.contracted]
-            self._summed[record.index] = found
+            self._summed[record.index] = [
+                ((record.index, place, number), self._units.groups_of(rows), sites)
+                for number, (place, rows, sites) in enumerate(record.contracted)
+            ]
         return self._summed[record.index]
 
 
@@ -136,26 +137,26 @@ def _fold_width(recorder: Recorder, carried: _Carried, uses: Mapping[Site, set[i
     def scales(site: Site) -> bool:
         return choice in carried.along(recorder.tensors[site[0]][site[1]])
 
-    found: dict[_Read, list[Site | None]] = defaultdict(list)  # several where two directions read one input
-    for record in carried.records[choice]:
-        for index, names, columns in carried.summed(record):
-            if choice in names:
-                found[record.index, index].append(next(filter(scales, columns), None))
-    reads = {read: tuple(filter(None, sites)) if all(sites) else () for read, sites in found.items()}
+    reads: dict[_Read, Site | None] = {
+        read: next(filter(scales, columns), None)
+        for record in carried.records[choice]
+        for read, names, columns in carried.summed(record)
+        if choice in names
+    }
     put_out = [value for value in recorder.freed if carried.factored(value, choice)]
     marked, reached, bare = _marked(recorder, carried, uses, choice, scales, reads, put_out)
     if any(value.made_by not in reached for value in put_out):
         return Fold(), "no parameter takes its factor when candidates are mixed: it is an output of the network"
     feeds: list[Feed] = []
     while (lacking := _without_column(bare, uses)) is not None:
-        fed = _feeds(recorder, carried, choice, lacking, bare, reached)
-        if fed is None:
+        found = _feeds(recorder, carried, choice, lacking, bare, reached)
+        if found is None:
             where = recorder.records[lacking[0]].where()
             return Fold(), f"no parameter of its own takes its factor when candidates are mixed: {where}"
-        feeds += fed[0]
-        bare = {read: columns for read, columns in bare.items() if read not in fed[1]}
+        feeds += found[0]
+        bare = {read: column for read, column in bare.items() if read not in found[1]}
     rows = [site for index in sorted(marked) for site in _scales(recorder.records[index], scales)]
-    sites = tuple(dict.fromkeys([*rows, *chain.from_iterable(bare.values())]))
+    sites = tuple(dict.fromkeys([*rows, *(column for column in bare.values() if column is not None)]))
     why = "" if sites or feeds else "it is never summed over: nothing takes its factor when candidates are mixed"
     return Fold(sites, tuple(feeds)), why
 
@@ -166,9 +167,9 @@ def _marked(
     uses: Mapping[Site, set[int]],
     choice: str,
     scales: Callable[[Site], bool],
-    reads: Mapping[_Read, _Columns],
+    reads: Mapping[_Read, Site | None],
     put_out: list[Value],
-) -> tuple[set[int], dict[int, set[int]], dict[_Read, _Columns]]:
+) -> tuple[set[int], dict[int, set[int]], dict[_Read, Site | None]]:
     """The records that apply the factor of a choice, which records' outputs carry it then (`_spread`), and the reads
     that still lack it."""
 
@@ -186,13 +187,16 @@ def _marked(
     while True:
         of_reads = [next(filter(None, map(makers, values)), set[int]()) for values in sides.values()]
         marked = set[int]().union(*of_reads, *map(makers, put_out)) - unfit
+        # where several apply one parameter (parts of it, as torch's attention does), all of them bring the factor
+        shared = (site for index in marked for site in _scales(recorder.records[index], scales))
+        marked |= {i for site in shared for i in uses[site] if site in _scales(recorder.records[i], scales)} - unfit
         reached, conflict = _spread(carried, choice, marked)
         brought = {read: [value.made_by for value in sides[read] if value.made_by in reached] for read in reads}
-        bare = {read: columns for read, columns in reads.items() if not brought[read]}
+        bare = {read: column for read, column in reads.items() if not brought[read]}
         # a parameter that others use too would bring them the factor
         conflict |= {i for i in marked if any(not uses[s] <= marked for s in _scales(recorder.records[i], scales))}
-        for read, columns in reads.items():  # one layer, called with the factor and without
-            if any(columns == others or set(columns) & set(others) for others in bare.values()):
+        for read, column in reads.items():  # one layer, called with the factor and without
+            if column in bare.values():
                 conflict |= set().union(*(reached[made_by] for made_by in brought[read]))
         if not conflict:
             return marked, reached, bare
@@ -206,10 +210,10 @@ def _sides(recorder: Recorder, read: _Read) -> list[Value]:
     return [record.inputs[place] for place in (read[1], record.met_by) if place is not None]
 
 
-def _without_column(bare: Mapping[_Read, _Columns], uses: Mapping[Site, set[int]]) -> _Read | None:
-    """The first of the reads without the factor whose layer has no columns of its own to take it."""
-    for read, columns in bare.items():
-        if not columns or any(not uses[c] <= {at for (at, _), others in bare.items() if c in others} for c in columns):
+def _without_column(bare: Mapping[_Read, Site | None], uses: Mapping[Site, set[int]]) -> _Read | None:
+    """The first of the reads without the factor whose layer has no column of its own to take it."""
+    for read, column in bare.items():
+        if column is None or not uses[column] <= {at for (at, *_), other in bare.items() if other == column}:
             return read
     return None
 
@@ -219,7 +223,7 @@ def _feeds(
     carried: _Carried,
     choice: str,
     read: _Read,
-    bare: Mapping[_Read, _Columns],
+    bare: Mapping[_Read, Site | None],
     reached: Mapping[int, set[int]],
 ) -> tuple[list[Feed], set[_Read]] | None:
     """Where the innermost possible module around a read takes the factor with what it is given, at every call of it;
@@ -258,10 +262,10 @@ def _fed(
             return nothing  # it leaves the module
         if not within or not hit:
             continue
-        summed = {index for index, names, _ in carried.summed(record) if choice in names}
+        summed = {read for read, names, _ in carried.summed(record) if choice in names}
         values = [v for v in record.inputs if carried.factored(v, choice)]
-        if summed and summed.issuperset(hit):
-            covered |= {(record.index, i) for i in hit}
+        if summed and {place for _, place, _ in summed}.issuperset(hit):
+            covered |= {read for read in summed if read[1] in hit}
         elif not summed and _keeps_factor(record, values, [v.made_by in inside for v in values]):
             inside.add(record.index)
         else:

@@ -54,18 +54,13 @@ def split(t: Recorder, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 
     for part in out:
         stop = start + part.shape[dim]
         t.put(part, [*rows[:dim], None if whole is None else whole[start:stop], *rows[dim + 1 :]])
-        t.keep_origin(x, part, _but(x.dim(), dim))
+        t.keep_origin(x, part, range(x.dim()))
         if whole is not None and len(out) > 1:
             t.apart.append(whole[start:stop])
         if equal and whole is not None:
             t.tie_counts(whole[: out[0].shape[dim]], whole[start:stop], f"equal parts: {t.current.where()}")
         start = stop
     t.current.flow = "pass"
-
-
-def _but(dims: int, dim: int) -> list[int | None]:
-    """The dimensions that parts of a tensor show whole: all but the one along which they are taken."""
-    return [None if d == dim else d for d in range(dims)]
 
 
 def unbind(t: Recorder, out: Sequence[Tensor], x: Tensor, dim: int = 0) -> None:
@@ -105,7 +100,7 @@ def slice_(
     if cut is not None and out.shape[dim] == 1:
         t.freeze(cut, why="one position is picked")
     t.put(out, [*rows[:dim], cut if out.shape[dim] > 1 else None, *rows[dim + 1 :]])
-    t.keep_origin(x, out, range(x.dim()) if len(range(n)[start:stop:step]) == n else _but(x.dim(), dim))
+    t.keep_origin(x, out, range(x.dim()))
     t.current.flow = "pass"
 
 

@@ -173,8 +173,8 @@ class Recorder(Watching):
         return tuple(site for sites in given for site in sites) if all(given) else ()
 
     def keep_origin(self, source: Tensor, target: Tensor, dims: Sequence[int | Sequence[int] | None]) -> None:
-        """`target` is a view of `source`; `dims[i]` are the dimensions of source that dimension i of target shows:
-        none, one, or several in one."""
+        """`target` is a view of `source`; `dims[i]` are the dimensions of source that dimension i of target shows,
+        whole or in part: none, one, or several in one."""
         known = self._origin.get(source)
         if known is not None:
             each = [() if dim is None else (dim,) if isinstance(dim, int) else dim for dim in dims]
