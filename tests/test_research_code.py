@@ -219,3 +219,21 @@ class Crossing(nn.Module):
 def test_parts_of_one_weight_take_a_factor_together(heads: int) -> None:
     traced = checked(Crossing(heads), torch.randn(2, 5, 6), 0.25)
     assert tas.extract(traced, traced.space.smallest()).attention.head_dim < 32 // heads
+
+
+class Scoring(nn.Module):
+    """An item is scored by its row of the table that the sequence was read from, behind a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items, self.mix, self.last = nn.Embedding(20, 24), nn.Linear(24, 24), nn.LayerNorm(24)
+
+    def forward(self, sequence: Tensor, items: Tensor) -> Tensor:
+        x = self.items(sequence)
+        x = x + self.mix(x)
+        return (self.last(x) * self.items(items)).sum(-1)
+
+
+def test_a_table_read_twice_does_not_bring_its_factor_to_both_sides_of_a_product() -> None:
+    traced = checked(Scoring(), (torch.arange(10).view(2, 5), torch.arange(10, 20).view(2, 5)), 0.25)
+    assert [kept.name for kept in traced.space.kept] == ["items.weight[0]"]

@@ -187,9 +187,12 @@ def _marked(
     while True:
         of_reads = [next(filter(None, map(makers, values)), set[int]()) for values in sides.values()]
         marked = set[int]().union(*of_reads, *map(makers, put_out)) - unfit
-        # where several apply one parameter (parts of it, as torch's attention does), all of them bring the factor
-        shared = (site for index in marked for site in _scales(recorder.records[index], scales))
-        marked |= {i for site in shared for i in uses[site] if site in _scales(recorder.records[i], scales)} - unfit
+        # where several apply one parameter (parts of it, as torch's attention does), all may bring the factor
+        applied = {site for index in marked for site in _scales(recorder.records[index], scales)}
+        users = {i for site in applied for i in uses[site] if site in _scales(recorder.records[i], scales)}
+        together = marked | users - unfit
+        if together > marked and _spread(carried, choice, together)[1] <= _spread(carried, choice, marked)[1]:
+            marked = together
         reached, conflict = _spread(carried, choice, marked)
         brought = {read: [value.made_by for value in sides[read] if value.made_by in reached] for read in reads}
         bare = {read: column for read, column in reads.items() if not brought[read]}
