@@ -24,6 +24,7 @@ from tas.parts import data_of, device_of, example_inputs, objective_of, original
 from tas.recipe import Recipe
 from tas.space import Budget, SearchSpace
 from tas.tracing import Traced
+from tas.training.evaluation import class_check
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     require_choices(source.space)
     teachers = _teachers(recipe, network, data)
     outputs, targets = require_judged(network, data.train, judge)
+    for split in data.splits:
+        class_check(split, judge)(outputs)
     soft_loss = _check_training(recipe, source, outputs, targets)
     source, table = timed(recipe, source, progress)
     if storage := getattr(recipe.search, "storage", None):

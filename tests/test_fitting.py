@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from tas import recipe
+from tas.data import Examples, Split
 from tas.distillation import distill, soft_targets
-from tas.errors import BadNetwork, BadRecipe, TasError
+from tas.errors import BadData, BadNetwork, BadRecipe, TasError
 from tas.judging import evaluate_target
-from tas.objectives import Objective
+from tas.objectives import Objective, default_objective
 from tas.reporting.progress import Display
 from tas.reporting.tables import figures
 from tas.runner import run
-from tas.training import TrainingPlan
+from tas.training import TrainingPlan, evaluate
 
 HERE = __name__
 
@@ -99,6 +100,31 @@ def test_a_loss_or_metric_that_cannot_be_taken_is_refused_before_anything_is_wri
     with pytest.raises(BadRecipe, match=message):
         run(recipe.parse(recipe_values(tmp_path), [override.replace("HERE", HERE)]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Labelled(torch.utils.data.Dataset[Any]):
+    """Three classes, but one example of another; `known`: without decoding."""
+
+    def __init__(self, odd: int, known: bool) -> None:
+        self.labels_held = [index % 3 for index in range(64)]
+        self.labels_held[29] = odd
+        if known:
+            self.targets = self.labels_held
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((6,), float(index)), self.labels_held[index]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("odd", [3, -1])
+def test_a_label_without_an_output_is_named(odd: int, known: bool) -> None:
+    train = Split("train", Examples(Labelled(odd, known)))
+    where = f"{'.train.' if known else 'a batch'} has {odd} at example 29"
+    with pytest.raises(BadData, match=rf"labels must lie in 0\.\.2 for a network of 3 classes, {where}"):
+        evaluate(Heights(3), train, default_objective())
 
 
 @pytest.mark.parametrize(("network", "outputs"), [("Flat", 0), ("Heights", 1)])
