@@ -211,6 +211,23 @@ def test_uint8_images_of_a_dataset_are_normalised_by_their_own_statistics() -> N
     torch.testing.assert_close(inputs.var((0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
 
 
+class Torn(Squares):
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index == 7:
+            raise OSError("disk on fire\nand more")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_that_fails_says_at_which_example(workers: int) -> None:
+    """Its index is the user's own, in whatever part of the split it is met."""
+    held = load("test_data:Torn", workers=workers, test_fraction=0.25)
+    parts = [*halves(held.train, seeded()), *held.splits[1:]]
+    told = r"^every example of a Dataset must be readable, 'train' fails at index 7: OSError: disk on fire$"
+    with pytest.raises(BadData, match=told):
+        [list(part.batches(4, seeded())) for part in parts]
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -480,7 +497,7 @@ def of_time(train: int = 4) -> Squares:
 
 def test_a_class_that_takes_train_is_asked_for_both_splits() -> None:
     data = load(f"{__name__}:Halved")
-    kept = {split.name: (len(split), split.source.dataset.train) for split in data.splits}
+    kept = {split.name: (len(split), split.source.dataset.dataset.train) for split in data.splits}
     assert kept == {"train": (12, True), "test": (5, False)}
     alone = load(f"{__name__}:Halved", kwargs={"train": True, "count": 20})
     assert [(split.name, len(split)) for split in alone.splits] == [("train", 16), ("test", 4)]
