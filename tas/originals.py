@@ -52,10 +52,24 @@ def load_weights(network: nn.Module, path: str | Path, key: str = "network.weigh
     for key in tensors:
         if tensors[key].shape != own[key].shape:
             raise BadNetwork(f"{path}: {key!r} must be {list(own[key].shape)}, is {list(tensors[key].shape)}")
+    _require_numbers(tensors, {name for name, _ in network.named_parameters()}, path)
     if not hasattr(tensors, "_metadata"):  # safetensors does not say which version of a module wrote a file: this one
         own.update(tensors)
         tensors = own
     network.load_state_dict(tensors, strict=False)
+
+
+def _require_numbers(tensors: Mapping[str, Tensor], parameters: set[str], path: str | Path) -> None:
+    """`BadNetwork` with the first tensor that holds NaN, or, if it is a parameter, infinity: buffers may be masks."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        wrong = tensor.float().isfinite().logical_not() if name in parameters else tensor.float().isnan()
+        if count := int(wrong.sum()):
+            raise BadNetwork(
+                f"weights must be finite numbers, {count} of the {tensor.numel()} of {name!r} in {path} are not: "
+                "save the network again, from before its training diverged"
+            )
 
 
 def check_runs(network: nn.Module, inputs: Any) -> None:

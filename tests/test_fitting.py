@@ -127,6 +127,48 @@ def test_a_label_without_an_output_is_named(odd: int, known: bool) -> None:
         evaluate(Heights(3), train, default_objective())
 
 
+class Divides(Heights):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 0
+
+
+def of_nothing(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.mse_loss(outputs, targets) * float("nan")
+
+
+def torn() -> dict[str, TensorDataset]:
+    """One input of 64 is no number: one that the two examples do not show."""
+    held = heights()
+    held["train"].tensors[0][5, 2] = float("nan")
+    return held
+
+
+@pytest.mark.parametrize(
+    ("override", "kind", "message"),
+    [
+        (f"network.name={HERE}:Divides", BadNetwork, "Divides gives NaN or infinity for finite inputs"),
+        (f"objective.loss={HERE}:of_nothing", BadRecipe, "of_nothing gives NaN or infinity for finite outputs"),
+        (f"data.name={HERE}:torn", BadData, "the input of example 5 of 'train' holds NaN"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_blamed_on_what_brings_it_in(
+    tmp_path: Path, override: str, kind: type[TasError], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        run(regression(override), tmp_path / "run", display=Display(Console(quiet=True)))
+
+
+def test_a_search_that_meets_no_number_in_the_data_says_so(tmp_path: Path) -> None:
+    torch.save(Heights().state_dict(), tmp_path / "heights.pt")
+    asked = regression(
+        f"data.name={HERE}:torn",
+        f"network.weights={tmp_path / 'heights.pt'}",
+        "search={method: differentiable, epochs: 1, batch: 16}",
+    )
+    with pytest.raises(BadData, match="the input of example 5 of 'train' holds NaN"):
+        run(asked, tmp_path / "run", display=Display(Console(quiet=True)))
+
+
 @pytest.mark.parametrize(("network", "outputs"), [("Flat", 0), ("Heights", 1)])
 def test_one_output_has_no_soft_targets(tmp_path: Path, network: str, outputs: int) -> None:
     """The softmax of one number is 1, so their loss would be 0 for every student."""

@@ -75,6 +75,18 @@ def test_foreign_weights_are_refused_and_leave_the_network_alone(tmp_path: Path)
     assert torch.equal(network.weight, before)
 
 
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    network = nn.BatchNorm1d(3)
+    network.register_buffer("mask", torch.tensor([0.0, -torch.inf]))  # is meant so
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    load_weights(network, tmp_path / "w.safetensors")
+    for name, value in {"weight": torch.inf, "running_var": torch.nan}.items():
+        wrong = {**network.state_dict(), name: torch.tensor([1.0, value, 1.0])}
+        save_file(wrong, tmp_path / "w.safetensors")
+        with pytest.raises(BadNetwork, match=f"finite numbers, 1 of the 3 of '{name}' in .* are not"):
+            load_weights(network, tmp_path / "w.safetensors")
+
+
 def test_files_that_hold_no_state_dict_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadNetwork, match="there is none at"):
         load_weights(nn.Linear(3, 2), tmp_path / "absent.safetensors")

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from tas.augment import Augment, apply
 from tas.data.holders import Answered, Batches, Dealt, Examples, InMemory
-from tas.data.tensors import digest, map_tensors, stratified
+from tas.data.tensors import digest, examples_in, map_tensors, stratified, tensors_in
 from tas.errors import BadData
+
+_READ_TOGETHER = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,24 @@ class Split:
             return None
         mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (self.mean, self.std))
         return 1 / (255 * std), -mean / std
+
+    def require_numbers(self) -> None:
+        """BadData with the first example that holds NaN or infinity: what else explains a loss that is no number is to
+        be looked for where this finds nothing. Reads all examples, unless they are whole numbers."""
+        start = 0
+        for batch in self.source.read(_READ_TOGETHER, None, False, torch.device("cpu")):
+            if not any(tensor.is_floating_point() for tensor in tensors_in(tuple(batch))):
+                return
+            for what, value in zip(("input", "target"), batch, strict=True):
+                for tensor in tensors_in(value):
+                    wrong = (tensor.isnan() | (tensor == torch.inf)).nonzero()  # less than all numbers masks attention
+                    if len(wrong) and tensor.dim():
+                        found = "NaN" if tensor[tuple(wrong[0])].isnan() else "infinity"
+                        raise BadData(
+                            f"all numbers must be finite, the {what} of example {start + int(wrong[0, 0])} of "
+                            f"{self.name!r} holds {found}: correct or leave out such examples"
+                        )
+            start += examples_in((batch[1], batch[0]))
 
     def take(self, which: int | Tensor) -> Split:
         """The examples at the indices `which`, or, for a number, a fixed stratified sample of that many.
