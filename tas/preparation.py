@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tas.data import Data
+from tas.data import Data, require_two
 from tas.describing import budgets_of, require_choices, require_member
 from tas.distillation import LOSSES, find_taps, require_teacher
 from tas.distillation.inversion import require_batch_norm
@@ -78,6 +78,7 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     judge = objective_of(recipe.objective)
     network = original_of(recipe.network, recipe.seed)
     data = data_of(recipe.data)
+    require_two(data.train)
     source = source_of(recipe, network, example_inputs(recipe.network, network, data))
     require_choices(source.space)
     teachers = _teachers(recipe, network, data)

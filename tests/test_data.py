@@ -129,6 +129,14 @@ def test_halves_are_disjoint_complete_and_stratified() -> None:
     assert [len(part) for part in halves(split, seeded(), 0.8)] == [240, 60]
 
 
+def test_one_example_is_not_halved_and_two_are() -> None:
+    for fraction in (0.1, 0.5, 0.9):
+        one, other = halves(as_data(Squares(2)).train, seeded(), fraction)
+        assert len(one) == len(other) == 1
+        with pytest.raises(BadData, match=r"'train' is dealt into two parts.* two examples at least; it has 1"):
+            halves(Split("train", InMemory(torch.zeros(1, 2), torch.zeros(1))), seeded(), fraction)
+
+
 def test_take_is_a_fixed_stratified_sample_or_the_given_examples() -> None:
     split = Split("train", Examples(Squares(30)))
     sample = split.take(9)

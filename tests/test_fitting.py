@@ -127,6 +127,16 @@ def test_a_label_without_an_output_is_named(odd: int, known: bool) -> None:
         evaluate(Heights(3), train, default_objective())
 
 
+def lonely() -> dict[str, TensorDataset]:
+    return {name: TensorDataset(*held[:1]) for name, held in heights().items()}
+
+
+def test_one_example_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="two examples at least; it has 1"):
+        run(regression(f"data.name={HERE}:lonely"), tmp_path / "run", display=Display(Console(quiet=True)))
+    assert not (tmp_path / "run").exists()
+
+
 class Divides(Heights):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) / 0

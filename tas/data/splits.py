@@ -121,12 +121,22 @@ class Split:
         return replace(self, source=self.source.pick(which))
 
 
+def require_two(split: Split) -> None:
+    """BadData unless `split` has two examples: a search trains on one half, and judges on the other."""
+    if (found := len(split.take(2))) < 2:
+        raise BadData(
+            f"{split.name!r} is dealt into two parts, none of them empty, so it needs two examples at least; it has "
+            f"{found}: give more examples"
+        )
+
+
 def halves(split: Split, generator: torch.Generator, fraction: float = 0.5) -> tuple[Split, Split]:
     """Two disjoint stratified parts: "weights" with `fraction` of the examples and "architecture" with the rest.
 
     The user's own batches are dealt out whole, which keeps the parts apart only if every pass has the same order;
-    BadData where it has not.
+    BadData where it has not, and where there are no two examples.
     """
+    require_two(split)
     if isinstance(split.source, Batches):
         if not split.source.same_order():
             raise BadData(
@@ -137,7 +147,8 @@ def halves(split: Split, generator: torch.Generator, fraction: float = 0.5) -> t
         if not all(map(len, parts)):
             raise BadData(f"{split.name!r} is dealt into two parts, so it needs more batches than {split.steps(1)}")
     else:
-        chosen = stratified(split.targets, len(split), round(fraction * len(split)), generator)
+        count = min(max(1, round(fraction * len(split))), len(split) - 1)  # neither part is empty
+        chosen = stratified(split.targets, len(split), count, generator)
         rest = torch.ones(len(split), dtype=torch.bool).index_fill(0, chosen, False).nonzero().flatten()
         parts = [split.take(chosen), split.take(rest)]
     return replace(parts[0], name="weights"), replace(parts[1], name="architecture")
