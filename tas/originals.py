@@ -18,7 +18,7 @@ from tas.tracing import as_call
 
 
 def build(name: str, kwargs: Mapping[str, Any] | None = None, section: str = "network") -> nn.Module:
-    """Call what the import path names with `kwargs`; `BadNetwork` unless that gives a module.
+    """Call what the import path names with `kwargs`; `BadNetwork` unless that gives a module with numbers.
 
     section: of the recipe, for messages.
     """
@@ -31,7 +31,16 @@ def build(name: str, kwargs: Mapping[str, Any] | None = None, section: str = "ne
         raise BadNetwork(f"cannot build {name!r} with {dict(kwargs or {})}: {_reason(problem)}") from problem
     if not isinstance(network, nn.Module):
         raise BadNetwork(f"{section}.name must build a torch.nn.Module, {name!r} gives a {type(network).__name__}")
+    _require_real(network, f"{section}.name")
     return network
+
+
+def _require_real(network: nn.Module, key: str) -> None:
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.is_meta:
+            raise BadNetwork(
+                f"{key} must build a network that holds numbers, {name!r} lies on the meta device: build it on the CPU"
+            )
 
 
 def load_weights(network: nn.Module, path: str | Path, key: str = "network.weights") -> None:

@@ -29,6 +29,16 @@ def test_a_wrong_name_is_one_clear_line(name: str, kwargs: dict[str, int], messa
     assert "\n" not in str(caught.value)
 
 
+def unreal() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Linear(3, 2)
+
+
+def test_a_network_without_numbers_is_one_clear_line() -> None:
+    with pytest.raises(BadNetwork, match=r"network\.name .*'weight' lies on the meta device: build it on the CPU"):
+        build(f"{__name__}:unreal")
+
+
 def test_a_module_beside_the_shell_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_network.py").write_text("from torch import nn\ndef build(n):\n    return nn.Linear(n, n)\n")
     monkeypatch.chdir(tmp_path)
