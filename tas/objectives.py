@@ -74,7 +74,7 @@ def require_labels(classes: int, labels: Tensor, where: str) -> None:
         found = int(labels.flatten()[wrong[0]])
         mend = f"give the network {found + 1} outputs" if found > 0 else f"mark what has no label by {_IGNORED}"
         raise BadData(
-            f"labels must lie in 0..{classes - 1} for a network of {classes} classes, {where} has {found} at example "
+            f"labels must lie in 0..{classes - 1} for a network of {classes} classes, {where} has {found} at index "
             f"{int(wrong[0])}: correct the label, or {mend}"
         )
 

@@ -122,7 +122,7 @@ class Labelled(torch.utils.data.Dataset[Any]):
 @pytest.mark.parametrize("odd", [3, -1])
 def test_a_label_without_an_output_is_named(odd: int, known: bool) -> None:
     train = Split("train", Examples(Labelled(odd, known)))
-    where = f"{'.train.' if known else 'a batch'} has {odd} at example 29"
+    where = f"{'.train.' if known else 'a batch'} has {odd} at index 29"
     with pytest.raises(BadData, match=rf"labels must lie in 0\.\.2 for a network of 3 classes, {where}"):
         evaluate(Heights(3), train, default_objective())
 
