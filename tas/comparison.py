@@ -23,6 +23,7 @@ from tas.recipe import Network
 from tas.space import Architecture, Budget
 from tas.stages import Run, judged_on, numbers
 from tas.teaching import started, taught
+from tas.tracing.undoing import same_draws
 from tas.training import call
 
 
@@ -97,11 +98,18 @@ def _save_checked(
     )
     again = load(lambda: rebuild(section, architecture), place).to(current.prepared.device)
     inputs, _ = next(judged_on(current.prepared.data).batches(4, device=current.prepared.device))
-    student.eval()
-    with torch.no_grad():
-        same = tree_map(torch.equal, call(student, inputs), call(again, inputs))
-    if not all(tree_leaves(same)):
-        raise RuntimeError(f"the student saved in {place} computes something else when it is loaded again")
+    outputs = [_answer(network, inputs) for network in (student.eval(), again)]
+    if not all(tree_leaves(tree_map(torch.equal, *outputs))):
+        raise BadNetwork(
+            f"the student saved in {place} computes something else when it is loaded again: what its forward reads "
+            "must be in its state dict, or be the same whenever the network is built"
+        )
+
+
+def _answer(network: nn.Module, inputs: Any) -> Any:
+    """What it gives in its mode; the same every time, though it draws random numbers of torch."""
+    with torch.no_grad(), same_draws(network):
+        return call(network, inputs)
 
 
 def _provenance(current: Run) -> dict[str, Any]:

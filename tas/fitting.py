@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from tas.calibration import modes_restored
 from tas.data import Split, examples_in
+from tas.data.tensors import tensors_in
 from tas.distillation.losses import decoupled, described, require_alike, require_classes_first
-from tas.errors import BadRecipe, TasError
+from tas.errors import BadNetwork, BadRecipe, TasError
 from tas.objectives import Objective
 from tas.training import call
 from tas.training.evaluation import class_check
@@ -21,13 +22,16 @@ def require_judged(network: nn.Module, split: Split, judge: Objective) -> tuple[
     """The outputs of the network for two examples of `split`, in eval mode, and their targets.
 
     `BadData` where a label has no output; `BadRecipe` where loss or metric refuse these, or give something else than
-    tensors.
+    tensors. A loss that is no number is blamed on what brings it in: examples, network, or loss.
     """
     inputs, targets = next(split.take(2).batches(2))
     with modes_restored(network), torch.no_grad():
         outputs = call(network.eval(), inputs)
     class_check(split, judge)(outputs)
-    _tried("objective.loss", judge.loss, outputs, targets, "the data's targets")
+    loss = _tried("objective.loss", judge.loss, outputs, targets, "the data's targets")
+    if not bool(loss.isfinite().all()):
+        split.require_numbers()
+        _require_finite(network, outputs, judge)
     _tried("objective.metric", judge.metric, outputs, targets, "the data's targets", scalar=False)
     return outputs, targets
 
@@ -59,9 +63,23 @@ def doubts(targets: Any, judge: Objective, soft: str, alpha: float) -> list[str]
     ]
 
 
+def _require_finite(network: nn.Module, outputs: Any, judge: Objective) -> None:
+    """Says who makes, of finite inputs, a loss that is no number."""
+    if any(tensor.is_floating_point() and not bool(tensor.isfinite().all()) for tensor in tensors_in(outputs)):
+        raise BadNetwork(
+            f"outputs must be finite numbers, {type(network).__name__} gives NaN or infinity for finite inputs: look "
+            "for a division by zero, a logarithm or an overflow in its forward, and at its weights"
+        )
+    name = getattr(judge.loss, "__name__", type(judge.loss).__name__)
+    raise BadRecipe(
+        f"objective.loss must give finite numbers, {name} gives NaN or infinity for finite outputs: look for a "
+        "division by zero or a logarithm in it"
+    )
+
+
 def _tried(
     key: str, function: Callable[[Any, Any], Any], outputs: Any, other: Any, what: str, scalar: bool = True
-) -> None:
+) -> Tensor:
     given = f"of the network's outputs {described(outputs)} and {what} {described(other)}"
     try:
         value = function(outputs, other)
@@ -77,3 +95,4 @@ def _tried(
     several = isinstance(value, Tensor) and value.numel() != 1
     if not isinstance(value, Tensor) or (several and (scalar or len(value) != examples_in(other))):
         raise BadRecipe(f"{key} gives {form}, {given}; got {described(value)}")
+    return value

@@ -9,8 +9,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tas.errors import BadNetwork, BadRecipe
+from tas.errors import BadData, BadNetwork, BadRecipe
 from tas.importing import imported
+
+_IGNORED = -100  # the target that torch's cross-entropy leaves out
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,26 @@ def objective(
 
 
 def cross_entropy(outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over the batch, in nats."""
-    return functional.cross_entropy(_logits(outputs), targets, label_smoothing=label_smoothing)
+    """Mean cross-entropy over the batch, in nats. BadData where a label has no output."""
+    logits = _logits(outputs)
+    try:
+        return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    except IndexError:  # labels that are known only when they are decoded are first seen here
+        if logits.dim() > 1:
+            require_labels(logits.shape[1], targets, "a batch")
+        raise
+
+
+def require_labels(classes: int, labels: Tensor, where: str) -> None:
+    """BadData unless all labels are classes, or the one that cross-entropy leaves out. where: of the labels."""
+    wrong = ((labels < 0) & (labels != _IGNORED) | (labels >= classes)).flatten().nonzero().flatten()
+    if len(wrong):
+        found = int(labels.flatten()[wrong[0]])
+        mend = f"give the network {found + 1} outputs" if found > 0 else f"mark what has no label by {_IGNORED}"
+        raise BadData(
+            f"labels must lie in 0..{classes - 1} for a network of {classes} classes, {where} has {found} at index "
+            f"{int(wrong[0])}: correct the label, or {mend}"
+        )
 
 
 def top1(outputs: Any, targets: Any) -> Tensor:

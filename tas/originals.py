@@ -18,7 +18,7 @@ from tas.tracing import as_call
 
 
 def build(name: str, kwargs: Mapping[str, Any] | None = None, section: str = "network") -> nn.Module:
-    """Call what the import path names with `kwargs`; `BadNetwork` unless that gives a module.
+    """Call what the import path names with `kwargs`; `BadNetwork` unless that gives a module with numbers.
 
     section: of the recipe, for messages.
     """
@@ -31,7 +31,16 @@ def build(name: str, kwargs: Mapping[str, Any] | None = None, section: str = "ne
         raise BadNetwork(f"cannot build {name!r} with {dict(kwargs or {})}: {_reason(problem)}") from problem
     if not isinstance(network, nn.Module):
         raise BadNetwork(f"{section}.name must build a torch.nn.Module, {name!r} gives a {type(network).__name__}")
+    _require_real(network, f"{section}.name")
     return network
+
+
+def _require_real(network: nn.Module, key: str) -> None:
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.is_meta:
+            raise BadNetwork(
+                f"{key} must build a network that holds numbers, {name!r} lies on the meta device: build it on the CPU"
+            )
 
 
 def load_weights(network: nn.Module, path: str | Path, key: str = "network.weights") -> None:
@@ -52,10 +61,24 @@ def load_weights(network: nn.Module, path: str | Path, key: str = "network.weigh
     for key in tensors:
         if tensors[key].shape != own[key].shape:
             raise BadNetwork(f"{path}: {key!r} must be {list(own[key].shape)}, is {list(tensors[key].shape)}")
+    _require_numbers(tensors, {name for name, _ in network.named_parameters()}, path)
     if not hasattr(tensors, "_metadata"):  # safetensors does not say which version of a module wrote a file: this one
         own.update(tensors)
         tensors = own
     network.load_state_dict(tensors, strict=False)
+
+
+def _require_numbers(tensors: Mapping[str, Tensor], parameters: set[str], path: str | Path) -> None:
+    """`BadNetwork` with the first tensor that holds NaN, or, if it is a parameter, infinity: buffers may be masks."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        wrong = tensor.float().isfinite().logical_not() if name in parameters else tensor.float().isnan()
+        if count := int(wrong.sum()):
+            raise BadNetwork(
+                f"weights must be finite numbers, {count} of the {tensor.numel()} of {name!r} in {path} are not: "
+                "save the network again, from before its training diverged"
+            )
 
 
 def check_runs(network: nn.Module, inputs: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tas.data import Data
+from tas.data import Data, require_two
 from tas.describing import budgets_of, require_choices, require_member
 from tas.distillation import LOSSES, find_taps, require_teacher
 from tas.distillation.inversion import require_batch_norm
@@ -24,6 +24,7 @@ from tas.parts import data_of, device_of, example_inputs, objective_of, original
 from tas.recipe import Recipe
 from tas.space import Budget, SearchSpace
 from tas.tracing import Traced
+from tas.training.evaluation import class_check
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,13 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     judge = objective_of(recipe.objective)
     network = original_of(recipe.network, recipe.seed)
     data = data_of(recipe.data)
+    require_two(data.train)
     source = source_of(recipe, network, example_inputs(recipe.network, network, data))
     require_choices(source.space)
     teachers = _teachers(recipe, network, data)
     outputs, targets = require_judged(network, data.train, judge)
+    for split in data.splits:
+        class_check(split, judge)(outputs)
     soft_loss = _check_training(recipe, source, outputs, targets)
     source, table = timed(recipe, source, progress)
     if storage := getattr(recipe.search, "storage", None):

@@ -129,6 +129,14 @@ def test_halves_are_disjoint_complete_and_stratified() -> None:
     assert [len(part) for part in halves(split, seeded(), 0.8)] == [240, 60]
 
 
+def test_one_example_is_not_halved_and_two_are() -> None:
+    for fraction in (0.1, 0.5, 0.9):
+        one, other = halves(as_data(Squares(2)).train, seeded(), fraction)
+        assert len(one) == len(other) == 1
+        with pytest.raises(BadData, match=r"'train' is dealt into two parts.* two examples at least; it has 1"):
+            halves(Split("train", InMemory(torch.zeros(1, 2), torch.zeros(1))), seeded(), fraction)
+
+
 def test_take_is_a_fixed_stratified_sample_or_the_given_examples() -> None:
     split = Split("train", Examples(Squares(30)))
     sample = split.take(9)
@@ -209,6 +217,23 @@ def test_uint8_images_of_a_dataset_are_normalised_by_their_own_statistics() -> N
     ((inputs, _),) = data.train.batches(40)
     torch.testing.assert_close(inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(inputs.var((0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
+
+
+class Torn(Squares):
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index == 7:
+            raise OSError("disk on fire\nand more")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_that_fails_says_at_which_example(workers: int) -> None:
+    """Its index is the user's own, in whatever part of the split it is met."""
+    held = load("test_data:Torn", workers=workers, test_fraction=0.25)
+    parts = [*halves(held.train, seeded()), *held.splits[1:]]
+    told = r"^every example of a Dataset must be readable, 'train' fails at index 7: OSError: disk on fire$"
+    with pytest.raises(BadData, match=told):
+        [list(part.batches(4, seeded())) for part in parts]
 
 
 @pytest.mark.parametrize(
@@ -480,7 +505,7 @@ def of_time(train: int = 4) -> Squares:
 
 def test_a_class_that_takes_train_is_asked_for_both_splits() -> None:
     data = load(f"{__name__}:Halved")
-    kept = {split.name: (len(split), split.source.dataset.train) for split in data.splits}
+    kept = {split.name: (len(split), split.source.dataset.dataset.train) for split in data.splits}
     assert kept == {"train": (12, True), "test": (5, False)}
     alone = load(f"{__name__}:Halved", kwargs={"train": True, "count": 20})
     assert [(split.name, len(split)) for split in alone.splits] == [("train", 16), ("test", 4)]

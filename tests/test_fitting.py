@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from tas import recipe
+from tas.data import Examples, Split
 from tas.distillation import distill, soft_targets
-from tas.errors import BadNetwork, BadRecipe, TasError
+from tas.errors import BadData, BadNetwork, BadRecipe, TasError
 from tas.judging import evaluate_target
-from tas.objectives import Objective
+from tas.objectives import Objective, default_objective
 from tas.reporting.progress import Display
 from tas.reporting.tables import figures
 from tas.runner import run
-from tas.training import TrainingPlan
+from tas.training import TrainingPlan, evaluate
 
 HERE = __name__
 
@@ -104,6 +105,83 @@ def test_a_loss_or_metric_that_cannot_be_taken_is_refused_before_anything_is_wri
     with pytest.raises(BadRecipe, match=message):
         run(recipe.parse(recipe_values(tmp_path), [override.replace("HERE", HERE)]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Labelled(torch.utils.data.Dataset[Any]):
+    """Three classes, but one example of another; `known`: without decoding."""
+
+    def __init__(self, odd: int, known: bool) -> None:
+        self.labels_held = [index % 3 for index in range(64)]
+        self.labels_held[29] = odd
+        if known:
+            self.targets = self.labels_held
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((6,), float(index)), self.labels_held[index]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("odd", [3, -1])
+def test_a_label_without_an_output_is_named(odd: int, known: bool) -> None:
+    train = Split("train", Examples(Labelled(odd, known)))
+    where = f"{'.train.' if known else 'a batch'} has {odd} at index 29"
+    with pytest.raises(BadData, match=rf"labels must lie in 0\.\.2 for a network of 3 classes, {where}"):
+        evaluate(Heights(3), train, default_objective())
+
+
+def lonely() -> dict[str, TensorDataset]:
+    return {name: TensorDataset(*held[:1]) for name, held in heights().items()}
+
+
+def test_one_example_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="two examples at least; it has 1"):
+        run(regression(f"data.name={HERE}:lonely"), tmp_path / "run", display=Display(Console(quiet=True)))
+    assert not (tmp_path / "run").exists()
+
+
+class Divides(Heights):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 0
+
+
+def of_nothing(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.mse_loss(outputs, targets) * float("nan")
+
+
+def torn() -> dict[str, TensorDataset]:
+    """One input of 64 is no number: one that the two examples do not show."""
+    held = heights()
+    held["train"].tensors[0][5, 2] = float("nan")
+    return held
+
+
+@pytest.mark.parametrize(
+    ("override", "kind", "message"),
+    [
+        (f"network.name={HERE}:Divides", BadNetwork, "Divides gives NaN or infinity for finite inputs"),
+        (f"objective.loss={HERE}:of_nothing", BadRecipe, "of_nothing gives NaN or infinity for finite outputs"),
+        (f"data.name={HERE}:torn", BadData, "the input of example 5 of 'train' holds NaN"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_blamed_on_what_brings_it_in(
+    tmp_path: Path, override: str, kind: type[TasError], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        run(regression(override), tmp_path / "run", display=Display(Console(quiet=True)))
+
+
+def test_a_search_that_meets_no_number_in_the_data_says_so(tmp_path: Path) -> None:
+    torch.save(Heights().state_dict(), tmp_path / "heights.pt")
+    asked = regression(
+        f"data.name={HERE}:torn",
+        f"network.weights={tmp_path / 'heights.pt'}",
+        "search={method: differentiable, epochs: 1, batch: 16}",
+    )
+    with pytest.raises(BadData, match="the input of example 5 of 'train' holds NaN"):
+        run(asked, tmp_path / "run", display=Display(Console(quiet=True)))
 
 
 @pytest.mark.parametrize(("network", "outputs"), [("Flat", 0), ("Heights", 1)])

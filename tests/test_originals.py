@@ -29,6 +29,16 @@ def test_a_wrong_name_is_one_clear_line(name: str, kwargs: dict[str, int], messa
     assert "\n" not in str(caught.value)
 
 
+def unreal() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Linear(3, 2)
+
+
+def test_a_network_without_numbers_is_one_clear_line() -> None:
+    with pytest.raises(BadNetwork, match=r"network\.name .*'weight' lies on the meta device: build it on the CPU"):
+        build(f"{__name__}:unreal")
+
+
 def test_a_module_beside_the_shell_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_network.py").write_text("from torch import nn\ndef build(n):\n    return nn.Linear(n, n)\n")
     monkeypatch.chdir(tmp_path)
@@ -73,6 +83,18 @@ def test_foreign_weights_are_refused_and_leave_the_network_alone(tmp_path: Path)
             load_weights(network, tmp_path / "w.safetensors")
         assert message in str(caught.value)
     assert torch.equal(network.weight, before)
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    network = nn.BatchNorm1d(3)
+    network.register_buffer("mask", torch.tensor([0.0, -torch.inf]))  # is meant so
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    load_weights(network, tmp_path / "w.safetensors")
+    for name, value in {"weight": torch.inf, "running_var": torch.nan}.items():
+        wrong = {**network.state_dict(), name: torch.tensor([1.0, value, 1.0])}
+        save_file(wrong, tmp_path / "w.safetensors")
+        with pytest.raises(BadNetwork, match=f"finite numbers, 1 of the 3 of '{name}' in .* are not"):
+            load_weights(network, tmp_path / "w.safetensors")
 
 
 def test_files_that_hold_no_state_dict_are_refused(tmp_path: Path) -> None:

@@ -362,6 +362,16 @@ def test_a_refused_command_leaves_what_a_finished_folder_says_of_its_run(finishe
     assert (finished / "environment.json").read_text() == before + " "
 
 
+def test_a_student_that_draws_random_numbers_is_read_back(tmp_path: Path) -> None:
+    metrics = run(values_of(tmp_path, "network.name=tiny_task:Noisy"), tmp_path / "run", display=QUIET)
+    assert "student" in metrics
+
+
+def test_a_student_that_is_not_the_same_when_read_back_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BadNetwork, match="loaded again: what its forward reads must be in its state dict"):
+        run(values_of(tmp_path, "network.name=tiny_task:Unsaved"), tmp_path / "run", display=QUIET)
+
+
 def test_a_run_whose_record_is_broken_is_not_gone_on_with(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text('{"title": ')

@@ -42,6 +42,24 @@ class Anywhere(TinyNet):
         return self.head(self.block(self.stem(x)).mean((2, 3)))
 
 
+class Noisy(TinyNet):
+    """Draws random numbers in eval mode, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.01 * torch.randn_like(x))
+
+
+class Unsaved(TinyNet):
+    """Reads what is not in its state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = float(torch.rand(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.offset
+
+
 def no_number(outputs: Tensor, targets: Tensor) -> Tensor:
     """A loss that is not a number for networks whose stem has an even number of channels: the test sees to that."""
     return nn.functional.cross_entropy(outputs, targets) * (float("nan") if BROKEN[-1] else 1.0)

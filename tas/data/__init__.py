@@ -7,7 +7,7 @@ do with them.
 from tas.data.holders import Answered, Batches, Examples, InMemory, WithAnswer
 from tas.data.images import noise
 from tas.data.sources import as_data, load
-from tas.data.splits import Data, Split, halves
+from tas.data.splits import Data, Split, halves, require_two
 from tas.data.tensors import examples_in, map_tensors, nested, stratified
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "map_tensors",
     "nested",
     "noise",
+    "require_two",
     "stratified",
 ]

@@ -7,6 +7,7 @@ also `pick` single examples. `Answered` is `InMemory` with a teacher's answers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from tas.data.tensors import digest, examples_in, map_tensors
-from tas.errors import BadData
+from tas.errors import BadData, TasError
 
 _LOOKED_AT = 64  # examples in memory that enter a digest
 _DECODED = 16  # examples of a Dataset that do: decoding them all would take as long as an epoch
@@ -102,6 +103,40 @@ class Answered:
 
 
 @dataclass(frozen=True, eq=False)
+class Told(Dataset[Any]):
+    """The user's Dataset of a split `name`, which may fail at any example: `BadData` says at which."""
+
+    dataset: Dataset[Any]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    @property
+    def targets(self) -> Any:
+        return getattr(self.dataset, "targets", getattr(self.dataset, "labels", None))
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except TasError:
+            raise
+        except Exception as error:  # the user's code may fail in any way
+            reason = (str(error).strip().splitlines() or [""])[0][:200]
+            raise BadData(
+                f"every example of a Dataset must be readable, {self.name!r} fails at index {index}: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        together = getattr(self.dataset, "__getitems__", None)  # what some read faster than one by one
+        if together is not None:
+            with suppress(Exception):  # one by one tells at which example
+                return list(together(indices))
+        return [self[index] for index in indices]
+
+
+@dataclass(frozen=True, eq=False)
 class Examples:
     """A torch Dataset of (input, target) pairs, decoded by `workers` processes (0: by this one)."""
 
@@ -123,7 +158,7 @@ class Examples:
         order = _order(len(self), generator)
         # The seed of the workers' random transforms; without it the loader would draw one from torch's global state.
         seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        yield from DataLoader(
+        loader = DataLoader(
             self.dataset,
             batch_size=size,
             sampler=None if order is None else order.tolist(),
@@ -133,6 +168,10 @@ class Examples:
             pin_memory=device.type == "cuda",
             generator=torch.Generator().manual_seed(seed),
         )
+        try:
+            yield from loader
+        except BadData as problem:  # a worker sends its whole traceback, the last line of which is the message
+            raise BadData(str(problem).rpartition(f"{BadData.__module__}.BadData: ")[2].strip()) from problem
 
     def pick(self, indices: Tensor) -> Examples:
         return Examples(Subset(self.dataset, indices.tolist()), self.workers)
@@ -233,6 +272,8 @@ def _labels_of(dataset: Dataset[Any]) -> Tensor | None:
     if isinstance(dataset, Subset):
         labels = _labels_of(dataset.dataset)
         return None if labels is None else labels[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, Told):
+        return _labels_of(dataset.dataset)
     found = getattr(dataset, "targets", getattr(dataset, "labels", None))
     return None if found is None else _as_labels(found, len(dataset))  # type: ignore[arg-type]
 

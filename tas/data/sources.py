@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from tas.augment import Augment
-from tas.data.holders import Batches, Examples, InMemory
+from tas.data.holders import Batches, Examples, InMemory, Told
 from tas.data.images import from_arrays, from_pictures, mode_of, normalised, without_training
 from tas.data.splits import Data, Split, halves
 from tas.data.vision import image_folder, torchvision_set
@@ -126,12 +126,13 @@ def _split_of(name: str, source: Any, size: int | None, workers: int) -> Split:
     if isinstance(source, TensorDataset) and len(source.tensors) == 2:
         return Split(name, InMemory(*source.tensors))
     if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
-        split = Split(name, Examples(source, workers))
-        first = source[0]
+        told = Told(source, name)
+        split = Split(name, Examples(told, workers))
+        first = told[0]
         if not isinstance(first, (tuple, list)) or len(first) != 2:
             raise BadData(f"a Dataset yields pairs (input, target), {name!r} yields {type(first).__name__}")
         if hasattr(first[0], "convert"):  # a PIL image
-            return from_pictures(name, source, mode_of(first[0]), size, workers)
+            return from_pictures(name, told, mode_of(first[0]), size, workers)
         return split
     if not hasattr(source, "__iter__") or isinstance(source, (str, Tensor)):
         raise BadData(f"data is a Dataset or an iterable of (inputs, targets) batches, got {type(source).__name__}")

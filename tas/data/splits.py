@@ -12,8 +12,10 @@ from torch import Tensor
 
 from tas.augment import Augment, apply
 from tas.data.holders import Answered, Batches, Dealt, Examples, InMemory
-from tas.data.tensors import digest, map_tensors, stratified
+from tas.data.tensors import digest, examples_in, map_tensors, stratified, tensors_in
 from tas.errors import BadData
+
+_READ_TOGETHER = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +86,24 @@ class Split:
         mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (self.mean, self.std))
         return 1 / (255 * std), -mean / std
 
+    def require_numbers(self) -> None:
+        """BadData with the first example that holds NaN or infinity: what else explains a loss that is no number is to
+        be looked for where this finds nothing. Reads all examples, unless they are whole numbers."""
+        start = 0
+        for batch in self.source.read(_READ_TOGETHER, None, False, torch.device("cpu")):
+            if not any(tensor.is_floating_point() for tensor in tensors_in(tuple(batch))):
+                return
+            for what, value in zip(("input", "target"), batch, strict=True):
+                for tensor in tensors_in(value):
+                    wrong = (tensor.isnan() | (tensor == torch.inf)).nonzero()  # less than all numbers masks attention
+                    if len(wrong) and tensor.dim():
+                        found = "NaN" if tensor[tuple(wrong[0])].isnan() else "infinity"
+                        raise BadData(
+                            f"all numbers must be finite, the {what} of example {start + int(wrong[0, 0])} of "
+                            f"{self.name!r} holds {found}: correct or leave out such examples"
+                        )
+            start += examples_in((batch[1], batch[0]))
+
     def take(self, which: int | Tensor) -> Split:
         """The examples at the indices `which`, or, for a number, a fixed stratified sample of that many.
 
@@ -101,12 +121,22 @@ class Split:
         return replace(self, source=self.source.pick(which))
 
 
+def require_two(split: Split) -> None:
+    """BadData unless `split` has two examples: a search trains on one half, and judges on the other."""
+    if (found := len(split.take(2))) < 2:
+        raise BadData(
+            f"{split.name!r} is dealt into two parts, none of them empty, so it needs two examples at least; it has "
+            f"{found}: give more examples"
+        )
+
+
 def halves(split: Split, generator: torch.Generator, fraction: float = 0.5) -> tuple[Split, Split]:
     """Two disjoint stratified parts: "weights" with `fraction` of the examples and "architecture" with the rest.
 
     The user's own batches are dealt out whole, which keeps the parts apart only if every pass has the same order;
-    BadData where it has not.
+    BadData where it has not, and where there are no two examples.
     """
+    require_two(split)
     if isinstance(split.source, Batches):
         if not split.source.same_order():
             raise BadData(
@@ -117,7 +147,8 @@ def halves(split: Split, generator: torch.Generator, fraction: float = 0.5) -> t
         if not all(map(len, parts)):
             raise BadData(f"{split.name!r} is dealt into two parts, so it needs more batches than {split.steps(1)}")
     else:
-        chosen = stratified(split.targets, len(split), round(fraction * len(split)), generator)
+        count = min(max(1, round(fraction * len(split))), len(split) - 1)  # neither part is empty
+        chosen = stratified(split.targets, len(split), count, generator)
         rest = torch.ones(len(split), dtype=torch.bool).index_fill(0, chosen, False).nonzero().flatten()
         parts = [split.take(chosen), split.take(rest)]
     return replace(parts[0], name="weights"), replace(parts[1], name="architecture")

@@ -181,6 +181,7 @@ def _row(run: Run, losses: Tensor) -> Row:
     space, table = run.supernet.space, run.distribution.probabilities().cpu()
     train_loss, held_out_loss = losses.tolist()
     if not (math.isfinite(train_loss) and math.isfinite(held_out_loss)):
+        run.asked.data.train.require_numbers()
         raise Diverged(f"the search needs finite losses, got {train_loss} and {held_out_loss}: lower search.weight_lr")
     row: Row = {"epoch": run.epoch + 1, "train_loss": train_loss, "val_loss": held_out_loss}
     for measure in dict.fromkeys(["macs", *(limited for limited, _ in run.asked.budget.limits)]):

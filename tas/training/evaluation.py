@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from tas.calibration import modes_restored
 from tas.data import Split, examples_in
-from tas.errors import BadData
-from tas.objectives import Objective, cross_entropy
+from tas.objectives import Objective, cross_entropy, require_labels
 
 
 def call(network: Callable[..., Any], inputs: Any) -> Any:
@@ -55,13 +54,14 @@ def class_check(split: Split, objective: Objective) -> Callable[[Any], None]:
     Cross-entropy itself would stop with an index error, and on a GPU take the whole process with it.
     """
     labels = split.targets if objective.loss is cross_entropy else None
-    highest = -1 if labels is None else int(labels.max())
+    labels = labels if labels is not None and len(labels) else None
+    lowest, highest = (0, -1) if labels is None else (int(labels.min()), int(labels.max()))
 
     def check(outputs: Any) -> None:
-        if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] <= highest:
-            classes = outputs.shape[1]
-            raise BadData(
-                f"labels must lie in 0..{classes - 1} for a network of {classes} classes, {split.name!r} has {highest}"
-            )
+        if labels is None or not isinstance(outputs, Tensor) or outputs.dim() != 2:
+            return
+        classes = outputs.shape[1]
+        if lowest < 0 or classes <= highest:
+            require_labels(classes, labels, repr(split.name))
 
     return check

@@ -81,7 +81,7 @@ def train(
     with modes_restored(network):
         network.train()
         while len(run.history) < plan.epochs:
-            with _seeded(generator, device), _numbers(run, plan, checkpoint):
+            with _seeded(generator, device), _numbers(run, split, plan, checkpoint):
                 batches = split.batches(plan.batch, generator, augment, drop_last, device)
                 batches = mixed(batches, plan.mixup, plan.cutmix, generator)
                 row = _epoch(step, batches, plan, clock, len(run.history))
@@ -144,8 +144,9 @@ def _require_weights(network: nn.Module, clock: _Clock, row: dict[str, float]) -
 
 
 @contextmanager
-def _numbers(run: Run, plan: TrainingPlan, checkpoint: Path | None) -> Iterator[None]:
-    """Where the training inside diverges, go back to the last finished epoch and say how to go on."""
+def _numbers(run: Run, split: Split, plan: TrainingPlan, checkpoint: Path | None) -> Iterator[None]:
+    """Where the training inside diverges, go back to the last finished epoch and say how to go on: `BadData` where
+    examples hold no numbers."""
     try:
         yield
     except Diverged as problem:
@@ -156,6 +157,7 @@ def _numbers(run: Run, plan: TrainingPlan, checkpoint: Path | None) -> Iterator[
                 run.history.clear()
                 checkpoints.resume(run, plan, checkpoint)
                 kept = f"the network is as it was after epoch {len(run.history)}, which {checkpoint} holds"
+        split.require_numbers()
         lower = f"Lower {plan.section}lr ({plan.lr:g}), or set {plan.section}clip (say 1.0) or a warm-up"
         raise Diverged(f"{problem}; {kept}. {lower}, and start anew") from None
 
