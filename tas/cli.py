@@ -9,12 +9,12 @@ import json
 import sys
 import time
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tas import __version__
 from tas.errors import BadRecipe, TasError
 from tas.printing import show
 
@@ -49,7 +49,7 @@ Shape = Annotated[
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"tas {__version__}")
+        print(f"tas {metadata.version('tas')}")
         raise typer.Exit
 
 

@@ -188,7 +188,8 @@ def _marked(
         of_reads = [next(filter(None, map(makers, values)), set[int]()) for values in sides.values()]
         marked = set[int]().union(*of_reads, *map(makers, put_out)) - unfit
         # where several apply one parameter (parts of it, as torch's attention does), all may bring the factor
-        applied = {site for index in marked for site in _scales(recorder.records[index], scales)}
+        layers = [index for index in marked if recorder.records[index].flow != "norm"]  # one norm twice: its square
+        applied = {site for index in layers for site in _scales(recorder.records[index], scales)}
         users = {i for site in applied for i in uses[site] if site in _scales(recorder.records[i], scales)}
         together = marked | users - unfit
         if together > marked and _spread(carried, choice, together)[1] <= _spread(carried, choice, marked)[1]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
@@ -472,7 +473,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     else:
         yield from ((f".{name}", part) for name, part in getattr(value, "__dict__", {}).items())
         yield from ((f".{name}", getattr(value, name, None)) for name in getattr(value, "__slots__", ()))
-        leaves = tree_leaves(value)  # what torch was told how to look into
+        leaves = () if is_dataclass(value) else tree_leaves(value)  # what torch was told how to look into
         yield from (("", leaf) for leaf in leaves if leaf is not value)
 
 
