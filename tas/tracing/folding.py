@@ -192,9 +192,9 @@ def _marked(
         applied = {site for index in layers for site in _scales(recorder.records[index], scales)}
         users = {i for site in applied for i in uses[site] if site in _scales(recorder.records[i], scales)}
         together = marked | users - unfit
-        if together > marked and _spread(carried, choice, together)[1] <= _spread(carried, choice, marked)[1]:
-            marked = together
         reached, conflict = _spread(carried, choice, marked)
+        if together > marked and (joint := _spread(carried, choice, together))[1] <= conflict:
+            marked, (reached, conflict) = together, joint
         brought = {read: [value.made_by for value in sides[read] if value.made_by in reached] for read in reads}
         bare = {read: column for read, column in reads.items() if not brought[read]}
         # a parameter that others use too would bring them the factor
