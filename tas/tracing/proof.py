@@ -69,26 +69,37 @@ def _masks(traced: Traced) -> list[Array]:
     """Three random architectures, of many drawn, and the smallest; more where two choices would always be equally
     large, since a size that the code takes for another then goes unnoticed (of two candidates, three draws miss one in
     eight)."""
-    generator = np.random.default_rng(0)
-    counts = np.array([len(c.candidates) for c in traced.space.choices], int)
+    counts, draws = _counts(traced), _draws(traced, 0)
     picked: list[Array] = []
     alike = np.zeros((1, len(counts)))
     while len(picked) < 3 or (len(picked) < _MASKS and _pairs(alike, counts)):
-        drawn = [generator.integers(counts) for _ in range(_DRAWN)]
+        drawn = list(islice(draws, _DRAWN))
         grown = [np.concatenate([alike, [draw / np.maximum(counts - 1, 1)]]) for draw in drawn]
         best = min(range(_DRAWN), key=lambda number: _pairs(grown[number], counts))
         picked.append(drawn[best])
         alike = grown[best]
     picked.insert(1, np.zeros(len(counts), int))
-    return [traced.keep_mask(traced.space.architecture(indices.tolist())) for indices in picked]
+    return [_mask(traced, indices) for indices in picked]
 
 
 def _others(traced: Traced, seed: int) -> Iterator[Array]:
     """Random architectures without end."""
-    generator = np.random.default_rng(seed)
-    counts = np.array([len(c.candidates) for c in traced.space.choices], int)
+    return (_mask(traced, indices) for indices in _draws(traced, seed))
+
+
+def _draws(traced: Traced, seed: int) -> Iterator[Array]:
+    """Which candidate of every choice, drawn without end."""
+    generator, counts = np.random.default_rng(seed), _counts(traced)
     while True:
-        yield traced.keep_mask(traced.space.architecture(generator.integers(counts).tolist()))
+        yield generator.integers(counts)
+
+
+def _counts(traced: Traced) -> Array:
+    return np.array([len(c.candidates) for c in traced.space.choices], int)
+
+
+def _mask(traced: Traced, indices: Array) -> Array:
+    return traced.keep_mask(traced.space.architecture(indices.tolist()))
 
 
 def _pairs(alike: Array, counts: Array) -> int:

@@ -123,8 +123,9 @@ class Replay(Watching):
             self.position += 1
         return records[min(self.position, len(records) - 1)]
 
-    def _is_slice_due(self) -> bool:
-        """Whether an alias is a slice up to the end or beyond, and not one that was an alias in the record as well."""
+    def _meet_alias(self) -> bool:
+        """Note that an alias was met: whether it is a slice up to the end or beyond, and not one that was an alias in
+        the record as well."""
         due = self.at()
         passed = takewhile(lambda r: r.operator in _COMES_AND_GOES, reversed(self.recorder.records[: due.index]))
         met = [record.index for record in passed if record.operator == "alias" and record.index >= self._aliases]
@@ -144,7 +145,7 @@ class Replay(Watching):
         if not self.aligned:
             self._note(name, args, kwargs)
             return out
-        whole = name == "alias" and self._is_slice_due()
+        whole = name == "alias" and self._meet_alias()
         if name in _COMES_AND_GOES and not whole:
             return out
         record = self.at()
