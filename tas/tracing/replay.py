@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tas.tracing.dynamic import Holding
-from tas.tracing.recording import LITERAL, Recorder, numbers_in
+from tas.tracing.literals import LITERAL, numbers_in
+from tas.tracing.recording import Recorder
 from tas.tracing.records import Axis, Record, Span
 from tas.tracing.watching import Watching
 from tas.tracing.whole import Whole
