@@ -195,7 +195,7 @@ def _depth(recorder: Recorder, traced: Traced) -> tuple[list[list[Region]], dict
 
     def proved(regions: list[Region]) -> list[Region]:
         foldable = [region for region in regions if folds[region.module]]
-        return skips_exactly(traced.network, traced.args, traced.kwargs, folds, foldable, traced.decisions)
+        return skips_exactly(traced, folds, foldable)
 
     halves = proved(halves)
     blocks = proved([block for block in blocks if not is_made_of(block, halves)])
