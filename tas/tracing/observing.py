@@ -25,7 +25,7 @@ from tas.tracing.fitness import (
     structure,
 )
 from tas.tracing.freezing import freeze_fixed
-from tas.tracing.operators import HANDLERS, unknown
+from tas.tracing.handlers import HANDLERS, unknown
 from tas.tracing.places import written
 from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.rules import Rules

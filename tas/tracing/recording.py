@@ -33,7 +33,7 @@ _TORCHS = ("aten", "prims", "torchvision", "")  # namespaces of operators; the l
 
 
 class Recorder(Watching, Findings):
-    """Runs a network once and keeps what it did. Handlers (tas.tracing.operators) call `rows`, `put` and `unify`."""
+    """Runs a network once and keeps what it did. Handlers (tas.tracing.handlers) call `rows`, `put` and `unify`."""
 
     def __init__(
         self, network: nn.Module, handlers: dict[str, Handler], fallback: Handler, own: Mapping[str, Handler]

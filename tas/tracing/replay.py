@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from tas.tracing.dynamic import Holding
+from tas.tracing.leaves import tensors_of
 from tas.tracing.literals import LITERAL, numbers_in
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Axis, Record, Span
@@ -152,7 +152,7 @@ class Replay(Watching):
         record = self.at()
         if _ALIKE.get(record.operator, record.operator) != _ALIKE.get(name, name) and not whole:
             return self._stray(name, args, kwargs, out)
-        tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        tensors = tensors_of(out)
         for tensor, value in zip(tensors, record.outputs, strict=False):
             wanted = tuple(self.kept(axis) for axis in value.axes())
             if tuple(tensor.shape) != wanted and value.real:

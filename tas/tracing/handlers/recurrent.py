@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from tas.tracing.identity import Rows
+from tas.tracing.leaves import tensors_of
 from tas.tracing.recording import Handler, Recorder
 from tas.tracing.records import Axis
 
@@ -154,7 +155,7 @@ def _state_reads(state: Any, first: _Cell) -> list[tuple[Tensor, Tensor]]:
 
 
 def _note(t: Recorder, args: Any, summed: list[tuple[Tensor, Tensor]]) -> None:
-    given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+    given = tensors_of(args)
     places = {id(tensor): index for index, tensor in reversed([*enumerate(given)])}
     t.current.contracted = tuple(
         (places[id(source)], t.rows(weight)[1], t.site(weight, 1)) for source, weight in summed
