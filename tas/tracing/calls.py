@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from tas.tracing.leaves import tensors_of
 from tas.tracing.records import Call, Span, Value
+from tas.tracing.undoing import hooked
 
 if TYPE_CHECKING:
     from tas.tracing.recording import Recorder
@@ -64,11 +65,8 @@ def noting_calls(recorder: Recorder) -> Iterator[None]:
 
     handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in recorder.network.modules()]
     handles += [module.register_forward_hook(leave) for module in recorder.network.modules()]
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _leading(args: Any, kwargs: Any) -> int | str | None:

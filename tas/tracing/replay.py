@@ -15,6 +15,7 @@ from tas.tracing.leaves import tensors_of
 from tas.tracing.literals import LITERAL, numbers_in
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Axis, Record, Span
+from tas.tracing.undoing import hooked
 from tas.tracing.watching import Watching
 from tas.tracing.whole import Whole
 
@@ -111,11 +112,8 @@ class Replay(Watching):
         for name, module in network.named_modules():
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))
             handles.append(module.register_forward_hook(lambda *_: leave()))
-        try:
+        with hooked(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def at(self) -> Record:
         """The operator that is due, or failed."""
