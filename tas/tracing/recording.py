@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -231,12 +232,9 @@ class Recorder(Watching, Findings):
         shown = self._as_it_was(args[0]) if torch.Tag.inplace_view in getattr(func, "tags", ()) else None
         out = func(*args, **kwargs)
         args = args if shown is None else (shown, *args[1:])
-        union = 0
-        for bits in before:
-            union |= bits
         index = len(self.records)
         (source, owners), numbers = self._called_from(), numbers_in(operator, (args, given))
-        self.current = Record(index, operator, self.stack[-1], source, values, union, tuple(before), owners, numbers)
+        self.current = Record(index, operator, self.stack[-1], source, values, tuple(before), owners, numbers)
         for tensor in inputs:
             known = self._origin.get(tensor)
             if known is not None:
@@ -251,7 +249,7 @@ class Recorder(Watching, Findings):
         for tensor, before_it in overwritten:  # out=: what is written goes with what the memory was made for
             for left, right in zip(before_it, self.rows(tensor), strict=False):
                 self.unify(left, right)
-        self._note_outputs(out, inputs, union | (1 << index), in_place)
+        self._note_outputs(out, inputs, reduce(or_, before, 1 << index), in_place)
         self.records.append(self.current)
         return out
 

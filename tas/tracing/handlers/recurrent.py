@@ -48,7 +48,7 @@ def layer(t: Recorder, out: Sequence[Tensor], x: Tensor, *args: Any) -> None:
         outputs = []
         for cell in cells[index * (1 + both) : (index + 1) * (1 + both)]:
             units, output = _cell(t, cell, given, lead)
-            summed += _reads(t, cell, x if index == 0 else cell.reads)
+            summed += _reads(cell, x if index == 0 else cell.reads)
             hidden.append((cell.recurs.shape[0] // _gates(t), units))
             made.append((cell.recurs.shape[1], output))
             outputs.append(made[-1])
@@ -142,7 +142,7 @@ def _given_state(t: Recorder, state: Any, made: list[Axis], hidden: list[Axis]) 
         t.freeze(t.rows(tensor)[0], why="layers of a recurrent state")
 
 
-def _reads(t: Recorder, cell: _Cell, source: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _reads(cell: _Cell, source: Tensor) -> list[tuple[Tensor, Tensor]]:
     """What is summed over with which weights: the input, by the weights themselves where it is computed inside."""
     inside = [(weight, weight) for weight in (cell.recurs, cell.projects) if weight is not None]
     return [(source, cell.reads), *inside]
