@@ -25,7 +25,7 @@ from tas.describing import costs, costs_of_original
 from tas.files import write_json
 from tas.initialization import Weights
 from tas.methods import search
-from tas.methods.budgets import distinct
+from tas.methods.standing import distinct
 from tas.predictions import predictions, write_predictions
 from tas.recipe import Distillation, Recipe
 from tas.space import Architecture, Budget

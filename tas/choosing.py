@@ -16,7 +16,7 @@ from torch import nn
 
 from tas.data import Batches, Split
 from tas.files import is_number, read_lines, write_lines
-from tas.methods.budgets import meets
+from tas.methods.standing import meets
 from tas.recipe import Recipe
 from tas.scoring import scored_on, search_splits
 from tas.space import Architecture, Budget

@@ -296,7 +296,7 @@ def evaluate(
     """Metric and loss of a network, of a recipe's original, or of a student folder on a named split."""
     from tas.files import write_json
     from tas.judging import evaluate_target
-    from tas.reporting.tables import decimal
+    from tas.reporting.numbers import decimal
 
     if weights is not None and Path(network).is_dir():
         raise BadRecipe(f"--weights is for networks without their own, {network} is a folder that holds some")

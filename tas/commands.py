@@ -115,6 +115,7 @@ def score(
     from tas.judging import quick_scores
     from tas.methods.result import architectures_in
     from tas.reporting import tables
+    from tas.reporting.numbers import decimal
 
     if architectures is None and sample is None and learned is None:
         raise BadRecipe("name what is to be scored: --architectures FILE, --sample N, --from RUN, or --correlate K")
@@ -127,7 +128,7 @@ def score(
     for remark in found["remarks"]:
         print(f"warning: {remark}", file=sys.stderr)
     metric = found["metric"]
-    original = f"The original reaches {tables.decimal(found['original'][metric])} on the same images. "
+    original = f"The original reaches {decimal(found['original'][metric])} on the same images. "
     note = tables.weights_note(recipe.initialize.importance, found["merged"])
     show(as_json, found, tables.score_rows(found["scores"], metric), original + note)
 

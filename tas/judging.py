@@ -18,7 +18,7 @@ from tas.errors import BadRecipe
 from tas.exporting import SUFFIXES, export, facts, load, note
 from tas.files import rounded
 from tas.fitting import require_judged
-from tas.methods.budgets import table_of
+from tas.methods.learned import table_of
 from tas.originals import build, check_runs
 from tas.parts import data_of, device_of, objective_of, original_of
 from tas.preparation import Prepared, prepare

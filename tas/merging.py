@@ -25,6 +25,7 @@ from tas.calibration import modes_restored
 from tas.extraction import extract
 from tas.tracing import Traced, as_call
 from tas.tracing.slicing import apply_cut
+from tas.tracing.undoing import hooked
 
 MERGE_IMAGES = 256  # enough for a few hundred channels: every position of a picture counts
 _RIDGES = (1e-5, 1e-3, 1e-1)  # of the mean diagonal; twins make the Gram matrix singular, so the least is above 0
@@ -141,15 +142,11 @@ def _grams(network: nn.Module, readers: Mapping[str, _Reader], batches: Sequence
     hooks = [
         network.get_submodule(name).register_forward_pre_hook(partial(add, name), with_kwargs=True) for name in readers
     ]
-    try:
-        with modes_restored(network), torch.no_grad():
-            network.eval()
-            for inputs in batches:
-                args, kwargs = as_call(inputs)
-                network.to(_device(inputs))(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(hooks), modes_restored(network), torch.no_grad():
+        network.eval()
+        for inputs in batches:
+            args, kwargs = as_call(inputs)
+            network.to(_device(inputs))(*args, **kwargs)
     return grams
 
 

@@ -83,7 +83,7 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     require_choices(source.space)
     teachers = _teachers(recipe, network, data)
     outputs, targets = require_judged(network, data.train, judge)
-    for split in data.splits:
+    for split in data.splits[1:]:  # the first, data.train, was judged just now
         class_check(split, judge)(outputs)
     soft_loss = _check_training(recipe, source, outputs, targets)
     source, table = timed(recipe, source, progress)

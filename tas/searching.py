@@ -18,7 +18,7 @@ from tas.latency import latencies
 from tas.latency.explaining import by_layer
 from tas.latency.measuring import this_machine
 from tas.methods import OnRow, OnScore, SearchResult, front, search
-from tas.methods.budgets import distinct
+from tas.methods.standing import distinct
 from tas.preparation import Prepared
 from tas.reporting.tables import lost_note
 from tas.scoring import Score, search_splits

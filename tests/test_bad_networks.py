@@ -19,7 +19,7 @@ from tas.errors import BadNetwork
 from tas.initialization import require_same
 from tas.testing import check_space
 from tas.tracing import Traced
-from tas.tracing.observing import check_devices
+from tas.tracing.fitness import check_devices
 
 
 def net(run: Callable[..., Any], **members: Any) -> Net:

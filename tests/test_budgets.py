@@ -8,7 +8,9 @@ from toys import data, network
 import tas
 from tas import cost
 from tas.errors import Infeasible
-from tas.methods.budgets import at_budgets, candidates_at, front, table_of
+from tas.methods.budgets import at_budgets
+from tas.methods.learned import candidates_at, table_of
+from tas.methods.standing import front
 from tas.objectives import Objective, cross_entropy, top1
 from tas.sampling import in_band
 from tas.scoring import Score

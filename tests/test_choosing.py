@@ -15,7 +15,7 @@ from torch import nn
 from tas import choosing, recipe, teaching
 from tas.comparing import compare
 from tas.errors import BadRecipe
-from tas.methods.budgets import meets
+from tas.methods.standing import meets
 from tas.planning import estimate
 from tas.preparation import prepare
 from tas.reporting.progress import Display

@@ -17,7 +17,8 @@ from tas.distribution import ArchitectureDistribution
 from tas.errors import BadRecipe, Infeasible
 from tas.methods import bilevel, differentiable
 from tas.methods.baselines import uniform
-from tas.methods.differentiable import Settings, candidates
+from tas.methods.differentiable import Settings
+from tas.methods.learned import candidates
 from tas.objectives import Objective, top1
 from tas.space import Budget, Choice, Factor, LayerCost, SearchSpace, Term
 

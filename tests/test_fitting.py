@@ -16,8 +16,8 @@ from tas.distillation import distill, soft_targets
 from tas.errors import BadData, BadNetwork, BadRecipe, TasError
 from tas.judging import evaluate_target
 from tas.objectives import Objective, default_objective
+from tas.reporting.numbers import figures
 from tas.reporting.progress import Display
-from tas.reporting.tables import figures
 from tas.runner import run
 from tas.training import TrainingPlan, evaluate
 

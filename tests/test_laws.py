@@ -21,7 +21,7 @@ from tas.errors import BadNetwork, Infeasible
 from tas.extraction import extract
 from tas.space import Budget, Factor, Term
 from tas.testing import check_space, laws
-from tas.tracing import Traced, costs, folding, units
+from tas.tracing import Traced, costs, factors, folding, units
 from tas.tracing.folding import Fold
 
 # How many widths and depths must be found: a network that is kept whole would pass every law.
@@ -450,7 +450,7 @@ def test_units_of_a_slice_taken_for_alike_break_a_law(monkeypatch: pytest.Monkey
 
 
 def test_a_parameter_with_a_second_use_breaks_law_8_when_it_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrapped(monkeypatch, folding, "_uses", lambda uses, *_: type(uses)(set))
+    wrapped(monkeypatch, factors, "uses_of", lambda uses, *_: type(uses)(set))
     fails("8", adversarial_streams.weight_shared_with_transposed_use())
 
 

@@ -209,7 +209,7 @@ def test_macs_from_the_equations() -> None:
 
 def test_long_sequences_cost_no_time() -> None:
     """One record a call: the trace of 2,000 steps is as large as that of 4."""
-    from tas.tracing.operators import HANDLERS, unknown
+    from tas.tracing.handlers import HANDLERS, unknown
     from tas.tracing.recording import Recorder
 
     counts = []

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tas.errors import BadRecipe
-from tas.reporting import pictures, tables, write_report
+from tas.reporting import numbers, pictures, tables, write_report
 from tas.reporting.progress import Display
 
 
@@ -122,14 +122,14 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     ("number", "text"), [(999, "999"), (22_440_000, "22.44 M"), (1_814_000_000, "1.81 G"), (1500, "1.50 k")]
 )
 def test_costs_are_short(number: int, text: str) -> None:
-    assert tables.short(number) == text
+    assert numbers.short(number) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(3.4, "3 s"), (75, "1 min 15 s"), (119.9, "2 min 0 s"), (7290, "2 h 1 min")]
 )
 def test_durations_are_readable(seconds: float, text: str) -> None:
-    assert tables.duration(seconds) == text
+    assert numbers.duration(seconds) == text
 
 
 def test_the_console_shows_the_same_rows(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_another_number_of_steps_is_reckoned_anew(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_a_column_of_metrics_has_four_figures_and_two_decimals_at_least(values: list[float | None], form: str) -> None:
-    assert tables.figures(values) == form
+    assert numbers.figures(values) == form
 
 
 def test_errors_that_are_small_are_told_apart() -> None:

@@ -113,8 +113,8 @@ class Told(Dataset[Any]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     @property
-    def targets(self) -> Any:
-        return getattr(self.dataset, "targets", getattr(self.dataset, "labels", None))
+    def targets(self) -> Tensor | None:
+        return labels_of(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
         try:
@@ -150,7 +150,7 @@ class Examples:
         return len(self) // size if drop_last else -(-len(self) // size)
 
     def labels(self) -> Tensor | None:
-        return _labels_of(self.dataset)
+        return labels_of(self.dataset)
 
     def read(
         self, size: int, generator: torch.Generator | None, drop_last: bool, device: torch.device
@@ -267,13 +267,11 @@ def _collate(examples: list[tuple[Any, Any]]) -> Any:
     return default_collate(examples)
 
 
-def _labels_of(dataset: Dataset[Any]) -> Tensor | None:
-    """Labels as torchvision's data sets keep them, seen through Subsets."""
+def labels_of(dataset: Dataset[Any]) -> Tensor | None:
+    """Labels as torchvision's data sets keep them, seen through Subsets: int64 [N]."""
     if isinstance(dataset, Subset):
-        labels = _labels_of(dataset.dataset)
+        labels = labels_of(dataset.dataset)
         return None if labels is None else labels[torch.as_tensor(dataset.indices)]
-    if isinstance(dataset, Told):
-        return _labels_of(dataset.dataset)
     found = getattr(dataset, "targets", getattr(dataset, "labels", None))
     return None if found is None else _as_labels(found, len(dataset))  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tas.data.holders import Batches, Examples, InMemory
+from tas.data.holders import Batches, Examples, InMemory, labels_of
 from tas.data.splits import Split
 from tas.errors import BadData
 
@@ -59,8 +59,8 @@ class Pictures(Dataset[Any]):
         return len(self.pictures)  # type: ignore[arg-type]
 
     @property
-    def targets(self) -> Any:
-        return getattr(self.pictures, "targets", getattr(self.pictures, "labels", None))
+    def targets(self) -> Tensor | None:
+        return labels_of(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         from PIL import ImageOps

@@ -19,6 +19,7 @@ from torch.nn import functional
 from tas.calibration import batch_norms, modes_restored
 from tas.errors import BadNetwork, require_rules
 from tas.objectives import cross_entropy
+from tas.tracing.undoing import hooked
 
 OnStep = Callable[[int, float], None]  # (steps done, loss)
 _BETAS = (0.5, 0.9)  # of Adam, as the paper's ImageNet setting
@@ -158,12 +159,8 @@ def statistics_distances(network: nn.Module) -> Iterator[list[Tensor]]:
         variance, mean = torch.var_mean(entering, others, correction=0)
         found.append((mean - norm.running_mean).norm() + (variance - norm.running_var).norm())  # type: ignore[operator]
 
-    hooks = [norm.register_forward_pre_hook(note) for norm in batch_norms(network)]
-    try:
+    with hooked(norm.register_forward_pre_hook(note) for norm in batch_norms(network)):
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from tas.errors import BadRecipe
 from tas.extraction import extract
 from tas.tracing import Traced
 from tas.tracing.recording import plain_attention
+from tas.tracing.undoing import hooked
 
 _DRAWS = 32  # of noise: a channel behind a relu may be silent on the example inputs
 _NOISE = 0.5  # of a parameter's spread
@@ -106,12 +107,8 @@ def listening(network: nn.Module, names: Mapping[str, Any] | Sequence[str]) -> I
         if first is not None and first.is_floating_point():
             into.append(first)
 
-    hooks = [network.get_submodule(name).register_forward_hook(partial(note, heard[name])) for name in names]
-    try:
+    with hooked(network.get_submodule(name).register_forward_hook(partial(note, heard[name])) for name in names):
         yield heard
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _once(network: nn.Module, traced: Traced, names: Sequence[str]) -> Heard:

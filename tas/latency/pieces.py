@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tas.errors import BadNetwork
 from tas.space import Architecture, Choice, Factor
 from tas.tracing import Traced, batch_of
+from tas.tracing.undoing import hooked
 
 _MOST_CHOICES = 3  # of a piece that is a module with modules inside; where it has more, they are measured one by one
 Sizes = tuple[int, ...]
@@ -135,7 +136,7 @@ def _calls(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     """The calls of modules that call no other one, and those of the `units`."""
     open_calls: list[tuple[Stretch, int]] = []
     found: list[Stretch] = []
-    with _hooked(network, open_calls, found, units), torch.no_grad():
+    with _noting(network, open_calls, found, units), torch.no_grad():
         network(*args, **kwargs)
     if not found:
         raise BadNetwork("a latency table is made of modules that are called, this network calls none")
@@ -143,7 +144,7 @@ def _calls(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
 
 
 @contextmanager
-def _hooked(
+def _noting(
     network: nn.Module, open_calls: list[tuple[Stretch, int]], found: list[Stretch], units: set[str]
 ) -> Iterator[None]:
     names = {module: name for name, module in network.named_modules()}
@@ -163,11 +164,8 @@ def _hooked(
 
     handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in names]
     handles += [module.register_forward_hook(leave, with_kwargs=True) for module in names]
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _signature(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

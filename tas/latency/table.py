@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils._pytree import tree_leaves
 
 from tas.cost import by_layer
 from tas.errors import BadRecipe
@@ -33,6 +31,7 @@ from tas.latency.target import Target
 from tas.space import Architecture, Factor, LayerCost, SearchSpace, Term
 from tas.timing import summary
 from tas.tracing import Traced
+from tas.tracing.leaves import tensors_of
 
 MEASURE = "latency_ms"
 REST = "between the layers"  # the layer of what is in no piece
@@ -156,7 +155,7 @@ def _total(costs: Sequence[LayerCost], architecture: Mapping[str, int]) -> float
 def fingerprint(traced: Traced, target: Target) -> str:
     """A digest of what a table depends on: the network's shapes, its space, its inputs, the target."""
     network, space = traced.network, traced.space
-    leaves = [leaf for leaf in tree_leaves((traced.args, dict(traced.kwargs))) if isinstance(leaf, torch.Tensor)]
+    leaves = tensors_of((traced.args, dict(traced.kwargs)))
     parts = [
         asdict(target),
         [[choice.name, choice.kind, list(choice.candidates), choice.size] for choice in space.choices],

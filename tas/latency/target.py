@@ -14,10 +14,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from tas.errors import BadRecipe
 from tas.exporting import formats
+from tas.tracing.leaves import tensors_of
 
 Runtime = Literal["eager", "compile", "onnxruntime"]
 Forward = Callable[[], Any]
@@ -139,7 +140,7 @@ def _in_onnx_runtime(target: Target, network: nn.Module, args: tuple[Any, ...], 
         path = Path(folder) / "network.onnx"
         formats.write_onnx(formats.program(network, args, kwargs, None), path, _OPSET)
         session = onnxruntime.InferenceSession(path, options, providers=[provider])
-    values = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
+    values = tensors_of((args, dict(kwargs)))
     binding = session.io_binding()
     for slot, value in zip(session.get_inputs(), values, strict=True):  # copied to the device once, not a forward
         binding.bind_ortvalue_input(slot.name, onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy(), *_place(device)))

@@ -15,9 +15,10 @@ from tas.data import as_data
 from tas.errors import BadRecipe
 from tas.methods import adaptive_bn, baselines, differentiable, netadapt, optuna_study, tuned
 from tas.methods.asked import Asked
-from tas.methods.budgets import at_budgets, best_within, front, tilted_to
+from tas.methods.budgets import at_budgets, tilted_to
 from tas.methods.evolving import evolved
 from tas.methods.result import OnRow, OnScore, Row, SearchResult
+from tas.methods.standing import best_within, front
 from tas.objectives import Objective, default_objective
 from tas.sampling import require_feasible
 from tas.space import Budget, SearchSpace

@@ -11,9 +11,9 @@ import torch
 
 from tas.errors import least, require_rules, switches
 from tas.methods.asked import Asked
-from tas.methods.budgets import best_within
 from tas.methods.evolving import evolved
 from tas.methods.result import OnRow, Row, SearchResult
+from tas.methods.standing import best_within
 from tas.sampling import Aim, project, require_feasible, sample_many
 from tas.scoring import Score, raced
 from tas.space import Architecture

@@ -11,18 +11,18 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tas import cost
 from tas.distribution import ArchitectureDistribution
 from tas.methods.asked import Asked
 from tas.methods.baselines import uniform
 from tas.methods.bilevel import Run, Settings, train_epoch
 from tas.methods.checkpoint import Stateful, resume, save
+from tas.methods.learned import candidates
 from tas.methods.result import SearchResult
-from tas.sampling import draws, most_probable_feasible, require_feasible, spent, tilt
+from tas.sampling import require_feasible
 from tas.scoring import Judge, Score, raced, ranked, search_splits
-from tas.space import Architecture, Budget, SearchSpace
+from tas.space import Architecture
 from tas.supernet import Supernet
 from tas.tracing import Traced
 
@@ -149,18 +149,6 @@ def judge_of(asked: Asked[Settings], supernet: Any) -> Judge:
     what the search began with, those of the supernet."""
     merges = asked.settings.merge and asked.settings.warm_start and isinstance(asked.source, Traced)
     return asked.judge if merges or supernet is None else replace(asked, source=supernet).judge
-
-
-def candidates(
-    space: SearchSpace, table: Tensor, budget: Budget, number: int, generator: torch.Generator
-) -> list[Architecture]:
-    """Up to `number` distinct architectures that meet the budget: half of them the most probable ones, the most
-    probable first (the mode, if it fits); the others drawn, because probable ones differ in few choices. All but the
-    first are filled up (`sampling.spent`): uniform widths use the whole budget too."""
-    probable = most_probable_feasible(space, table, budget, number)
-    drawn = draws(tilt(space, table, budget), generator, 64 * number)
-    pool = torch.cat([probable[: -(-number // 2)], drawn[cost.feasible(space, drawn, budget)], probable])
-    return spent(space, table, budget, pool, number)
 
 
 def _identity(asked: Asked[Settings]) -> dict[str, Any]:

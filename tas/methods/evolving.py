@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tas.methods.baselines import uniform
-from tas.methods.budgets import distinct, meets
+from tas.methods.standing import distinct, meets
 from tas.sampling import project
 from tas.scoring import Judge, Score, judged
 from tas.space import Architecture, Budget, SearchSpace

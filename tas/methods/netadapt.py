@@ -23,8 +23,8 @@ from tas.extraction import extract
 from tas.importance import reorder
 from tas.methods import checkpoint as checkpoints
 from tas.methods.asked import Asked
-from tas.methods.budgets import meets
 from tas.methods.result import Row, SearchResult, read_score, written
+from tas.methods.standing import meets
 from tas.objectives import Objective
 from tas.sampling import require_feasible
 from tas.scoring import Judge, Score, judged, ranked, search_splits

@@ -22,8 +22,8 @@ from tas.data.tensors import digest
 from tas.errors import BadRecipe, Diverged
 from tas.methods import bilevel, differentiable
 from tas.methods.asked import Asked
-from tas.methods.budgets import table_of
 from tas.methods.claims import claimed, take_part
+from tas.methods.learned import candidates, table_of
 from tas.methods.optuna_study import stored
 from tas.methods.result import Row, SearchResult, read_score, written
 from tas.methods.storages import kept
@@ -147,7 +147,7 @@ def _value(tried: _Tried, checkpoint: Path | None) -> float | None:
     own = Asked(source, asked.data, asked.budgets, settings, asked.objective, asked.seed, asked.device, checkpoint)
     found = differentiable.search(own, tried.after_epoch)
     table, generator = table_of(space, found.probabilities), torch.Generator().manual_seed(asked.seed)
-    last = differentiable.candidates(space, table, asked.budget, asked.settings.candidates, generator)
+    last = candidates(space, table, asked.budget, asked.settings.candidates, generator)
     scores = tried.score(last)
     valid = [each for each in scores if each.valid]
     if not valid:

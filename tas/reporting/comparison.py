@@ -10,8 +10,9 @@ from tas.errors import BadRecipe
 from tas.files import read_json, write_text
 from tas.reporting import pictures
 from tas.reporting.forgetting import forgetting_parts
+from tas.reporting.numbers import decimal, epochs, figures, short
 from tas.reporting.page import write_page
-from tas.reporting.tables import Table, decimal, epochs, figures, short
+from tas.reporting.tables import Table
 
 _STARTS = {
     "inherit": "the original's most important channels",

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tas.files import json_text
+from tas.reporting.numbers import decimal, short
 from tas.reporting.seen import Seen
-from tas.reporting.tables import Table, decimal, short
+from tas.reporting.tables import Table
 
 _TRAINED_BY = ("original", "distill", "initialize", "synthesize", "objective")  # sections that decide on accuracy
 _APART = ("title", "network", "budget", "compare", "latency", "export")  # told elsewhere, or of no weight for the rows

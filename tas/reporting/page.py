@@ -8,7 +8,7 @@ from typing import Any
 
 from tas.errors import BadRecipe
 from tas.files import read_json, read_lines, write_text
-from tas.reporting import pictures, tables
+from tas.reporting import numbers, pictures, tables
 from tas.reporting.synthesis import synthesis_parts
 
 
@@ -65,8 +65,8 @@ def _content(folder: Path) -> dict[str, Any]:
         "scores": tables.score_rows(candidates, metric) if candidates else None,
         "choices": tables.choice_rows(space) if space else None,
         "kept": tables.kept_rows(space) if space else None,
-        "timing": [(name, tables.duration(stage["seconds"])) for name, stage in run["stages"].items()],
-        "total": tables.duration(sum(stage["seconds"] for stage in run["stages"].values())),
+        "timing": [(name, numbers.duration(stage["seconds"])) for name, stage in run["stages"].items()],
+        "total": numbers.duration(sum(stage["seconds"] for stage in run["stages"].values())),
         "warnings": run["warnings"],
         "environment": read_json(folder / "environment.json") or {},
         "recipe": (folder / "recipe.yaml").read_text() if (folder / "recipe.yaml").is_file() else "",
@@ -98,15 +98,15 @@ def _summary(metrics: dict[str, Any] | None, metric: str) -> str:
     original = metrics["original"]
     if len(students) > 1:
         kept = _listed(f"{student['macs'] / original['macs']:.1%}" for student in students)
-        reached = _listed(tables.decimal(student[metric]) for student in students)
+        reached = _listed(numbers.decimal(student[metric]) for student in students)
         return (
             f"The students keep {kept} of the original's multiply-accumulates; {metric} on the test images goes from "
-            f"{tables.decimal(original[metric])} to {reached}."
+            f"{numbers.decimal(original[metric])} to {reached}."
         )
     return (
         f"The student keeps {students[0]['macs'] / original['macs']:.1%} of the original's multiply-accumulates and "
         f"{students[0]['params'] / original['params']:.1%} of its parameters; {metric} on the test images goes from "
-        f"{tables.decimal(original[metric])} to {tables.decimal(students[0][metric])}."
+        f"{numbers.decimal(original[metric])} to {numbers.decimal(students[0][metric])}."
     )
 
 

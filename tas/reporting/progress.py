@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tas.reporting.tables import duration
+from tas.reporting.numbers import duration
 from tas.training import Progress as TrainingProgress
 
 Bar = Callable[[int, int, str], None]

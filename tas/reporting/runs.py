@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tas.files import is_number
-from tas.reporting import pictures, tables
+from tas.reporting import numbers, pictures, tables
 from tas.reporting.differences import cautions, difference_rows, listed
 from tas.reporting.page import write_page
 from tas.reporting.seen import Seen, seen
@@ -64,8 +64,8 @@ def _cells(run: Seen, name: str, metric: str, timed: bool) -> list[str]:
     row = run.metrics[name]
     return [
         *(shown[column] for column in (metric, "difference", "MACs", "of MACs", "params")),
-        tables.size_on_disk(row),
-        *(tables.milliseconds(row, key) for key in ("latency_ms", "measured_ms") if timed),
+        numbers.size_on_disk(row),
+        *(numbers.milliseconds(row, key) for key in ("latency_ms", "measured_ms") if timed),
     ]
 
 
@@ -119,6 +119,6 @@ def _timing(runs: Sequence[Seen]) -> Table:
     """Seconds of every stage, a column a run."""
     stages = dict.fromkeys(stage for run in runs for stage in run.state["stages"])
     took = [{name: stage["seconds"] for name, stage in run.state["stages"].items()} for run in runs]
-    rows = [[stage, *(tables.duration(t[stage]) if stage in t else "–" for t in took)] for stage in stages]
-    rows.append(["together", *(tables.duration(sum(each.values())) for each in took)])
+    rows = [[stage, *(numbers.duration(t[stage]) if stage in t else "–" for t in took)] for stage in stages]
+    rows.append(["together", *(numbers.duration(sum(each.values())) for each in took)])
     return ["stage", *(run.label for run in runs)], rows

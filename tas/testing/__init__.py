@@ -32,7 +32,8 @@ from tas.testing.reference import randomize, same_noise
 from tas.tracing import Rules, Traced, as_call, trace
 from tas.tracing.copying import copy_sharing
 from tas.tracing.dynamic import decisions_of, hold
-from tas.tracing.observing import first_line, look_into
+from tas.tracing.fitness import first_line
+from tas.tracing.observing import look_into
 from tas.tracing.undoing import unchanged
 from tas.tracing.watching import Watching
 

@@ -18,6 +18,7 @@ from tas.space import Architecture, SearchSpace
 from tas.supernet import Supernet
 from tas.testing.reference import drawn_wide, independent_macs, same_noise, without_noise
 from tas.tracing import Traced, as_call
+from tas.tracing.leaves import tensors_of
 from tas.tracing.undoing import unchanged
 
 
@@ -76,11 +77,11 @@ def law_3(original: nn.Module, traced: Traced, inputs: Any, close: Close) -> Non
 
 
 def law_4(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close, generator: torch.Generator) -> None:
-    whole = _flat(outputs_of(traced.network, inputs))
+    whole = tensors_of(outputs_of(traced.network, inputs))
     supernet = Supernet(traced)
     for architecture in chosen:
         output = _is_its_student(supernet, architecture, inputs, close, "law 4")
-        alike = all(_same(a, b) for a, b in zip(_flat(output), whole, strict=True))
+        alike = all(_same(a, b) for a, b in zip(tensors_of(output), whole, strict=True))
         if architecture == traced.space.smallest() != traced.space.largest():
             assert not alike, f"law 4 is vacuous: nothing changes at {dict(architecture)}"
     train_a_little(supernet.train(), inputs, chosen[:2])
@@ -249,7 +250,7 @@ def _with_gradients(output: Any, leaves: Mapping[str, Tensor]) -> tuple[list[Ten
     the memory."""
     # what makes weights of the leaves belongs to both graphs
     found = torch.autograd.grad(_square(output), [*leaves.values()], allow_unused=True, retain_graph=True)
-    return [tensor.detach() for tensor in _flat(output)], found
+    return [tensor.detach() for tensor in tensors_of(output)], found
 
 
 def _draw(traced: Traced, generator: torch.Generator, extremes: bool) -> tuple[dict[str, Tensor], Draw]:
@@ -281,8 +282,4 @@ def train_a_little(supernet: Supernet, inputs: Any, architectures: list[Architec
 
 
 def _square(output: Any) -> Tensor:
-    return sum((t.square().sum() for t in _flat(output) if t.is_floating_point()), torch.zeros(()))
-
-
-def _flat(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return sum((t.square().sum() for t in tensors_of(output) if t.is_floating_point()), torch.zeros(()))

@@ -22,7 +22,7 @@ from tas.tracing import Traced, as_call
 from tas.tracing.copying import copy_sharing
 from tas.tracing.independent import independent_macs
 from tas.tracing.records import Feed, Site
-from tas.tracing.undoing import buffers_unchanged
+from tas.tracing.undoing import buffers_unchanged, hooked
 from tas.tracing.units import Group
 
 __all__ = ["drawn_wide", "independent_macs", "randomize", "same_noise", "without_noise"]
@@ -125,10 +125,8 @@ class _Wide:
             module.register_forward_hook(lambda *_, name=name: self._called.add(name))
             for name, module in network.named_modules()
         ]
-        with torch.no_grad(), buffers_unchanged(network):
+        with hooked(handles), torch.no_grad(), buffers_unchanged(network):
             self.run(inputs)
-        for handle in handles:
-            handle.remove()
 
     def multiply(self, factors: Mapping[Site, Tensor]) -> None:
         """As scaling these dimensions of parameters would; a layer once for its weight and bias together."""

@@ -12,11 +12,12 @@ from torch.utils._pytree import tree_leaves
 from tas.space import Factor, SearchSpace
 from tas.tracing import costs, limits
 from tas.tracing.attributes import AttributeRule, in_units
+from tas.tracing.fitness import copied, require_module
 from tas.tracing.folding import Fold, fold_regions, fold_widths
 from tas.tracing.halves import find_halves, innermost, is_made_of
 from tas.tracing.identity import Array, Rows
 from tas.tracing.keeping import kept_sizes
-from tas.tracing.observing import copied, observe, require_module
+from tas.tracing.observing import observe
 from tas.tracing.proof import prove
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Site
@@ -194,7 +195,7 @@ def _depth(recorder: Recorder, traced: Traced) -> tuple[list[list[Region]], dict
 
     def proved(regions: list[Region]) -> list[Region]:
         foldable = [region for region in regions if folds[region.module]]
-        return skips_exactly(traced.network, traced.args, traced.kwargs, folds, foldable, traced.decisions)
+        return skips_exactly(traced, folds, foldable)
 
     halves = proved(halves)
     blocks = proved([block for block in blocks if not is_made_of(block, halves)])

@@ -33,7 +33,7 @@ _FACTORS = 3  # of a product, at most, of which others are made
 
 
 def equalize(units: Units) -> list[tuple[Array, Array, str]]:
-    """Make the sizes equal that the code needs equal (`Recorder.counts`). Returns those for which no formula serves."""
+    """Make the sizes equal that the code needs equal (`Findings.counts`). Returns those for which no formula serves."""
     return [(left, right, why) for left, right, why in units.recorder.counts if not _equal(units, left, right)]
 
 

@@ -51,7 +51,7 @@ def _candidates(units: Units, name: str, size: int, multiple: int) -> tuple[int,
 
 
 def _multiples(units: Units, sizes: dict[str, int]) -> dict[str, int]:
-    """What every choice has to be a multiple of, so that all demands are met (`Rules.divisor`, `Recorder.steps`)."""
+    """What every choice has to be a multiple of, so that all demands are met (`Rules.divisor`, `Findings.steps`)."""
     found = dict.fromkeys(sizes, 1)
     for times, powers, divisor in _demands(units, sizes):
         rest = divisor // gcd(divisor, times * prod(found[name] ** power for name, power in powers))

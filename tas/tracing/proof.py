@@ -12,7 +12,7 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice, tee
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,17 +27,14 @@ from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.records import Axis, Record
 from tas.tracing.repair import SIZED, Told, give_way
 from tas.tracing.replay import Replay
+from tas.tracing.traced import Traced
+from tas.tracing.trials import first_masks, more_masks
 from tas.tracing.undoing import unchanged
 from tas.tracing.units import Units
 
-if TYPE_CHECKING:
-    from tas.tracing.traced import Traced
-
 _TRIES = 60  # attributes tried at one operator before identities give way
-_MASKS = 10  # random architectures at most
 _FRESH = 2  # architectures more that rules have to hold at and were not searched at: 1 s each on swin_b
 _ASKED = 4  # architectures more that tell what size the code asks for where an operator fails
-_DRAWN = 16  # architectures of which one is taken: with 8 candidates, three then tell 60 choices apart
 
 
 def prove(
@@ -47,7 +44,7 @@ def prove(
     rules are added to `rules`, and to `doubted` until a replay without them says that they are needed; False where
     identities changed, so that the widths have to be worked out anew."""
     disproved: list[AttributeRule] = []
-    masks, others = deque(_masks(traced)), _others(traced, 1)
+    masks, others = deque(first_masks(traced)), more_masks(traced, 1)
     held = fresh = 0
     while held < len(masks) or (rules and fresh < _FRESH):
         if held < len(masks):
@@ -59,42 +56,10 @@ def prove(
         masks.append(mask)
         under = replace(traced, attribute_rules=in_units(rules, units))
         proof = _Proof(recorder, units, under, mask, rules, disproved, doubted)
-        if not proof.holds(islice(_others(traced, 2), _ASKED)):
+        if not proof.holds(islice(more_masks(traced, 2), _ASKED)):
             return False
         held, fresh = (1, 0) if proof.new else (held + 1, fresh)
     return True
-
-
-def _masks(traced: Traced) -> list[Array]:
-    """Three random architectures, of many drawn, and the smallest; more where two choices would always be equally
-    large, since a size that the code takes for another then goes unnoticed (of two candidates, three draws miss one in
-    eight)."""
-    generator = np.random.default_rng(0)
-    counts = np.array([len(c.candidates) for c in traced.space.choices], int)
-    picked: list[Array] = []
-    alike = np.zeros((1, len(counts)))
-    while len(picked) < 3 or (len(picked) < _MASKS and _pairs(alike, counts)):
-        drawn = [generator.integers(counts) for _ in range(_DRAWN)]
-        grown = [np.concatenate([alike, [draw / np.maximum(counts - 1, 1)]]) for draw in drawn]
-        best = min(range(_DRAWN), key=lambda number: _pairs(grown[number], counts))
-        picked.append(drawn[best])
-        alike = grown[best]
-    picked.insert(1, np.zeros(len(counts), int))
-    return [traced.keep_mask(traced.space.architecture(indices.tolist())) for indices in picked]
-
-
-def _others(traced: Traced, seed: int) -> Iterator[Array]:
-    """Random architectures without end."""
-    generator = np.random.default_rng(seed)
-    counts = np.array([len(c.candidates) for c in traced.space.choices], int)
-    while True:
-        yield traced.keep_mask(traced.space.architecture(generator.integers(counts).tolist()))
-
-
-def _pairs(alike: Array, counts: Array) -> int:
-    """How many pairs of choices, of those with several candidates, agree in all rows."""
-    _, together = np.unique(alike[:, counts > 1], axis=1, return_counts=True)
-    return int((together * (together - 1) // 2).sum())
 
 
 class _Proof:

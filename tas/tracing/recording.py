@@ -5,57 +5,47 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
-from functools import cached_property, partial
-from inspect import signature
+from dataclasses import fields
+from functools import cached_property, partial, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import multi_head_attention_forward
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from tas.tracing.calls import NotingAttention, noting_calls
 from tas.tracing.dynamic import Decisions, Noting
-from tas.tracing.identity import Array, Identities, Rows, same
+from tas.tracing.findings import Findings
+from tas.tracing.identity import Rows
+from tas.tracing.leaves import tensors_of, with_paths
+from tas.tracing.literals import numbers_in
 from tas.tracing.places import loose_tensors
-from tas.tracing.records import Axis, Call, Record, Site, Span, Value
+from tas.tracing.records import Call, Record, Site, Span, Value
 from tas.tracing.watching import Watching
 from tas.tracing.whole import Whole
 
 Handler = Callable[..., None]
 _OWN = f"{Path(__file__).parent}/"
 _TORCH = f"{Path(torch.__file__).parent}/"
-_ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "pow", "remainder", "fmod", "floor_divide"}
 _TORCHS = ("aten", "prims", "torchvision", "")  # namespaces of operators; the last: functions that count as one
 
 
-class Recorder(Watching):
-    """Runs a network once and keeps what it did. Handlers (tas.tracing.operators) call `rows`, `put` and `unify`."""
+class Recorder(Watching, Findings):
+    """Runs a network once and keeps what it did. Handlers (tas.tracing.handlers) call `rows`, `put` and `unify`."""
 
     def __init__(
         self, network: nn.Module, handlers: dict[str, Handler], fallback: Handler, own: Mapping[str, Handler]
     ) -> None:
-        super().__init__()
+        Watching.__init__(self)
+        Findings.__init__(self)
         self.own = own  # the user's, by "name" or "namespace::name"
         self.network, self.handlers, self.fallback = network, handlers, fallback
-        self.identities = Identities()
         self.records: list[Record] = []
         self.calls: list[Call] = []
         self.spans: list[Span] = []
-        self.tensors: dict[str, tuple[Rows, ...]] = {}  # parameters and buffers
-        self._inexact: list[tuple[str, tuple[Rows, ...]]] = []
-        self.counts: list[tuple[Array, Array, str]] = []  # dimensions of which the code needs equally many positions
-        self.ordered: list[Rows] = []  # dimensions whose positions must keep their neighbours
-        self.joined: set[Site] = set()  # dimensions of parameters that a view joins to the one in front
-        self.steps: list[tuple[Rows, int]] = []  # dimensions that a kernel takes in multiples of a number alone
-        self.apart: list[Rows] = []  # positions that were taken out of others: units in and outside are no longer alike
-        self.grouped: dict[
-            str, tuple[Axis, Axis]
-        ] = {}  # grouped layers: input channels, and those of one group or head
         self.needed = 0  # bit set of the records that outputs descend from
         self.reads: dict[str, int] = {}  # first name of a parameter or buffer -> bit set of the records that read it
         self.outputs: list[tuple[str, Value]] = []  # of the network, with the path to each
@@ -68,21 +58,19 @@ class Recorder(Watching):
         self._rows = WeakIdKeyDictionary()
         self._maker = WeakIdKeyDictionary()
         self._descends = WeakIdKeyDictionary()
-        self._origin = (
-            WeakIdKeyDictionary()
-        )  # parameter behind a tensor: its name, and its dimensions for each dimension
+        # the parameter behind a tensor: its name, and its dimensions for each dimension
+        self._origin = WeakIdKeyDictionary()
         self._written: dict[int, tuple[int, int]] = {}  # storage -> last in-place record and what that descends from
         self._promised = WeakIdKeyDictionary()  # identities that become one when a tensor is read
-        self._loose = (
-            WeakIdKeyDictionary()
-        )  # tensors that are no parameters or buffers, and their views: where they are
+        # tensors that are no parameters or buffers, and their views: where they are
+        self._loose = WeakIdKeyDictionary()
         for name, module in network.named_modules():
             for key, tensor in loose_tensors(module):
                 self._loose[tensor] = f"{'.'.join(map(str, key))} of {name or 'the network'}"
         self._whole = Whole(partial(self._observe, in_place=False, pointwise=False))
-        self._stack: list[str] = [""]
+        self.stack: list[str] = [""]
         self._first_name: dict[str, str] = {}  # shared parameters have several names
-        self._names = {id(module): name for name, module in network.named_modules()}
+        self.names = {id(module): name for name, module in network.named_modules()}
         first: dict[int, str] = {}
         for name, tensor in _named_tensors(network):
             self._first_name[name] = first.setdefault(id(tensor), name)
@@ -117,7 +105,7 @@ class Recorder(Watching):
 
     def made_by(self, tensor: Tensor) -> Record | None:
         """The record that computed a tensor last."""
-        index = self._value(tensor).made_by
+        index = self.value(tensor).made_by
         return None if index < 0 else self.records[index]
 
     def when_read(self, tensor: Tensor, pairs: list[tuple[Rows, Rows]]) -> None:
@@ -129,33 +117,9 @@ class Recorder(Watching):
             for left, right in self._promised.pop(tensor, ()):
                 self.identities.unify(left, right, "they are stacked in one tensor that is read")
 
-    def tie_counts(self, left: Rows, right: Rows, why: str) -> bool:
-        """The code needs as many kept positions of one as of the other: whether that was not known."""
-        left, right = self.identities.canonical(left), self.identities.canonical(right)
-        if left is None or right is None:
-            self.identities.unify(left, right, why)
-            return left is not right
-        known = [(self.identities.canonical(a), self.identities.canonical(b)) for a, b, _ in self.counts]
-        if same(left, right) or any(same(left, a) and same(right, b) for a, b in known):
-            return False
-        self.counts.append((left, right, why))
-        return True
-
     def freeze(self, *parts: Rows, why: str = "") -> None:
         for part in parts:
             self.identities.freeze(part, f"{why}{': ' if why else ''}{self.current.where()}")
-
-    def carries(self, rows: Rows) -> bool:
-        return self.identities.canonical(rows) is not None
-
-    def mark_inexact(self, why: str, *rows: Rows) -> None:
-        """Cut channels would matter other than by being zero, as long as any of these dimensions can be cut."""
-        self._inexact.append((why, rows))
-
-    @property
-    def inexact(self) -> tuple[str, ...]:
-        found = (why for why, rows in self._inexact if not rows or any(map(self.carries, rows)))
-        return tuple(dict.fromkeys(found))
 
     def sites(self, tensor: Tensor) -> tuple[tuple[Site, ...], ...]:
         """Behind each dimension of a tensor the parameter dimensions, if that is a parameter seen through views: one,
@@ -184,7 +148,7 @@ class Recorder(Watching):
     def tie_heads(self, query: Tensor, heads: int, weight: Tensor) -> None:
         """torch's own attention, with the weight of its output layer, computes the head size as embedding // heads: the
         embedding is heads x head size."""
-        name = self._stack[-1]
+        name = self.stack[-1]
         why = f"the embedding is heads x head size: {name}"
         embedding, made_of = query.shape[-1], self.rows(weight)[1]
         self.tie_counts(self.rows(query)[-1], made_of, why)
@@ -196,21 +160,21 @@ class Recorder(Watching):
     # -- the forward -----------------------------------------------------------------------------------------------
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         noting = Noting(self.network)
-        with torch.no_grad(), _hooks(self), plain_attention(), self._whole, _Attention(self), noting, self:
+        with torch.no_grad(), noting_calls(self), plain_attention(), self._whole, NotingAttention(self), noting, self:
             output = self.network(*args, **kwargs)
         self.decisions = noting.decisions
-        given_back = _everything(output)
+        given_back = with_paths(output)
         self._read([tensor for _, tensor in given_back])
         for path, tensor in given_back:
-            self.needed |= self._ancestors(tensor)
-            self.outputs.append((path.removeprefix("."), self._value(tensor)))
+            self.needed |= self.ancestors(tensor)
+            self.outputs.append((path.removeprefix("."), self.value(tensor)))
         return output
 
     def also(self) -> Recorder:
-        """One for another forward of the same network, whose findings about identities are this one's as well."""
+        """One for another forward of the same network, whose findings are this one's as well."""
         other = Recorder(self.network, self.handlers, self.fallback, self.own)
-        for shared in ("identities", "tensors", "counts", "_inexact", "ordered", "joined", "steps", "apart", "grouped"):
-            setattr(other, shared, getattr(self, shared))
+        for shared in fields(Findings):
+            setattr(other, shared.name, getattr(self, shared.name))
         for name, tensor in _named_tensors(self.network):
             if name in self.tensors:
                 other._rows[tensor] = self.tensors[name]
@@ -249,7 +213,7 @@ class Recorder(Watching):
         before = self._generators() if draws else []
         out = self._observe(func._schema.name, func, args, kwargs or {}, writes, torch.Tag.pointwise in func.tags)
         if not all(map(torch.equal, before, self._generators() if before else [])):
-            for tensor in _tensors(out):  # of another shape they would be other numbers
+            for tensor in tensors_of(out):  # of another shape they would be other numbers
                 self.freeze(*self.rows(tensor), why="random numbers are drawn in eval mode")
         return out
 
@@ -261,19 +225,16 @@ class Recorder(Watching):
     def _observe(self, name: str, func: Any, args: Any, kwargs: Any, in_place: bool, pointwise: bool) -> Any:
         given, operator = dict(kwargs), name.rpartition("::")[2]
         target = given.pop("out", None)
-        inputs = _tensors((args, given))
+        inputs = tensors_of((args, given))
         self._read(inputs)
-        values = tuple(self._value(tensor) for tensor in inputs)
-        before = [self._ancestors(tensor) for tensor in inputs]
+        values = tuple(self.value(tensor) for tensor in inputs)
+        before = [self.ancestors(tensor) for tensor in inputs]
         shown = self._as_it_was(args[0]) if torch.Tag.inplace_view in getattr(func, "tags", ()) else None
         out = func(*args, **kwargs)
         args = args if shown is None else (shown, *args[1:])
-        union = 0
-        for bits in before:
-            union |= bits
         index = len(self.records)
         (source, owners), numbers = self._called_from(), numbers_in(operator, (args, given))
-        self.current = Record(index, operator, self._stack[-1], source, values, union, tuple(before), owners, numbers)
+        self.current = Record(index, operator, self.stack[-1], source, values, tuple(before), owners, numbers)
         for tensor in inputs:
             known = self._origin.get(tensor)
             if known is not None:
@@ -281,21 +242,21 @@ class Recorder(Watching):
         loose = [self._loose.get(tensor) for tensor in inputs]
         self._met = next(filter(None, loose), "")
         if loose and all(loose):
-            self._loose.update((tensor, self._met) for tensor in _tensors(out))
-        overwritten = [(tensor, self.rows(tensor)) for tensor in _tensors(target)]
+            self._loose.update((tensor, self._met) for tensor in tensors_of(out))
+        overwritten = [(tensor, self.rows(tensor)) for tensor in tensors_of(target)]
         handler = self._handler(name)
         (handler or (self.handlers["pointwise"] if pointwise else self.fallback))(self, out, *args, **given)
         for tensor, before_it in overwritten:  # out=: what is written goes with what the memory was made for
             for left, right in zip(before_it, self.rows(tensor), strict=False):
                 self.unify(left, right)
-        self._note_outputs(out, inputs, union | (1 << index), in_place)
+        self._note_outputs(out, inputs, reduce(or_, before, 1 << index), in_place)
         self.records.append(self.current)
         return out
 
     def _called_from(self) -> tuple[str, tuple[str, ...]]:
         """The innermost line of Python that is neither torch's nor ours, as file:line; and the modules whose methods
         were at work since the running module's forward began, innermost first."""
-        running, frame, line, owners = self._stack[-1], sys._getframe(2), "", list[str]()
+        running, frame, line, owners = self.stack[-1], sys._getframe(2), "", list[str]()
         within = True
         while frame is not None and (within or not line):
             code = frame.f_code
@@ -303,7 +264,7 @@ class Recorder(Watching):
             if not line and not others:
                 line = f"{Path(code.co_filename).name}:{frame.f_lineno}"
             if within and code.co_argcount and (not others or code.co_name == "forward"):
-                name = self._names.get(id(frame.f_locals.get(code.co_varnames[0])), "?")
+                name = self.names.get(id(frame.f_locals.get(code.co_varnames[0])), "?")
                 within = name != running
                 owners += [name] if within and name != "?" and name not in owners else []
             frame = frame.f_back  # type: ignore[assignment]
@@ -328,82 +289,21 @@ class Recorder(Watching):
 
     def _note_outputs(self, out: Any, inputs: list[Tensor], descends: int, in_place: bool) -> None:
         storages = {_storage(tensor) for tensor in inputs}
-        for tensor in _tensors(out):
+        for tensor in tensors_of(out):
             self._descends[tensor] = descends
             self._maker[tensor] = self.current.index
             if in_place:
                 self._written[_storage(tensor)] = (self.current.index, descends)
             elif _storage(tensor) not in storages:
                 self._written.pop(_storage(tensor), None)  # new memory at an old address
-        self.current.outputs = tuple(self._value(tensor) for tensor in _tensors(out))
+        self.current.outputs = tuple(self.value(tensor) for tensor in tensors_of(out))
 
-    def _value(self, tensor: Tensor) -> Value:
+    def value(self, tensor: Tensor) -> Value:
         made_by = max(self._maker.get(tensor, -1), self._written.get(_storage(tensor), (-1, 0))[0])
         return Value(tuple(tensor.shape), tuple(self.rows(tensor)), made_by, is_real(tensor), self.sites(tensor))
 
-    def _ancestors(self, tensor: Tensor) -> int:
+    def ancestors(self, tensor: Tensor) -> int:
         return int(self._descends.get(tensor, 0)) | self._written.get(_storage(tensor), (-1, 0))[1]
-
-
-class _Attention(TorchFunctionMode):
-    """Tells of torch's own attention, which modules other than torch's call as well."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func is multi_head_attention_forward:
-            given = signature(func).bind(*args, **(kwargs or {})).arguments
-            self.recorder.tie_heads(given["query"], given["num_heads"], given["out_proj_weight"])
-        return out
-
-
-_Given = tuple[tuple[Value, ...], tuple[int | str | None, ...]]
-
-
-@contextmanager
-def _hooks(recorder: Recorder) -> Iterator[None]:
-    """Follow the module stack, and note the calls of modules that take a tensor first and give one."""
-    opened: list[tuple[int, _Given, tuple[Value, int] | None, int | str | None, bool]] = []
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        recorder._stack.append(recorder._names.get(id(module), recorder._stack[-1]))
-        at = _leading(args, kwargs)
-        each = [(place, x, leaf) for place, x in (*enumerate(args), *kwargs.items()) for leaf in _tensors(x)]
-        values = (
-            tuple(recorder._value(leaf) for _, _, leaf in each),
-            tuple(p if x is leaf else None for p, x, leaf in each),
-        )
-        stream = None if at is None else args[0] if args else kwargs[at]
-        taken = None if stream is None else (recorder._value(stream), recorder._ancestors(stream))
-        opened.append((len(recorder.records), values, taken, at, len(args) == 1 and not kwargs))
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        name = recorder._stack.pop()
-        first, values, taken, at, alone = opened.pop()
-        recorder.spans.append(Span(name, first, len(recorder.records), *values))
-        nones = len(output) - 1 if type(output) is tuple and all(other is None for other in output[1:]) else -1
-        made = output[0] if nones >= 0 else output
-        if at is not None and taken is not None and isinstance(made, Tensor):
-            last, made = len(recorder.records), recorder._value(made)
-            recorder.calls.append(Call(name, first, last, taken[0], made, taken[1], at, alone, nones))
-
-    handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in recorder.network.modules()]
-    handles += [module.register_forward_hook(leave) for module in recorder.network.modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _leading(args: Any, kwargs: Any) -> int | str | None:
-    """Where a module is given its first tensor: as its first argument, or by which keyword where it has no others."""
-    if args:
-        return 0 if isinstance(args[0], Tensor) else None
-    return next((key for key, value in kwargs.items() if isinstance(value, Tensor)), None)
 
 
 @contextmanager
@@ -425,56 +325,6 @@ def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def is_real(tensor: Tensor) -> bool:
     """Whether it holds numbers that a factor makes sense for: real or complex, as opposed to whole."""
     return tensor.dtype.is_floating_point or tensor.dtype.is_complex
-
-
-LITERAL = "lift_fresh"
-
-
-def numbers_in(operator: str, tree: Any) -> tuple[float, ...]:
-    """The numbers among an operator's arguments that it computes with: fractions, and whole ones in arithmetic (sizes
-    and dimensions elsewhere); what `torch.tensor(number)` in a forward makes a tensor of."""
-    if operator == LITERAL:
-        return tuple(float(x.item()) for x in _tensors(tree) if x.numel() == 1 and x.is_cpu and not x.is_complex())
-    kinds = (float, int) if operator.rstrip("_") in _ARITHMETIC else (float,)
-    return tuple(_numbers(tree, kinds))
-
-
-def _numbers(tree: Any, kinds: tuple[type, ...]) -> Iterator[float]:
-    if isinstance(tree, (tuple, list, dict)):  # torch's own flattening takes a third of a replay
-        for part in tree.values() if isinstance(tree, dict) else tree:
-            yield from _numbers(part, kinds)
-    elif type(tree) in kinds:
-        yield tree
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [tree] if isinstance(tree, Tensor) else [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _everything(output: Any) -> list[tuple[str, Tensor]]:
-    """The tensors that a network gives back, each with the path to it, also those in objects that torch does not know
-    how to look into."""
-    found, waiting, seen = list[tuple[str, Tensor]](), [("", output)], dict[int, Any]()
-    while waiting:
-        path, leaf = waiting.pop(0)
-        if id(leaf) not in seen and isinstance(leaf, Tensor):
-            found.append((path, leaf))
-        elif id(leaf) not in seen and not isinstance(leaf, (type, nn.Module)):
-            waiting += [(path + step, part) for step, part in _parts(leaf)]
-        seen[id(leaf)] = leaf  # held, or another object could come to have its number
-    return found
-
-
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        yield from ((f".{key}", part) for key, part in value.items())
-    elif isinstance(value, (tuple, list)):
-        yield from ((f"[{index}]", part) for index, part in enumerate(value))
-    else:
-        yield from ((f".{name}", part) for name, part in getattr(value, "__dict__", {}).items())
-        yield from ((f".{name}", getattr(value, name, None)) for name in getattr(value, "__slots__", ()))
-        leaves = () if is_dataclass(value) else tree_leaves(value)  # what torch was told how to look into
-        yield from (("", leaf) for leaf in leaves if leaf is not value)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -58,8 +58,7 @@ class Record:
     module: str
     source: str
     inputs: tuple[Value, ...]
-    before: int  # bit set of the records that its inputs descend from
-    input_before: tuple[int, ...]
+    input_before: tuple[int, ...]  # for every input the bit set of the records that it descends from
     owners: tuple[str, ...] = ()  # modules whose methods called it, other than by a forward of theirs; innermost first
     numbers: tuple[float, ...] = ()  # among its arguments
     outputs: tuple[Value, ...] = ()

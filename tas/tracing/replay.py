@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from tas.tracing.dynamic import Holding
-from tas.tracing.recording import LITERAL, Recorder, numbers_in
+from tas.tracing.leaves import tensors_of
+from tas.tracing.literals import LITERAL, numbers_in
+from tas.tracing.recording import Recorder
 from tas.tracing.records import Axis, Record, Span
+from tas.tracing.undoing import hooked
 from tas.tracing.watching import Watching
 from tas.tracing.whole import Whole
 
@@ -110,11 +112,8 @@ class Replay(Watching):
         for name, module in network.named_modules():
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))
             handles.append(module.register_forward_hook(lambda *_: leave()))
-        try:
+        with hooked(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def at(self) -> Record:
         """The operator that is due, or failed."""
@@ -123,8 +122,9 @@ class Replay(Watching):
             self.position += 1
         return records[min(self.position, len(records) - 1)]
 
-    def _is_slice_due(self) -> bool:
-        """Whether an alias is a slice up to the end or beyond, and not one that was an alias in the record as well."""
+    def _meet_alias(self) -> bool:
+        """Note that an alias was met: whether it is a slice up to the end or beyond, and not one that was an alias in
+        the record as well."""
         due = self.at()
         passed = takewhile(lambda r: r.operator in _COMES_AND_GOES, reversed(self.recorder.records[: due.index]))
         met = [record.index for record in passed if record.operator == "alias" and record.index >= self._aliases]
@@ -144,13 +144,13 @@ class Replay(Watching):
         if not self.aligned:
             self._note(name, args, kwargs)
             return out
-        whole = name == "alias" and self._is_slice_due()
+        whole = name == "alias" and self._meet_alias()
         if name in _COMES_AND_GOES and not whole:
             return out
         record = self.at()
         if _ALIKE.get(record.operator, record.operator) != _ALIKE.get(name, name) and not whole:
             return self._stray(name, args, kwargs, out)
-        tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        tensors = tensors_of(out)
         for tensor, value in zip(tensors, record.outputs, strict=False):
             wanted = tuple(self.kept(axis) for axis in value.axes())
             if tuple(tensor.shape) != wanted and value.real:

@@ -10,36 +10,24 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tas.tracing.copying import copy_sharing
-from tas.tracing.dynamic import Decisions, outputs_under
+from tas.tracing.dynamic import outputs_under
 from tas.tracing.records import Site
 from tas.tracing.regions import Region
+from tas.tracing.traced import Traced
 from tas.tracing.undoing import same_draws
 
 
-def skips_exactly(
-    network: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    folds: Mapping[str, tuple[Site, ...]],
-    regions: list[Region],
-    decisions: Decisions,
-) -> list[Region]:
+def skips_exactly(traced: Traced, folds: Mapping[str, tuple[Site, ...]], regions: list[Region]) -> list[Region]:
     """Those of which leaving out equals scaling the branch by 0: all at once, else each half of them by itself."""
-    if not regions or _skips(network, args, kwargs, folds, regions, decisions):
+    if not regions or _skips(traced, folds, regions):
         return regions
     middle = len(regions) // 2
     halves = (regions[:middle], regions[middle:]) if middle else ()
-    return [r for half in halves for r in skips_exactly(network, args, kwargs, folds, half, decisions)]
+    return [r for half in halves for r in skips_exactly(traced, folds, half)]
 
 
-def _skips(
-    network: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    folds: Mapping[str, tuple[Site, ...]],
-    regions: list[Region],
-    decisions: Decisions,
-) -> bool:
+def _skips(traced: Traced, folds: Mapping[str, tuple[Site, ...]], regions: list[Region]) -> bool:
+    network, args, kwargs = traced.network, traced.args, traced.kwargs
     names = {name for region in regions for name, _ in folds[region.module]}
     alike = {name for name, p in network.named_parameters() if p.numel() and p.min() == p.max()}
     without = copy_sharing(network, [p for name, p in network.named_parameters() if name not in alike]).eval()
@@ -55,7 +43,7 @@ def _skips(
         for removal in (removal for region in regions for removal in region.removed):
             without.set_submodule(removal.module, removal.stand_in())
         try:
-            outputs = [outputs_under(decisions, n, args, kwargs) for n in (scaled, without)]
+            outputs = [outputs_under(traced.decisions, n, args, kwargs) for n in (scaled, without)]
         except Exception:  # the network needs something else of the module: it cannot be left out
             return False
     if len(outputs[0]) != len(outputs[1]):  # what is left out decides something itself (a mask of windows)

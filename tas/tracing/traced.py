@@ -57,7 +57,6 @@ class Traced:
     folds: Mapping[str, Fold]
     branch_folds: Mapping[str, tuple[Site, ...]]
     decisions: Decisions = field(default_factory=Decisions)
-    seconds: float = 0.0
 
     @property
     def exact(self) -> bool:

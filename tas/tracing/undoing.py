@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from tas.tracing.places import MODULES_OWN
 
@@ -25,6 +26,15 @@ def leaves_traces(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
         if old.keys() != new.keys() or any(len(old[key]) != len(new[key]) for key in stores):
             found.append(name)
     return tuple(found)
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Takes these hooks off again."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.enter_context(handle)
+        yield
 
 
 @contextmanager

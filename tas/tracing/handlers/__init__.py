@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
-
-from tas.tracing import comparisons, lines, pieces, pointwise, products, recurrent, spatial, transforms, views
+from tas.tracing.handlers import comparisons, lines, pieces, pointwise, products, recurrent, spatial, transforms, views
+from tas.tracing.leaves import tensors_of
 from tas.tracing.recording import Handler, Recorder
 
 HANDLERS: dict[str, Handler] = {
@@ -26,14 +24,13 @@ HANDLERS: dict[str, Handler] = {
 
 def unknown(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
     """No handler: everything that reaches the operator stays as it is."""
-    inputs = [a for a in tree_leaves((args, options)) if isinstance(a, Tensor)]
+    inputs = tensors_of((args, options))
     if not inputs:
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.dtype.is_floating_point:
+        for tensor in tensors_of(out):
+            if tensor.dtype.is_floating_point:
                 views.counted(t, tensor)
         return
     for tensor in inputs:
         t.freeze(*t.rows(tensor), why=f"tas has no handler for {t.current.operator}")
-    for tensor in tree_leaves(out):
-        if isinstance(tensor, Tensor):
-            t.put(tensor, [None] * tensor.dim())
+    for tensor in tensors_of(out):
+        t.put(tensor, [None] * tensor.dim())

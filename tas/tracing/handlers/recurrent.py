@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from tas.tracing.identity import Rows
+from tas.tracing.leaves import tensors_of
 from tas.tracing.recording import Handler, Recorder
 from tas.tracing.records import Axis
 
@@ -47,7 +48,7 @@ def layer(t: Recorder, out: Sequence[Tensor], x: Tensor, *args: Any) -> None:
         outputs = []
         for cell in cells[index * (1 + both) : (index + 1) * (1 + both)]:
             units, output = _cell(t, cell, given, lead)
-            summed += _reads(t, cell, x if index == 0 else cell.reads)
+            summed += _reads(cell, x if index == 0 else cell.reads)
             hidden.append((cell.recurs.shape[0] // _gates(t), units))
             made.append((cell.recurs.shape[1], output))
             outputs.append(made[-1])
@@ -141,7 +142,7 @@ def _given_state(t: Recorder, state: Any, made: list[Axis], hidden: list[Axis]) 
         t.freeze(t.rows(tensor)[0], why="layers of a recurrent state")
 
 
-def _reads(t: Recorder, cell: _Cell, source: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _reads(cell: _Cell, source: Tensor) -> list[tuple[Tensor, Tensor]]:
     """What is summed over with which weights: the input, by the weights themselves where it is computed inside."""
     inside = [(weight, weight) for weight in (cell.recurs, cell.projects) if weight is not None]
     return [(source, cell.reads), *inside]
@@ -154,7 +155,7 @@ def _state_reads(state: Any, first: _Cell) -> list[tuple[Tensor, Tensor]]:
 
 
 def _note(t: Recorder, args: Any, summed: list[tuple[Tensor, Tensor]]) -> None:
-    given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+    given = tensors_of(args)
     places = {id(tensor): index for index, tensor in reversed([*enumerate(given)])}
     t.current.contracted = tuple(
         (places[id(source)], t.rows(weight)[1], t.site(weight, 1)) for source, weight in summed

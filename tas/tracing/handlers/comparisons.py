@@ -7,13 +7,14 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tas.tracing.pointwise import broadcast
+from tas.tracing.handlers.pointwise import broadcast
+from tas.tracing.leaves import tensors_of
 from tas.tracing.recording import Handler, Recorder
 
 
 def loss(t: Recorder, out: Tensor, *args: Any, **options: Any) -> None:
     """mse_loss, binary_cross_entropy ...: element by element, then the mean or sum of all unless none is wanted."""
-    inputs = [a for a in tree_leaves((args, options)) if isinstance(a, Tensor)]
+    inputs = tensors_of((args, options))
     if out.shape == inputs[0].shape:
         broadcast(t, out, inputs)
         return

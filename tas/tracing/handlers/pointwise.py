@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from tas.tracing.identity import Rows
+from tas.tracing.leaves import tensors_of
 from tas.tracing.recording import Handler, Recorder
 from tas.tracing.records import Site
 
@@ -31,7 +32,7 @@ _MORE_POINTWISE = {
 
 
 def pointwise(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
-    inputs = [a for a in tree_leaves((args, options)) if isinstance(a, Tensor)]
+    inputs = tensors_of((args, options))
     for tensor in tree_leaves(out):
         if isinstance(tensor, Tensor):
             broadcast(t, tensor, inputs)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from tas.tracing.leaves import tensors_of
 from tas.tracing.recording import Handler, Recorder
 
 
@@ -37,7 +38,7 @@ def from_pairs(t: Recorder, out: Tensor, x: Tensor) -> None:
 
 def matrices(t: Recorder, out: Any, *args: Any, **options: Any) -> None:
     """Inverses, decompositions, solutions: matrices must stay whole, those side by side are each on their own."""
-    inputs = [a for a in tree_leaves((args, options)) if isinstance(a, Tensor)]
+    inputs = tensors_of((args, options))
     widest = max(inputs, key=lambda x: x.dim())
     lead = t.rows(widest)[:-2]
     for tensor in inputs:

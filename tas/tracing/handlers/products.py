@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from tas.tracing.handlers.pointwise import broadcast
 from tas.tracing.identity import Rows
-from tas.tracing.pointwise import broadcast
 from tas.tracing.recording import Handler, Recorder
 from tas.tracing.records import Axis, Site
 

@@ -1,0 +1,76 @@
+"""What is noted around operators: the calls of modules, and of torch's own attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn.functional import multi_head_attention_forward
+from torch.overrides import TorchFunctionMode
+
+from tas.tracing.leaves import tensors_of
+from tas.tracing.records import Call, Span, Value
+from tas.tracing.undoing import hooked
+
+if TYPE_CHECKING:
+    from tas.tracing.recording import Recorder
+
+_Given = tuple[tuple[Value, ...], tuple[int | str | None, ...]]
+
+
+class NotingAttention(TorchFunctionMode):
+    """Tells of torch's own attention, which modules other than torch's call as well."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is multi_head_attention_forward:
+            given = signature(func).bind(*args, **(kwargs or {})).arguments
+            self.recorder.tie_heads(given["query"], given["num_heads"], given["out_proj_weight"])
+        return out
+
+
+@contextmanager
+def noting_calls(recorder: Recorder) -> Iterator[None]:
+    """Follow the module stack, and note the calls of modules that take a tensor first and give one."""
+    opened: list[tuple[int, _Given, tuple[Value, int] | None, int | str | None, bool]] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        recorder.stack.append(recorder.names.get(id(module), recorder.stack[-1]))
+        at = _leading(args, kwargs)
+        each = [(place, x, leaf) for place, x in (*enumerate(args), *kwargs.items()) for leaf in tensors_of(x)]
+        values = (
+            tuple(recorder.value(leaf) for _, _, leaf in each),
+            tuple(p if x is leaf else None for p, x, leaf in each),
+        )
+        stream = None if at is None else args[0] if args else kwargs[at]
+        taken = None if stream is None else (recorder.value(stream), recorder.ancestors(stream))
+        opened.append((len(recorder.records), values, taken, at, len(args) == 1 and not kwargs))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        name = recorder.stack.pop()
+        first, values, taken, at, alone = opened.pop()
+        recorder.spans.append(Span(name, first, len(recorder.records), *values))
+        nones = len(output) - 1 if type(output) is tuple and all(other is None for other in output[1:]) else -1
+        made = output[0] if nones >= 0 else output
+        if at is not None and taken is not None and isinstance(made, Tensor):
+            last, made = len(recorder.records), recorder.value(made)
+            recorder.calls.append(Call(name, first, last, taken[0], made, taken[1], at, alone, nones))
+
+    handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in recorder.network.modules()]
+    handles += [module.register_forward_hook(leave) for module in recorder.network.modules()]
+    with hooked(handles):
+        yield
+
+
+def _leading(args: Any, kwargs: Any) -> int | str | None:
+    """Where a module is given its first tensor: as its first argument, or by which keyword where it has no others."""
+    if args:
+        return 0 if isinstance(args[0], Tensor) else None
+    return next((key for key, value in kwargs.items() if isinstance(value, Tensor)), None)
