@@ -19,6 +19,10 @@ from tas.recipe.inputs import parse_inputs
 from tas.recipe.searches import SEARCHES
 from tas.recipe.sections import FORMS, Recipe, Section
 
+_EXAMPLES = {
+    "budget": "give a limit, such as 50% of the MACs, or several: [50%, 30%]"
+}  # of lists that may not be empty
+
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, with `a.b=c` overrides. `BadRecipe` in one line where anything is wrong."""
@@ -131,6 +135,11 @@ def _message(problem: ValidationError) -> str:
     if error["type"] == "union_tag_invalid":
         tag = error["ctx"]["tag"]
         return f"{key}.method should be one of {', '.join(SEARCHES)}, got {tag!r}{_nearest(tag, SEARCHES)}"
+    if error["type"] == "broken_rule":
+        return re.sub(r"\bsearch\.", f"{key}.", error["ctx"]["rule"])
+    if error["type"] == "too_short":
+        few, least = error["input"], error["ctx"]["min_length"]
+        return f"{key} holds {least} or more, got {json.dumps(few)}: {_EXAMPLES.get(key, 'add to it, or leave it out')}"
     reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     hint = _nearest(error["input"], re.findall(r"'([^']+)'", reason)) if error["type"] == "literal_error" else ""
     return f"{key} {reason}, got {error['input']!r}{hint}"
