@@ -122,7 +122,7 @@ def space(
     start = time.perf_counter()
     found = parts.source_of(recipe, original, inputs).space
     seconds = time.perf_counter() - start
-    describing.require_choices(found)
+    describing.require_choices(found, recipe.space)
     asked = [limits for limits in recipe.budgets if limits.macs or limits.params]
     limits = describing.budgets_of(found, asked)
     described = describing.survey(found, original, inputs, seconds, limits)

@@ -75,7 +75,7 @@ def latency(recipe: Recipe, architecture: Path | None, networks: int | None, poi
     original = parts.original_of(recipe.network, recipe.seed)
     inputs = parts.example_inputs(recipe.network, original, parts.data_of_inputs(recipe))
     traced = parts.source_of(recipe, original, inputs)
-    describing.require_choices(traced.space)
+    describing.require_choices(traced.space, recipe.space)
     given = None if architecture is None else architecture_in(architecture)
     if given is not None:
         describing.require_member(traced.space, given, f"the architecture in {architecture}")

@@ -80,7 +80,7 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     data = data_of(recipe.data)
     require_two(data.train)
     source = source_of(recipe, network, example_inputs(recipe.network, network, data))
-    require_choices(source.space)
+    require_choices(source.space, recipe.space)
     teachers = _teachers(recipe, network, data)
     outputs, targets = require_judged(network, data.train, judge)
     for split in data.splits:
