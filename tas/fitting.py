@@ -12,7 +12,7 @@ from tas.calibration import modes_restored
 from tas.data import Split, examples_in
 from tas.data.tensors import tensors_in
 from tas.distillation.losses import decoupled, described, require_alike, require_classes_first
-from tas.errors import BadNetwork, BadRecipe, TasError
+from tas.errors import BadNetwork, BadRecipe, TasError, failure
 from tas.objectives import Objective
 from tas.training import call
 from tas.training.evaluation import class_check
@@ -86,11 +86,8 @@ def _tried(
     except TasError:
         raise
     except Exception as problem:  # the user's code may fail in any way
-        reason = (str(problem).strip().splitlines() or [""])[0][:200]
         name = getattr(function, "__name__", type(function).__name__)
-        raise BadRecipe(
-            f"{key} is a function {given}, but {name} fails: {type(problem).__name__}: {reason}"
-        ) from problem
+        raise BadRecipe(f"{key} is a function {given}, but {name} fails: {failure(problem)}") from problem
     form = "the mean over the batch, a tensor of one number" if scalar else "a tensor, one number an example"
     several = isinstance(value, Tensor) and value.numel() != 1
     if not isinstance(value, Tensor) or (several and (scalar or len(value) != examples_in(other))):

@@ -143,7 +143,9 @@ def halves(split: Split, generator: torch.Generator, fraction: float = 0.5) -> t
                 f"batches of {split.name!r} are dealt into two parts, one of which must not see the other's examples, "
                 "but two passes give different ones: pass the Dataset itself, or a loader with shuffle=False"
             )
-        parts = [replace(split, source=Batches(Dealt(split.source, fraction, first))) for first in (True, False)]
+        parts = [
+            replace(split, source=Batches(Dealt(split.source, fraction, first), split.name)) for first in (True, False)
+        ]
         if not all(map(len, parts)):
             raise BadData(f"{split.name!r} is dealt into two parts, so it needs more batches than {split.steps(1)}")
     else:
