@@ -8,8 +8,9 @@ replacement; here the half is shuffled and passed through again and again.)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, repeat
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from tas.errors import BadRecipe, Diverged, least, require_rules, switches
 from tas.methods.asked import Asked
 from tas.methods.result import Row
 from tas.supernet import Supernet
+from tas.training.evaluation import class_check
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,11 @@ class Run:
     epoch: int = 0
     course: list[Row] = field(default_factory=list)
 
+    @cached_property
+    def check(self) -> Callable[[Any, Any], None]:
+        """Of outputs and targets, see `class_check`."""
+        return class_check(self.asked.data.train, self.asked.objective)
+
     @property
     def settings(self) -> Settings:
         return self.asked.settings
@@ -159,7 +166,7 @@ def _weight_step(run: Run, inputs: Any, targets: Any, generator: torch.Generator
     with torch.no_grad():  # the paper's code computes the gradient of the logits here too, and discards it
         draw = run.distribution.draw(generator, tau, run.settings.selection, run.settings.mixed)
     run.weight_optimizer.zero_grad()
-    loss = run.asked.objective.loss(run.supernet(inputs, draw), targets)
+    loss = _loss(run, inputs, targets, draw)
     loss.backward()
     run.weight_optimizer.step()
     return loss.detach()
@@ -169,11 +176,17 @@ def _architecture_step(run: Run, inputs: Any, targets: Any, generator: torch.Gen
     draw = run.distribution.draw(generator, tau, run.settings.selection, run.settings.mixed)
     run.architecture_optimizer.zero_grad()
     with run.supernet.frozen_weights():
-        loss = run.asked.objective.loss(run.supernet(inputs, draw), targets)
+        loss = _loss(run, inputs, targets, draw)
         penalty = cost.penalty(run.supernet.space, run.asked.budget, run.distribution.probabilities())
         (loss + run.settings.penalty_weight * penalty.to(loss.dtype)).backward()
     run.architecture_optimizer.step()
     return loss.detach()
+
+
+def _loss(run: Run, inputs: Any, targets: Any, draw: Any) -> Tensor:
+    outputs = run.supernet(inputs, draw)
+    run.check(outputs, targets)
+    return run.asked.objective.loss(outputs, targets)
 
 
 @torch.no_grad()
