@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tas.data import Data, Split
+from tas.errors import Caution
 from tas.files import is_number
 from tas.latency.table import TOO_NOISY, Table
 from tas.objectives import Objective
-from tas.scoring import BlindWarning, search_splits
+from tas.scoring import search_splits
 
 _FEW = 10  # examples that judge
 
@@ -65,13 +66,13 @@ def unsteady(table: Table) -> str:
 
 
 @contextmanager
-def blindness(say: Callable[[str], None]) -> Iterator[None]:
-    """`say` what is a `BlindWarning` inside."""
+def cautioned(say: Callable[[str], None]) -> Iterator[None]:
+    """`say` what is a `Caution` inside."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", BlindWarning)
+        warnings.simplefilter("always", Caution)
         yield
     for one in caught:
-        if issubclass(one.category, BlindWarning):
+        if issubclass(one.category, Caution):
             say(str(one.message))
         else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)

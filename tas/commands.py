@@ -232,7 +232,7 @@ def _kept(folder: Path) -> str:
     if state is None:
         return f"interrupted before anything was written to {folder}; the same command begins anew"
     done = [name for name, stage in state["stages"].items() if stage["done"]]
-    begun = any((folder / place).is_dir() for place in ("checkpoints", "compare/checkpoints"))
+    begun = any(any((folder / place).glob("*")) for place in ("checkpoints", "compare/checkpoints"))
     kept = [*done, *(["the finished part of what was under way"] if begun else [])]
     return f"interrupted; {folder} keeps {', '.join(kept) or 'no stage yet'}: the same command goes on there"
 

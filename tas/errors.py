@@ -32,6 +32,10 @@ class Diverged(TasError):
     """A loss or a weight became something else than a number during a training."""
 
 
+class Caution(UserWarning):
+    """What makes a search or its scores worth less than they look; runs and comparisons keep it with their warnings."""
+
+
 def failure(problem: Exception) -> str:
     """What the user's code raised, in one line: "ValueError: no such file". Of what a worker process of a DataLoader
     raised, the message is a whole traceback, in which what was raised is not indented."""

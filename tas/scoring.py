@@ -23,7 +23,7 @@ from tas.calibration import has_batch_norm, recalibrate, restore, statistics
 from tas.data import Batches as OwnBatches
 from tas.data import Data, Split, as_data, examples_in, halves, map_tensors, nested
 from tas.data.tensors import no_numbers, tensors_in
-from tas.errors import BadData, BadNetwork, BadRecipe
+from tas.errors import BadData, BadNetwork, BadRecipe, Caution
 from tas.extraction import extract
 from tas.merging import MERGE_IMAGES, Merging
 from tas.objectives import Objective, default_objective
@@ -36,7 +36,7 @@ from tas.training.evaluation import class_check, require_finite
 Batches = list[tuple[Any, Any]]
 
 
-class BlindWarning(UserWarning):
+class BlindWarning(Caution):
     """The held-out images do not show everything that a score should see."""
 
 

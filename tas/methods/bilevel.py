@@ -8,7 +8,7 @@ replacement; here the half is shuffled and passed through again and again.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, repeat
@@ -118,6 +118,29 @@ class Run:
     @property
     def settings(self) -> Settings:
         return self.asked.settings
+
+
+def astray(course: Sequence[Row], classes: int | None, rate: float) -> str:
+    """What to say where the loss of a course ends so high that its supernet has diverged; empty otherwise.
+
+    Of `classes` (None: targets are none) that is well above guessing, ln(classes), or no better than guessing and twice
+    the first loss; else ten times the first loss, since a smaller network is to lose more. rate: of the weights.
+    """
+    if not course:
+        return ""
+    first, last = course[0]["train_loss"], course[-1]["train_loss"]
+    if classes is None:
+        told, far = "", last > 10 * abs(first)
+    else:
+        guessing = math.log(classes)
+        told = f", where guessing has {guessing:.3g}"
+        far = last > 2 * guessing or (last > 2 * first and last > 0.95 * guessing)
+    if not far:
+        return ""
+    return (
+        f"The search's training loss went from {first:.3g} to {last:.3g}{told}: its supernet has diverged, so its "
+        f"choice says little. Lower search.weight_lr ({rate:g}), and search anew."
+    )
 
 
 def train_epoch(run: Run) -> None:
