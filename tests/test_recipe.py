@@ -67,6 +67,7 @@ def test_amounts_have_units(text: str, number: float) -> None:
         ("compare.methods=[optuna, {epochs: 0}]", "compare.methods.1.epochs is at least 1, got 0"),
         ("compare.methods=[{momentum: 2}]", "compare.methods.0.momentum and compare.methods.0.architecture_betas lie"),
         ("compare.methods=[{method: optuna, evolve: 3}]", "unknown key 'compare.methods.0.evolve'; known are cand"),
+        ("compare.methods=[{method: optuna, measures: [macs], images: 0}]", "compare.methods.0.images is at least 1"),
         ("report.baselines=[unifrm]", "should be 'uniform' or 'random'"),
         ("data=null", "data should be an object"),
         ("search=3", "search should be an object"),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag, WrapValidator
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Tag
 
-from tas.errors import BadRecipe
 from tas.methods import adaptive_bn, differentiable, netadapt, optuna_study, tuned
 
 
@@ -79,14 +77,6 @@ def _name_or_method(value: Any) -> str:
     return "name" if isinstance(value, str) else _method(value)
 
 
-def _placed(value: Any, read: Callable[[Any], Any]) -> Any:
-    """What `read` gives; rules that it breaks become an error of pydantic's, which says at which place of a list."""
-    try:
-        return read(value)
-    except BadRecipe as problem:
-        raise PydanticCustomError("broken_rule", "{rule}", {"rule": str(problem)}) from problem
-
-
 SearchOrName = Annotated[
     Annotated[str, Tag("name")]
     | Annotated[Differentiable, Tag("differentiable")]
@@ -95,5 +85,4 @@ SearchOrName = Annotated[
     | Annotated[Tuned, Tag("tuned")]
     | Annotated[NetAdapt, Tag("netadapt")],
     Discriminator(_name_or_method),
-    WrapValidator(_placed),
 ]
