@@ -45,7 +45,7 @@ def require_judged(network: nn.Module, split: Split, judge: Objective) -> tuple[
 def require_labelled(split: Split, judge: Objective, outputs: Any) -> str:
     """`BadData` where a label of `split` has none of the outputs [batch, classes]; what to say where all are the same.
 
-    Labels that are known only when examples are decoded are those of the first 64.
+    Where labels are known only when examples are decoded, 64 are looked at.
     """
     if not by_classes(judge.loss):
         return ""
@@ -56,9 +56,9 @@ def require_labelled(split: Split, judge: Objective, outputs: Any) -> str:
     many, only = len(labels), labels[0]
     if many < 2 or bool((labels != only).any()):
         return ""
-    whose = "The" if many == len(split) else "The first"
+    seen = "" if many == len(split) else ", as far as they were looked at,"
     return (
-        f"{whose} {many} labels of {split.name!r} are all {int(only)}: a network that always says so is right on them, "
+        f"All {many} labels of {split.name!r}{seen} are {int(only)}: a network that always says so is right on them, "
         "so they tell nothing apart. Give examples of every class, or shuffle them."
     )
 
