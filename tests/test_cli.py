@@ -350,7 +350,9 @@ def test_the_module_runs_as_the_command() -> None:
     assert done.stderr.startswith("error: a report is made of a run folder")
 
 
-def interrupted(*_: object, **__: object) -> None:
+def interrupted(*_: object, checkpoint: Path | None = None, **__: object) -> None:
+    if checkpoint is not None:  # an epoch was finished
+        checkpoint.touch()
     raise KeyboardInterrupt
 
 
