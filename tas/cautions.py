@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tas.data import Data, Split
+from tas.errors import Caution
 from tas.files import is_number
 from tas.latency.table import TOO_NOISY, Table
 from tas.objectives import Objective
-from tas.scoring import BlindWarning, search_splits
+from tas.scoring import search_splits
+
+_FEW = 10  # examples that judge
 
 
 def chance(split: Split, objective: Objective, reached: float | None) -> str:
@@ -40,6 +43,16 @@ def _guessing(split: Split, objective: Objective, reached: float | None) -> str:
     return f"{many}, within three standard errors of guessing ({100 * often:.1f} %)"
 
 
+def few(split: Split) -> str:
+    """A warning where so few examples judge networks that a single one decides; empty otherwise."""
+    if len(split) >= _FEW:
+        return ""
+    return (
+        f"{split.name!r} has only {len(split)} example{'s' * (len(split) > 1)}: one more that is right is "
+        f"{100 / len(split):.0f} points, so figures on it tell hardly any networks apart. Give more, or hold out more."
+    )
+
+
 def unsteady(table: Table) -> str:
     """A warning where a latency table is too noisy to rest a search or a budget on; empty otherwise."""
     if not table.too_noisy:
@@ -53,13 +66,13 @@ def unsteady(table: Table) -> str:
 
 
 @contextmanager
-def blindness(say: Callable[[str], None]) -> Iterator[None]:
-    """`say` what is a `BlindWarning` inside."""
+def cautioned(say: Callable[[str], None]) -> Iterator[None]:
+    """`say` what is a `Caution` inside."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", BlindWarning)
+        warnings.simplefilter("always", Caution)
         yield
     for one in caught:
-        if issubclass(one.category, BlindWarning):
+        if issubclass(one.category, Caution):
             say(str(one.message))
         else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
@@ -68,8 +81,9 @@ def blindness(say: Callable[[str], None]) -> Iterator[None]:
 def few_images(data: Data, images: int, calibration_images: int, seed: int) -> list[str]:
     """What to say where the halves of the training images hold fewer than a search asks for."""
     asked = {"search.calibration_images": calibration_images, "search.images": images}
-    halves = zip(asked.items(), search_splits(data, seed), strict=True)
-    return [
+    parts = search_splits(data, seed)
+    halves = zip(asked.items(), parts, strict=True)
+    return [said for said in (few(parts[1]),) if said] + [
         f"{key} asks for {count:,} images; all {len(half):,} of the {half.name} half of the training images are used."
         for (key, count), half in halves
         if len(half) < count

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from tas.cautions import blindness
+from tas.cautions import cautioned
 from tas.choosing import Finals, finalists, finalists_of
 from tas.data.tensors import digest as data_digest
 from tas.describing import costs, costs_of_original
@@ -93,7 +93,7 @@ def searched(work: Work, name: str, settings: Any, label: str, seed: int) -> Arc
 
     def find() -> dict[str, Any]:
         source = work.source if isinstance(work.source, Traced) else copy.deepcopy(work.source)
-        with blindness(current.warn), current.display.bar(f"search {name} at {label}, seed {seed}") as bar:
+        with cautioned(current.warn), current.display.bar(f"search {name} at {label}, seed {seed}") as bar:
             found = search(
                 source,
                 current.prepared.data,

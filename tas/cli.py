@@ -1,6 +1,6 @@
 """The command `tas`: tables for people, one JSON object on stdout with --json; everything else goes to stderr.
 
-Exit codes: 0 done, 1 the run failed or was interrupted, 2 the input is wrong.
+Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 it was interrupted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tas.errors import BadRecipe, TasError
 from tas.printing import show
@@ -23,8 +24,19 @@ if TYPE_CHECKING:
 
 _CORRELATED = "24"  # architectures, where --correlate has no number
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # what keeps anything says so itself, in `tas.commands`
+            print("interrupted; nothing was kept: the same command begins anew", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="tas",
+    cls=_Commands,
     help="Cut a trained network to a budget: search widths and depths by gradient, distill, report.",
     no_args_is_help=True,
     add_completion=False,
@@ -122,7 +134,7 @@ def space(
     start = time.perf_counter()
     found = parts.source_of(recipe, original, inputs).space
     seconds = time.perf_counter() - start
-    describing.require_choices(found)
+    describing.require_choices(found, recipe.space)
     asked = [limits for limits in recipe.budgets if limits.macs or limits.params]
     limits = describing.budgets_of(found, asked)
     described = describing.survey(found, original, inputs, seconds, limits)

@@ -14,6 +14,7 @@ from tas.errors import BadRecipe
 from tas.printing import show
 from tas.recipe import Latency, Recipe
 
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 _DRAWN = 24  # architectures, where a run is named and no number
 
 
@@ -75,12 +76,17 @@ def latency(recipe: Recipe, architecture: Path | None, networks: int | None, poi
     original = parts.original_of(recipe.network, recipe.seed)
     inputs = parts.example_inputs(recipe.network, original, parts.data_of_inputs(recipe))
     traced = parts.source_of(recipe, original, inputs)
-    describing.require_choices(traced.space)
+    describing.require_choices(traced.space, recipe.space)
     given = None if architecture is None else architecture_in(architecture)
     if given is not None:
         describing.require_member(traced.space, given, f"the architecture in {architecture}")
-    with Display().bar("latency") as bar:
-        timed, table = parts.timed(recipe, traced, lambda done, rounds: bar(done, rounds, ""), always=True)
+    file = parts.table_file(recipe.latency or Latency(), traced)
+    try:
+        with Display().bar("latency") as bar:
+            timed, table = parts.timed(recipe, traced, lambda done, rounds: bar(done, rounds, ""), always=True)
+    except KeyboardInterrupt:
+        print(f"interrupted; {file} keeps the finished rounds: the same command goes on with them", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     assert table is not None
     checked = check(timed, table, networks) if networks else None
     stairs = staircases(timed, table.target, points, table.rounds) if points else []
@@ -88,7 +94,7 @@ def latency(recipe: Recipe, architecture: Path | None, networks: int | None, poi
     found = {
         "target": asdict(table.target),
         "machine": dict(table.machine),
-        "table": str(parts.table_file(recipe.latency or Latency(), traced)),
+        "table": str(file),
         "pieces": len(table.samples),
         "rounds": table.rounds,
         "spread": table.spread,
@@ -215,8 +221,21 @@ def _interruptible(folder: Path, work: Callable[[], Any]) -> Any:
     try:
         return work()
     except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on in {folder}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        print(_kept(folder), file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _kept(folder: Path) -> str:
+    """What an interrupted run leaves, and how it goes on, in one line."""
+    from tas.files import read_json
+
+    state = read_json(folder / "run.json")
+    if state is None:
+        return f"interrupted before anything was written to {folder}; the same command begins anew"
+    done = [name for name, stage in state["stages"].items() if stage["done"]]
+    begun = any(any((folder / place).glob("*")) for place in ("checkpoints", "compare/checkpoints"))
+    kept = [*done, *(["the finished part of what was under way"] if begun else [])]
+    return f"interrupted; {folder} keeps {', '.join(kept) or 'no stage yet'}: the same command goes on there"
 
 
 def _paths(folder: Path, names: tuple[str, ...]) -> str:

@@ -17,6 +17,7 @@ from tas.describing import costs, costs_of_original
 from tas.errors import BadNetwork
 from tas.exporting import facts, load, save
 from tas.importing import imported
+from tas.loading import RECORD
 from tas.methods.baselines import random, uniform
 from tas.originals import build
 from tas.recipe import Network
@@ -25,6 +26,8 @@ from tas.stages import Run, judged_on, numbers
 from tas.teaching import started, taught
 from tas.tracing.undoing import same_draws
 from tas.training import call
+
+_PLACES = ("student", "students/*", "original", "baselines/*")  # of networks in a run folder
 
 
 def baselines(current: Run, budget: Budget) -> dict[str, list[Architecture]]:
@@ -77,6 +80,11 @@ def rebuild(section: Network, architecture: Mapping[str, int] | None) -> nn.Modu
 
 def saved(folder: str | Path) -> tuple[nn.Module, Network]:
     """The network that `tas.save` wrote into a folder, and the section `network` that it was cut from."""
+    if not (Path(folder) / RECORD).is_file():
+        inside = [path.parent for place in _PLACES for path in sorted(Path(folder).glob(f"{place}/{RECORD}"))]
+        if inside:
+            named = ", ".join(map(str, inside[:4]))
+            raise BadNetwork(f"a network lies in a folder with a {RECORD}, {folder} is a run: name one in it, {named}")
     known = facts(folder)
     section = Network.model_validate_json(json.dumps(known["network"]))
     return load(lambda: rebuild(section, known.get("architecture")), folder), section

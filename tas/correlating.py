@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tas.calibration import has_batch_norm
-from tas.cautions import blindness
+from tas.cautions import cautioned
 from tas.correlation import Correlation, by_group, correlations
 from tas.data import Split
 from tas.describing import costs
@@ -105,7 +105,7 @@ class _Setting:
         warn_of_scores(current, teacher)
         source = weighted(prepared, teacher)
         images = recipe.search.images
-        with blindness(current.warn):
+        with cautioned(current.warn):
             judge_ = judge(
                 source,
                 prepared.data,

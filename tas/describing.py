@@ -15,15 +15,25 @@ from tas.latency import MEASURE
 from tas.methods.baselines import uniform
 from tas.recipe import Limits
 from tas.space import Budget, SearchSpace
+from tas.tracing import Rules
 from tas.tracing.independent import independent_macs
 
+_NARROWING = ("minimum", "bound", "divisor", "ratios")  # the rules that take candidates from a choice
 _MEASURES = {"macs": "MACs", "params": "parameters", MEASURE: "latency"}
 
 
-def require_choices(space: SearchSpace) -> None:
-    """`Untraceable` where nothing is left to be searched, with the reasons."""
+def require_choices(space: SearchSpace, rules: Rules) -> None:
+    """`Untraceable` where nothing is left to be searched, with the reasons; `BadRecipe` where `rules` are one."""
     if any(len(choice.candidates) > 1 for choice in space.choices):
         return
+    narrowed = [name for name in _NARROWING if getattr(rules, name) != getattr(Rules(), name)]
+    if space.choices and narrowed:
+        told = ", ".join(f"space.{name} {getattr(rules, name)}" for name in narrowed)
+        sizes = ", ".join(f"{choice.name} {choice.candidates[0]}" for choice in space.choices[:4])
+        raise BadRecipe(
+            f"a search needs a choice with at least two candidates, {told} leaves each of {len(space.choices)} a "
+            f"single one ({sizes}{', ...' if space.choices[4:] else ''}): loosen that rule"
+        )
     reasons = dict.fromkeys(f"{kept.name}: {kept.reason}" for kept in space.kept if kept.stream in ("", kept.name))
     listed = "; ".join(list(reasons)[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
     raise Untraceable(
@@ -71,12 +81,17 @@ def _measures(space: SearchSpace) -> list[str]:
     return ["macs", "params", *([MEASURE] if MEASURE in cost.measures(space) else [])]
 
 
-def feasibility(space: SearchSpace, budgets: Mapping[str, Budget] | None = None) -> dict[str, dict[str, float]]:
-    """Costs of the smallest, a uniform and the largest architecture: uniform at each budget, else at half width."""
+def feasibility(space: SearchSpace, budgets: Mapping[str, Budget] | None = None) -> dict[str, dict[str, Any]]:
+    """Costs of the smallest, a uniform and the largest architecture: uniform at each budget, else at half width; of
+    uniform ones also the smallest and the largest part of a width that is kept ("widths")."""
     budgets = budgets or {}
     middle = {row_name("uniform", label, budgets): uniform(space, budget) for label, budget in budgets.items()}
-    rows = {"smallest": space.smallest(), **(middle or {"uniform": space.uniform(0.5)}), "largest": space.largest()}
-    found = {name: costs(space, architecture) for name, architecture in rows.items()}
+    middle = middle or {"uniform": space.uniform(0.5)}
+    rows = {"smallest": space.smallest(), **middle, "largest": space.largest()}
+    found: dict[str, dict[str, Any]] = {name: costs(space, architecture) for name, architecture in rows.items()}
+    for name, architecture in middle.items():
+        parts = [architecture[choice.name] / choice.size for choice in space.choices if choice.kind == "width"]
+        found[name] |= {"widths": [min(parts), max(parts)]} if parts else {}
     bounded = any(choice.size > choice.candidates[-1] for choice in space.choices)
     return found | ({"original": costs_of_original(space)} if bounded else {})
 

@@ -32,6 +32,19 @@ class Diverged(TasError):
     """A loss or a weight became something else than a number during a training."""
 
 
+class Caution(UserWarning):
+    """What makes a search or its scores worth less than they look; runs and comparisons keep it with their warnings."""
+
+
+def failure(problem: Exception) -> str:
+    """What the user's code raised, in one line: "ValueError: no such file". Of what a worker process of a DataLoader
+    raised, the message is a whole traceback, in which what was raised is not indented."""
+    lines = str(problem).strip().splitlines() or [""]
+    if "in DataLoader worker process" in lines[0]:
+        return next((line[:200] for line in lines[2:] if line[:1].strip()), lines[0])
+    return f"{type(problem).__name__}: {lines[0][:200]}"
+
+
 def require_rules(values: Any, rules: Mapping[str, bool], section: str = "") -> None:
     """`BadRecipe` with the first of the rules that is not kept: a rule says in words, and as a condition, what a field
     of `values` must be, and begins with the field's name. section: what comes before the name."""

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from tas.calibration import modes_restored
 from tas.data import Split, examples_in
-from tas.data.tensors import tensors_in
 from tas.distillation.losses import decoupled, described, require_alike, require_classes_first
-from tas.errors import BadNetwork, BadRecipe, TasError
-from tas.objectives import Objective
+from tas.errors import BadRecipe, TasError, failure
+from tas.objectives import Objective, by_classes
 from tas.training import call
-from tas.training.evaluation import class_check
+from tas.training.evaluation import class_check, require_finite
+
+_DECODED = 64  # examples whose labels are looked at where they are not known without decoding
 
 
 def require_judged(network: nn.Module, split: Split, judge: Objective) -> tuple[Any, Any]:
@@ -27,13 +28,39 @@ def require_judged(network: nn.Module, split: Split, judge: Objective) -> tuple[
     inputs, targets = next(split.take(2).batches(2))
     with modes_restored(network), torch.no_grad():
         outputs = call(network.eval(), inputs)
-    class_check(split, judge)(outputs)
+    class_check(split, judge)(outputs, targets)
     loss = _tried("objective.loss", judge.loss, outputs, targets, "the data's targets")
     if not bool(loss.isfinite().all()):
         split.require_numbers()
-        _require_finite(network, outputs, judge)
+        require_finite(network, outputs)
+        name = getattr(judge.loss, "__name__", type(judge.loss).__name__)
+        raise BadRecipe(
+            f"objective.loss must give finite numbers, {name} gives NaN or infinity for finite outputs: look for a "
+            "division by zero or a logarithm in it"
+        )
     _tried("objective.metric", judge.metric, outputs, targets, "the data's targets", scalar=False)
     return outputs, targets
+
+
+def require_labelled(split: Split, judge: Objective, outputs: Any) -> str:
+    """`BadData` where a label of `split` has none of the outputs [batch, classes]; what to say where all are the same.
+
+    Where labels are known only when examples are decoded, 64 are looked at.
+    """
+    if not by_classes(judge.loss):
+        return ""
+    labels = split.targets if split.targets is not None else next(split.take(_DECODED).batches(_DECODED))[1]
+    class_check(split, judge)(outputs, labels)
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
+        return ""
+    many, only = len(labels), labels[0]
+    if many < 2 or bool((labels != only).any()):
+        return ""
+    seen = "" if many == len(split) else ", as far as they were looked at,"
+    return (
+        f"All {many} labels of {split.name!r}{seen} are {int(only)}: a network that always says so is right on them, "
+        "so they tell nothing apart. Give examples of every class, or shuffle them."
+    )
 
 
 def require_agreement(
@@ -63,20 +90,6 @@ def doubts(targets: Any, judge: Objective, soft: str, alpha: float) -> list[str]
     ]
 
 
-def _require_finite(network: nn.Module, outputs: Any, judge: Objective) -> None:
-    """Says who makes, of finite inputs, a loss that is no number."""
-    if any(tensor.is_floating_point() and not bool(tensor.isfinite().all()) for tensor in tensors_in(outputs)):
-        raise BadNetwork(
-            f"outputs must be finite numbers, {type(network).__name__} gives NaN or infinity for finite inputs: look "
-            "for a division by zero, a logarithm or an overflow in its forward, and at its weights"
-        )
-    name = getattr(judge.loss, "__name__", type(judge.loss).__name__)
-    raise BadRecipe(
-        f"objective.loss must give finite numbers, {name} gives NaN or infinity for finite outputs: look for a "
-        "division by zero or a logarithm in it"
-    )
-
-
 def _tried(
     key: str, function: Callable[[Any, Any], Any], outputs: Any, other: Any, what: str, scalar: bool = True
 ) -> Tensor:
@@ -86,11 +99,8 @@ def _tried(
     except TasError:
         raise
     except Exception as problem:  # the user's code may fail in any way
-        reason = (str(problem).strip().splitlines() or [""])[0][:200]
         name = getattr(function, "__name__", type(function).__name__)
-        raise BadRecipe(
-            f"{key} is a function {given}, but {name} fails: {type(problem).__name__}: {reason}"
-        ) from problem
+        raise BadRecipe(f"{key} is a function {given}, but {name} fails: {failure(problem)}") from problem
     form = "the mean over the batch, a tensor of one number" if scalar else "a tensor, one number an example"
     several = isinstance(value, Tensor) and value.numel() != 1
     if not isinstance(value, Tensor) or (several and (scalar or len(value) != examples_in(other))):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tas.cautions import blindness, chance, few_images
+from tas.cautions import cautioned, chance, few_images
 from tas.comparison import saved
 from tas.describing import require_member
 from tas.errors import BadRecipe
@@ -61,7 +61,7 @@ def quick_scores(
     reached = evaluate(original, held_out, prepared.objective, device=prepared.device)
     remarks = few_images(prepared.data, search.images, search.calibration_images, recipe.seed)
     remarks += filter(None, [chance(held_out, prepared.objective, reached[prepared.objective.name])])
-    with blindness(remarks.append):
+    with cautioned(remarks.append):
         found = score(
             weighted(prepared, original),
             architectures,

@@ -55,6 +55,7 @@ def objective(
     if direction not in ("max", "min"):
         raise BadRecipe(f"objective.direction is 'max' or 'min', got {direction!r}")
     chosen_loss = cross_entropy if loss is None else loss_function("objective.loss", loss)
+    chosen_loss = cross_entropy if by_classes(chosen_loss) else chosen_loss
     chosen_metric = top1 if metric is None else loss_function("objective.metric", metric)
     name = name or ("top1" if metric is None else metric.rpartition(":")[2].rpartition(".")[2])
     return Objective(chosen_loss, chosen_metric, name, direction == "max")
@@ -65,10 +66,17 @@ def cross_entropy(outputs: Any, targets: Any, label_smoothing: float = 0.0) -> T
     logits = _logits(outputs)
     try:
         return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-    except IndexError:  # labels that are known only when they are decoded are first seen here
+    except IndexError:  # where nothing has looked at the labels before
         if logits.dim() > 1:
             require_labels(logits.shape[1], targets, "a batch")
         raise
+
+
+def by_classes(loss: Callable[[Any, Any], Tensor]) -> bool:
+    """Whether a loss is this cross-entropy, or torch's own with its defaults."""
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return (loss.weight, loss.ignore_index, loss.label_smoothing) == (None, _IGNORED, 0.0)
+    return loss in (cross_entropy, functional.cross_entropy)
 
 
 def require_labels(classes: int, labels: Tensor, where: str) -> None:

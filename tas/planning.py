@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tas import cost
 from tas.calibration import has_batch_norm
 from tas.choosing import finalists_of
 from tas.describing import describe
@@ -23,6 +24,7 @@ from tas.objectives import Objective
 from tas.preparation import Prepared
 from tas.recipe import Differentiable, NetAdapt, Tuned
 from tas.scoring import search_splits
+from tas.space import Architecture, Budget
 from tas.supernet import Supernet
 from tas.synthesizing import planned
 from tas.tracing import Traced
@@ -51,11 +53,12 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
         stages["synthesize"] = timer.training(original) * (how.steps + how.coarse_steps / 4) * how.images
     proposals = [_proposals(prepared, place) for place in range(len(students))]
     evolving, adapts = _evolving(prepared), has_batch_norm(prepared.original)
-    scored = [_scored_images(recipe.search, train, count, evolving, adapts) for count in proposals]
-    stages["search"] = sum(timer.forward(one) * images for one, images in zip(students, scored, strict=True))
     if isinstance(recipe.search, NetAdapt):
-        images = recipe.search.steps * recipe.search.batch
-        stages["search"] += sum(timer.training(one) * n * images for one, n in zip(students, proposals, strict=True))
+        pairs = zip(prepared.budgets.values(), evens, students, strict=True)
+        stages["search"] = sum(_adapting(prepared, timer, original, *its) for its in pairs)
+    else:
+        scored = [_scored_images(recipe.search, train, count, evolving, adapts) for count in proposals]
+        stages["search"] = sum(timer.forward(one) * images for one, images in zip(students, scored, strict=True))
     if epochs := _search_epochs(recipe.search):
         stages["search"] += timer.searching(prepared) * epochs * len(search_splits(prepared.data)[0])
     step = sum(map(timer.training, students))
@@ -74,6 +77,24 @@ def estimate(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def _adapting(
+    prepared: Prepared, timer: _Timer, original: nn.Module, budget: Budget, even: Architecture, student: nn.Module
+) -> float:
+    """Seconds of NetAdapt's search: each of its proposals is trained and scored, and they lie between the original and
+    the budget, where seconds are taken to be straight between the original's and those of uniform widths, by MACs."""
+    search: Any = prepared.recipe.search
+    space = prepared.space
+    tried = netadapt.proposals(space, budget, search)
+    if not len(tried):
+        return 0.0
+    least, most = cost.macs(space, even), cost.original(space, "macs")
+    way = float((cost.count(space, tried, "macs").double().mean() - least) / max(most - least, 1))
+    scored = _scored_images(search, len(prepared.data.train), 1, 0, has_batch_norm(prepared.original))
+    work = ((timer.forward, scored), (timer.training, search.steps * search.batch))
+    seconds = ((one(student) + way * (one(original) - one(student))) * images for one, images in work)
+    return len(tried) * sum(seconds)
+
+
 def _guidance(prepared: Prepared, original: nn.Module, timer: _Timer) -> float:
     """Seconds an image of what teachers and the original say to it."""
     how = prepared.recipe.distill
@@ -86,7 +107,7 @@ def _proposals(prepared: Prepared, place: int) -> int:
     """How many architectures the search scores at a budget, by its place, before they evolve."""
     search: Any = prepared.recipe.search
     if isinstance(search, NetAdapt):
-        return netadapt.proposals(prepared.space, [*prepared.budgets.values()][place], search)
+        return len(netadapt.proposals(prepared.space, [*prepared.budgets.values()][place], search))
     if isinstance(search, Tuned) and not place:  # its candidates and, after every epoch, the most probable one
         return search.trials * search.candidates + _search_epochs(search)
     return int(search.candidates)

@@ -15,7 +15,7 @@ from tas.distillation import LOSSES, find_taps, require_teacher
 from tas.distillation.inversion import require_batch_norm
 from tas.distillation.synthesis import check_settings
 from tas.errors import BadData, BadNetwork, BadRecipe
-from tas.fitting import doubts, require_agreement, require_judged
+from tas.fitting import doubts, require_agreement, require_judged, require_labelled
 from tas.latency import Table
 from tas.methods import optuna_study
 from tas.objectives import Objective, loss_function
@@ -24,7 +24,6 @@ from tas.parts import data_of, device_of, example_inputs, objective_of, original
 from tas.recipe import Recipe
 from tas.space import Budget, SearchSpace
 from tas.tracing import Traced
-from tas.training.evaluation import class_check
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,10 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     data = data_of(recipe.data)
     require_two(data.train)
     source = source_of(recipe, network, example_inputs(recipe.network, network, data))
-    require_choices(source.space)
+    require_choices(source.space, recipe.space)
     teachers = _teachers(recipe, network, data)
     outputs, targets = require_judged(network, data.train, judge)
-    for split in data.splits[1:]:  # the first, data.train, was judged just now
-        class_check(split, judge)(outputs)
+    doubted = [said for split in data.splits if (said := require_labelled(split, judge, outputs))]
     soft_loss = _check_training(recipe, source, outputs, targets)
     source, table = timed(recipe, source, progress)
     if storage := getattr(recipe.search, "storage", None):
@@ -95,8 +93,9 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
         for given in optuna_study.warm_starts(recipe.search):
             require_member(source.space, given, "an architecture of search.warm_start")
     budgets = budgets_of(source.space, recipe.budgets)
-    doubted = tuple(doubts(targets, judge, recipe.distill.loss, recipe.distill.alpha))
-    prepared = Prepared(recipe, device, data, judge, network, source, budgets, teachers, table, soft_loss, doubted)
+    doubted += doubts(targets, judge, recipe.distill.loss, recipe.distill.alpha)
+    parts = (recipe, device, data, judge, network, source, budgets, teachers, table, soft_loss)
+    prepared = Prepared(*parts, tuple(doubted))
     _check_synthesis(prepared)
     return prepared
 

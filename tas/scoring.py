@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from tas.calibration import has_batch_norm, recalibrate, restore, statistics
 from tas.data import Batches as OwnBatches
 from tas.data import Data, Split, as_data, examples_in, halves, map_tensors, nested
-from tas.errors import BadData, BadRecipe
+from tas.data.tensors import no_numbers, tensors_in
+from tas.errors import BadData, BadNetwork, BadRecipe, Caution
 from tas.extraction import extract
 from tas.merging import MERGE_IMAGES, Merging
 from tas.objectives import Objective, default_objective
@@ -30,11 +31,12 @@ from tas.space import Architecture
 from tas.supernet import Supernet
 from tas.tracing import Traced
 from tas.training import call
+from tas.training.evaluation import class_check, require_finite
 
 Batches = list[tuple[Any, Any]]
 
 
-class BlindWarning(UserWarning):
+class BlindWarning(Caution):
     """The held-out images do not show everything that a score should see."""
 
 
@@ -57,10 +59,12 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """What all candidates are scored with: weights, and decoded batches on the device (inputs for the calibration)."""
+    """What all candidates are scored with: weights, and decoded batches on the device (inputs for the calibration) of
+    the `train` images."""
 
     source: Traced | Supernet
     objective: Objective
+    train: Split
     calibration: list[Any]
     held_out: Batches
     images: int
@@ -190,7 +194,33 @@ def judge(
     merging = None
     if merge and isinstance(source, Traced):
         merging = Merging(source, [inputs for inputs, _ in _decoded(weights, MERGE_IMAGES, 64, False, device)])
-    return Judge(source, objective or default_objective(), calibration, held_out, count, device, merging)
+    objective = objective or default_objective()
+    found = Judge(source, objective, data.train, calibration, held_out, count, device, merging)
+    _require_numbers(found)
+    return found
+
+
+def _require_numbers(judge: Judge) -> None:
+    """BadData or BadNetwork where images or weights hold NaN: every score would be none, after many."""
+    merged = () if judge.merging is None else judge.merging.batches
+    if any(bool(no_numbers(tensor).any()) for tensor in tensors_in((judge.calibration, judge.held_out, merged))):
+        judge.train.require_numbers()
+    network = judge.source.network if isinstance(judge.source, Traced) else judge.source
+    for name, weight in network.named_parameters():
+        if bool(weight.isnan().any()):
+            raise BadNetwork(
+                f"weights must be finite numbers, {name!r} of {type(network).__name__} holds NaN: take weights from "
+                "before its training diverged"
+            )
+
+
+@torch.inference_mode()
+def require_sound(judge: Judge) -> None:
+    """BadNetwork where the network itself, before anything is cut, has outputs that are no numbers: to be asked where a
+    candidate's are none."""
+    whole = extract(judge.source, judge.source.space.largest()).to(judge.device).eval()
+    for inputs, _ in judge.held_out:
+        require_finite(whole, call(whole, inputs))
 
 
 def judged(
@@ -205,13 +235,13 @@ def judged(
     network = judge.network(architecture).to(judge.device).eval()
     held_out = _first(judge.held_out, math.ceil(part * judge.images))
     adapts = has_batch_norm(network)
-    inherited = _evaluated(network, held_out, judge.objective)[0] if raw and adapts else None
+    inherited = _evaluated(judge, network, held_out)[0] if raw and adapts else None
     if adapts:
         restore(network, known or {})
         done = max((int(v) for k, v in (known or {}).items() if k.endswith("num_batches_tracked")), default=0)
         wanted = judge.calibration[done : math.ceil(part * len(judge.calibration))]
         recalibrate(network, wanted, partial(call, network), resumed=done > 0)
-    metric, loss, count = _evaluated(network, held_out, judge.objective)
+    metric, loss, count = _evaluated(judge, network, held_out)
     return Score(Architecture.of(architecture), metric, inherited if adapts else metric, loss, count), statistics(
         network
     )
@@ -245,6 +275,8 @@ def raced(
         before, known = known, {}
         for each in running:
             found[each], reached = judged(judge, each, part, raw, before.pop(each, None))
+            if not any(score.valid for score in found.values()):
+                require_sound(judge)
             if rung < rungs - 1:
                 known[each] = reached
             if on_score:
@@ -298,11 +330,13 @@ def _first(batches: Batches, count: int) -> Batches:
 
 
 @torch.inference_mode()
-def _evaluated(network: nn.Module, batches: Batches, objective: Objective) -> tuple[float, float, int]:
+def _evaluated(judge: Judge, network: nn.Module, batches: Batches) -> tuple[float, float, int]:
     """Mean metric, mean loss and number of examples; the device is waited for once, at the end."""
     metrics, losses, count = [], [], 0
+    objective, check = judge.objective, class_check(judge.train, judge.objective)
     for inputs, targets in batches:
         outputs, size = call(network, inputs), examples_in(targets)
+        check(outputs, targets)
         metrics.append(objective.metric(outputs, targets).double().mean() * size)
         losses.append(objective.loss(outputs, targets).double() * size)
         count += size

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from tas.cautions import blindness, few_images
+from tas.cautions import cautioned, few_images
 from tas.choosing import CANDIDATES, chosen
 from tas.describing import costs
 from tas.errors import BadRecipe
@@ -105,7 +105,7 @@ def _search(current: Run, source: Any, network: nn.Module) -> list[Architecture]
     with (
         current.display.bar("search") as bar,
         (folder.path / "search.jsonl").open("a") as lines,
-        blindness(current.warn),
+        cautioned(current.warn),
     ):
 
         def on_row(row: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tas.cautions import chance, unsteady
+from tas.cautions import chance, few, unsteady
 from tas.data import Data, Split
 from tas.describing import describe
 from tas.errors import BadData, BadNetwork
@@ -75,6 +75,9 @@ def opened(prepared: Prepared, folder: str | Path, display: Display | None = Non
     current = Run(prepared, record, display or Display(), Events(record.path / "events"))
     for note in (*grouped(prepared.space.notes), *prepared.doubts):
         current.warn(note)
+    finished = prepared.data.test or prepared.data.val
+    if finished is not None and (said := few(finished)):
+        current.warn(said)
     if prepared.latency is not None:
         write_table(prepared.latency, record.path / "latency.json")
         if said := unsteady(prepared.latency):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -334,20 +335,68 @@ def test_unknown_options_and_commands_exit_with_2(shell: Shell) -> None:
     assert shell("prune")[0] == 2
 
 
+@pytest.mark.parametrize("command", ["export", "evaluate"])
+def test_a_run_folder_in_place_of_a_student_names_the_networks_in_it(shell: Shell, task: Path, command: str) -> None:
+    run = task / "run"
+    code, out, err = shell(command, run)
+    assert (code, out) == (2, "")
+    assert f"{run} is a run: name one in it, {run / 'student'}, {run / 'original'}, {run / 'baselines/uniform'}" in err
+    assert not list(run.glob("*.onnx"))
+
+
 def test_the_module_runs_as_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "tas", "report", "/nowhere"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: a report is made of a run folder")
 
 
-def test_ctrl_c_exits_with_1_and_says_how_to_go_on(shell: Shell, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+def interrupted(*_: object, checkpoint: Path | None = None, **__: object) -> None:
+    if checkpoint is not None:  # an epoch was finished
+        checkpoint.touch()
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr("tas.runner.run", interrupted)
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("tas.runner.prepare", "interrupted before anything was written to mine; the same command begins anew"),
+        ("tas.runner.original", "interrupted; mine keeps no stage yet: the same command goes on there"),
+        ("tas.runner.searched", "interrupted; mine keeps original: the same command goes on there"),
+        ("tas.teaching.distill", "interrupted; mine keeps original, search, the finished part of what was under way: "),
+    ],
+)
+def test_ctrl_c_exits_with_130_and_says_what_is_kept_and_how_to_go_on(
+    shell: Shell, task: Path, monkeypatch: pytest.MonkeyPatch, place: str, told: str
+) -> None:
+    monkeypatch.setattr(place, interrupted)
     code, out, err = shell("run", task / "tiny.yaml", "--out", "mine")
-    assert (code, out) == (1, "")
-    assert "interrupted; the same command goes on in mine" in err
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1].startswith(told)
+    assert (Path("mine") / "run.json").exists() == ("before" not in told)
+
+
+def test_ctrl_c_where_nothing_is_kept_is_one_line(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tas.parts.source_of", interrupted)
+    code, out, err = shell("space", "tiny_task:TinyNet", "--shape", "1,1,8,8")
+    assert (code, out, err) == (130, "", "interrupted; nothing was kept: the same command begins anew\n")
+
+
+def test_ctrl_c_in_a_latency_table_names_the_file_that_keeps_it(
+    shell: Shell, by_size: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+
+    def twice(*_: object) -> None:
+        done.append(1)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("tas.reporting.progress.Display.bar", lambda *_: nullcontext(twice))
+    told = ("latency", "tiny_task:TinyNet", "--shape", "2,1,8,8", "--set", "latency={table: t.json, rounds: 3}")
+    code, out, err = shell(*told)
+    assert (code, out) == (130, "")
+    assert err == "interrupted; t.json keeps the finished rounds: the same command goes on with them\n"
+    assert shell(*told)[0] == 0
 
 
 def test_a_failed_run_exits_with_1(shell: Shell, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:

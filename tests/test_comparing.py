@@ -201,7 +201,7 @@ def test_the_table_says_what_it_cannot_say(done: tuple[Path, dict[str, Any]]) ->
     found = done[1]
     assert any("Two seeds" in text for text in comparison.cautions(found))
     assert any("learning rate of the others, 0.1" in text for text in comparison.cautions(found))
-    large = {**found, "seeds": [0, 1, 2], "start": "scratch"}
+    large = {**found, "seeds": [0, 1, 2], "start": "scratch", "cells": []}
     assert comparison.cautions(large) == []
     for change, word in (
         ({"seeds": [4]}, "One seed has no spread"),
@@ -212,6 +212,28 @@ def test_the_table_says_what_it_cannot_say(done: tuple[Path, dict[str, Any]]) ->
         [only] = comparison.cautions({**large, **change})
         assert word in only
     assert "Two seeds" in (done[0] / "run" / "compare" / "comparison.html").read_text()
+
+
+def test_rows_that_are_one_network_are_named(done: tuple[Path, dict[str, Any]]) -> None:
+    """scratch-E has the architecture of the first search, but another start."""
+    found = done[1]
+    cell = found["cells"][0]
+    even = [{**cell, "row": row, "seed": seed} for seed in (0, 1) for row in ("uniform", "magnitude")]
+    fresh = {**even[0], "row": "scratch-E", "facts": {**cell["facts"], "start": "scratch"}}
+    other = {**even[0], "row": "random", "architecture": {**cell["architecture"], "stem.0": 3}}
+    assert comparison.cautions({**found, "cells": [*even, fresh, other]})[-1] == (
+        "At 60% of MACs the rows uniform and magnitude are the same network (seeds 0, 1), so nothing is to be read "
+        "from their being level."
+    )
+    named = [text for text in comparison.cautions(found) if "are the same network" in text]
+    by_seed = {(c["row"], c["budget"], c["seed"]): c["architecture"] for c in found["cells"]}
+    for label in found["budgets"]:
+        for seed in (0, 1):
+            equal = by_seed["uniform", label, seed] == by_seed["magnitude", label, seed]
+            told = any(all(part in text for part in (label, "uniform", "magnitude", str(seed))) for text in named)
+            assert told or not equal
+    page = (done[0] / "run" / "compare" / "comparison.html").read_text()
+    assert all(text in page for text in named)
 
 
 class SixClasses(TinyNet):
@@ -255,7 +277,7 @@ def test_a_search_that_is_only_named_has_its_defaults_but_the_recipes_images(tmp
     ("section", "message"),
     [
         ({"seeds": [1, 1]}, "must be distinct"),
-        ({"seeds": []}, "at least 1"),
+        ({"seeds": []}, "compare.seeds holds 1 or more, got"),
         ({"methods": ["evolution"]}, "differentiable, adaptive_bn, optuna, tuned"),
         ({"methods": [{"method": "adaptive_bn", "candidate": 1}]}, "did you mean 'candidates'"),
         ({"budgets": [{"mac": 0.5}]}, "did you mean 'macs'"),

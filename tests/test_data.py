@@ -1,6 +1,8 @@
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,12 +238,40 @@ def test_a_dataset_that_fails_says_at_which_example(workers: int) -> None:
         [list(part.batches(4, seeded())) for part in parts]
 
 
+class TornBatches:
+    """The third batch cannot be read; as a loader, or as an object of one's own."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from [(torch.zeros(4, 2), torch.zeros(4))] * 2
+        raise OSError("disk on fire\nand more")
+
+
+class NoBatches:
+    def __iter__(self) -> Iterator[Any]:
+        raise OSError("disk on fire\nand more")
+
+
+@pytest.mark.parametrize(
+    ("batches", "place"),
+    [
+        (TornBatches(), 2),
+        (NoBatches(), 0),
+        (DataLoader(Torn(12), 3), 2),
+        (DataLoader(Torn(12), 3, num_workers=1), 2),
+    ],
+)
+def test_batches_that_fail_say_whose_and_at_which(batches: Any, place: int) -> None:
+    told = rf"^every batch must be readable, 'val' fails at batch {place}: OSError: disk on fire$"
+    with pytest.raises(BadData, match=told):
+        len(as_data({"train": Squares(), "val": batches}).split("val"))
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
         (iter([(torch.zeros(2), torch.zeros(2))]), "one-shot list_iterator"),
         ([], "at least one batch"),
-        ([torch.zeros(2)], r"pair \(inputs, targets\), got Tensor"),
+        ([torch.zeros(2)], r"pair \(inputs, targets\), 'train' gives a Tensor"),
         (3, "got int"),
         ("mnist5k", "got str"),
         ({"train": Squares(), "dev": Squares()}, r"got \['dev'\]"),

@@ -1,10 +1,13 @@
 import json
 import math
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from tiny_task import recipe_values
 from torch import nn
 from toys import asked, data, network
 
@@ -14,12 +17,16 @@ from search_spaces.cifar_resnet_supernet import CifarSupernet
 from tas import cost
 from tas.data import Data, InMemory, Split
 from tas.distribution import ArchitectureDistribution
-from tas.errors import BadRecipe, Infeasible
+from tas.errors import BadRecipe, Caution, Infeasible
 from tas.methods import bilevel, differentiable
 from tas.methods.baselines import uniform
+from tas.methods.bilevel import astray
 from tas.methods.differentiable import Settings
 from tas.methods.learned import candidates
 from tas.objectives import Objective, top1
+from tas.recipe import parse
+from tas.reporting.progress import Display
+from tas.runner import run
 from tas.space import Budget, Choice, Factor, LayerCost, SearchSpace, Term
 
 DATA = data()
@@ -290,3 +297,34 @@ def test_a_search_starts_at_uniform_widths_or_flat():
     assert started.architecture == uniform(source.space, budget)
     flat = search(source, DATA, budget, Settings(epochs=1, batch=64, candidates=1, architecture_lr=1e-9, start="noise"))
     assert all(max(row) < 1.1 * min(row) for row in flat.probabilities.values())
+
+
+def test_a_search_whose_loss_runs_away_says_so(tmp_path: Path) -> None:
+    source, options = traced(), {"epochs": 1, "batch": 32, "candidates": 1, "rows": 1}
+    told = r"went from .* where guessing has 1.39: its supernet has diverged.*weight_lr \(20\)"
+    with pytest.warns(Caution, match=told):
+        tas.search(source, DATA, tas.budget(source.space, macs=0.5), weight_lr=20.0, **options)
+    values = {**recipe_values(tmp_path), "network": {"name": "tiny_task:TinyNet", "weights": None}}
+    values["search"] |= {"weight_lr": 50.0}
+    run(parse(values), tmp_path / "run", until="search", display=Display(Console(quiet=True)))
+    said = json.loads((tmp_path / "run" / "run.json").read_text())["warnings"]
+    assert any("its supernet has diverged" in each for each in said)
+    assert "its supernet has diverged" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("losses", "classes", "far"),
+    [
+        ((0.1, 1.0), 10, False),  # a memorised original, cut to a tight budget
+        ((0.1, 2.3), 10, True),  # a dead supernet guesses
+        ((2.3, 2.3), 10, False),  # fresh weights
+        ((90.0, 5.0), 10, True),
+        ((0.1, 0.9), None, False),
+        ((0.1, 1.1), None, True),
+    ],
+)
+def test_a_loss_has_run_away_where_it_is_no_better_than_guessing(
+    losses: tuple[float, float], classes: int | None, far: bool
+) -> None:
+    assert bool(astray([{"train_loss": loss} for loss in losses], classes, 0.1)) == far
+    assert astray([], classes, 0.1) == ""

@@ -10,12 +10,15 @@ from tiny_task import TinyNet, recipe_values
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+import tas
 from tas import recipe
-from tas.data import Examples, Split
+from tas.cautions import few_images
+from tas.data import Data, Examples, InMemory, Split
 from tas.distillation import distill, soft_targets
 from tas.errors import BadData, BadNetwork, BadRecipe, TasError
 from tas.judging import evaluate_target
-from tas.objectives import Objective, default_objective
+from tas.objectives import Objective
+from tas.preparation import prepare
 from tas.reporting.numbers import figures
 from tas.reporting.progress import Display
 from tas.runner import run
@@ -110,14 +113,14 @@ def test_a_loss_or_metric_that_cannot_be_taken_is_refused_before_anything_is_wri
 class Labelled(torch.utils.data.Dataset[Any]):
     """Three classes, but one example of another; `known`: without decoding."""
 
-    def __init__(self, odd: int, known: bool) -> None:
-        self.labels_held = [index % 3 for index in range(64)]
-        self.labels_held[29] = odd
+    def __init__(self, odd: int, known: bool = False, at: int = 29, count: int = 64) -> None:
+        self.labels_held = [index % 3 for index in range(count)]
+        self.labels_held[at] = odd
         if known:
             self.targets = self.labels_held
 
     def __len__(self) -> int:
-        return 64
+        return len(self.labels_held)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return torch.full((6,), float(index)), self.labels_held[index]
@@ -127,9 +130,70 @@ class Labelled(torch.utils.data.Dataset[Any]):
 @pytest.mark.parametrize("odd", [3, -1])
 def test_a_label_without_an_output_is_named(odd: int, known: bool) -> None:
     train = Split("train", Examples(Labelled(odd, known)))
-    where = f"{'.train.' if known else 'a batch'} has {odd} at index 29"
-    with pytest.raises(BadData, match=rf"labels must lie in 0\.\.2 for a network of 3 classes, {where}"):
-        evaluate(Heights(3), train, default_objective())
+    where = f"{'' if known else 'a batch of '}.train. has {odd} at index 29"
+    losses = [tas.objectives.cross_entropy, nn.functional.cross_entropy, nn.CrossEntropyLoss()]
+    for loss in losses:
+        with pytest.raises(BadData, match=rf"labels must lie in 0\.\.2 for a network of 3 classes, {where}"):
+            evaluate(Heights(3), train, Objective(loss, tas.objectives.top1, "top1"))
+    assert evaluate(Heights(3), train, Objective(ignoring(odd), tas.objectives.top1, "top1"))["loss"] > 0
+
+
+def ignoring(label: int) -> nn.Module:
+    return nn.CrossEntropyLoss(ignore_index=label)
+
+
+def odd_and_unknown(split: str = "train", at: int = 29, count: int = 64) -> dict[str, Any]:
+    held = {"train": Labelled(0), "test": Labelled(0)}
+    return {**held, split: Labelled(3, at=at, count=count)}
+
+
+def classification(*overrides: str) -> recipe.Recipe:
+    default = (f"data.name={HERE}:odd_and_unknown", "network.kwargs={outputs: 3}", "objective={}", "distill.loss=kd")
+    return regression(*default, *overrides)
+
+
+@pytest.mark.parametrize("loss", ["null", "torch.nn.functional:cross_entropy", "torch.nn:CrossEntropyLoss"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_label_that_only_decoding_shows_is_named_before_anything_is_written(
+    tmp_path: Path, loss: str, split: str
+) -> None:
+    with pytest.raises(BadData, match=rf"0\.\.2 for a network of 3 classes, a batch of '{split}' has 3 at index"):
+        run(classification(f"data.kwargs={{split: {split}}}", f"objective.loss={loss}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["differentiable", "adaptive_bn", "optuna", "netadapt"])
+def test_a_label_that_is_met_in_a_search_only_is_one_line(method: str) -> None:
+    """Nothing looks at examples before it where there is no recipe."""
+    data = Labelled(0)
+    data.labels_held[::7] = [3] * 10
+    split = Split("train", Examples(data))
+    traced = tas.trace(Heights(3), torch.zeros(2, 6))
+    options: dict[str, Any] = {} if method == "netadapt" else {"candidates": 2}
+    with pytest.raises(BadData, match=r"0\.\.2 for a network of 3 classes, a batch of '\w+' has 3 at index"):
+        tas.search(traced, split, tas.budget(traced.space, macs=0.5), method, images=64, **options)
+
+
+def same(outputs: int = 3, count: int = 64) -> dict[str, Any]:
+    one = Labelled(0)
+    one.labels_held = [1] * count
+    return {"train": Labelled(0), "test": one}
+
+
+@pytest.mark.parametrize(("count", "seen"), [(64, ""), (65, ", as far as they were looked at,")])
+def test_labels_that_are_all_the_same_are_doubted(tmp_path: Path, count: int, seen: str) -> None:
+    asked = classification(f"data={{name: '{HERE}:same', kwargs: {{count: {count}}}}}")
+    assert any(f"All 64 labels of 'test'{seen} are 1:" in said for said in prepare(asked).doubts)
+
+
+def test_one_or_two_images_more_or_less_are_said_to_be_few(tmp_path: Path) -> None:
+    asked = classification("data.kwargs={split: test, at: 0, count: 4}", "network.kwargs={outputs: 4}")
+    run(asked, tmp_path / "run", until="original", display=Display(Console(quiet=True)))
+    told = (tmp_path / "run" / "run.json").read_text()
+    assert "'test' has only 4 examples: one more that is right is 25 points" in told
+    few = Split("train", InMemory(torch.zeros(12, 6), torch.arange(12) % 3))
+    data = Data("few", few, classes=3)
+    assert [said for said in few_images(data, 2000, 2560, 0) if "'architecture' has only 6 examples" in said]
 
 
 def lonely() -> dict[str, TensorDataset]:
@@ -182,6 +246,35 @@ def test_a_search_that_meets_no_number_in_the_data_says_so(tmp_path: Path) -> No
     )
     with pytest.raises(BadData, match="the input of example 5 of 'train' holds NaN"):
         run(asked, tmp_path / "run", display=Display(Console(quiet=True)))
+
+
+class Logarithm(Heights):
+    """NaN for inputs whose sum is below 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.sum(1, keepdim=True).log()
+
+
+@pytest.mark.parametrize("method", ["adaptive_bn", "optuna"])
+@pytest.mark.parametrize(
+    ("broken", "kind", "message"),
+    [
+        ("input", BadData, "the input of example 5 of 'train' holds NaN"),
+        ("weight", BadNetwork, r"weights must be finite numbers, 'body.0.weight' of Heights holds NaN"),
+        ("forward", BadNetwork, "Logarithm gives NaN or infinity for finite inputs: look for a division"),
+    ],
+)
+def test_scores_that_are_no_numbers_are_blamed_on_what_brings_that_in(
+    method: str, broken: str, kind: type[TasError], message: str
+) -> None:
+    given = (torn() if broken == "input" else heights())["train"]
+    traced = tas.trace(Logarithm() if broken == "forward" else Heights(), torch.ones(2, 6))
+    if broken == "weight":
+        nn.init.constant_(traced.network.get_parameter("body.0.weight"), float("nan"))
+    judge = Objective(nn.functional.mse_loss, error, "error", False)
+    options = {"candidates": 4, "images": 64}
+    with pytest.raises(kind, match=message):
+        tas.search(traced, given, tas.budget(traced.space, macs=0.6), method, objective=judge, seed=1, **options)
 
 
 @pytest.mark.parametrize(("network", "outputs"), [("Flat", 0), ("Heights", 1)])

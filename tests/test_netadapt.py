@@ -4,10 +4,12 @@ import copy
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tiny_task import recipe_values
 from toys import asked, data, network
 
 import tas
@@ -17,6 +19,9 @@ from tas.methods import netadapt
 from tas.methods.netadapt import Settings, _worth, proposals, proposed, taken_back
 from tas.methods.result import Row
 from tas.objectives import default_objective
+from tas.planning import _adapting
+from tas.preparation import prepare
+from tas.recipe import parse
 from tas.scoring import Score
 from tas.space import Architecture, Budget, Choice, Factor, LayerCost, SearchSpace, Term
 from tas.tracing import Traced
@@ -200,6 +205,34 @@ def test_what_cannot_be_reached_is_refused(traced: Traced) -> None:
         search(traced, data(), Budget((("macs", 1.0),)), QUICK)
 
 
-def test_a_plan_counts_the_proposals(traced: Traced) -> None:
-    budget = tas.budget(traced.space, macs=0.5)
-    assert proposals(traced.space, budget, Settings(reduction=0.25, decay=1.0)) == 2 * len(traced.space.choices)
+@pytest.mark.parametrize("limits", [{"macs": 0.5}, {"macs": 0.25}, {"latency": 0.3}])
+def test_a_plan_counts_about_as_many_proposals_as_a_search_makes(
+    traced: Traced, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float]
+) -> None:
+    """To 30 % of the milliseconds most widths have to be lowered to their smallest size."""
+    widths = [choice for choice in traced.space.choices if choice.kind == "width"]
+    points = ((0, 0.0), (widths[0].size, 1.0 * widths[0].size))
+    priced = [LayerCost(w.name, "latency_ms", (Term(1.0, (Factor(w.name, "curve", 0, points),)),)) for w in widths]
+    timed = replace(traced, space=replace(traced.space, costs=(*traced.space.costs, *priced)))
+    made: list[Any] = []
+    tried = netadapt._tried
+    monkeypatch.setattr(netadapt, "_tried", lambda *given: made.append(given) or tried(*given))
+    settings, budget = replace(QUICK, steps=0, reduction=0.1), tas.budget(timed.space, **limits)
+    search(timed, data(), budget, settings)
+    assert len(proposals(timed.space, budget, settings)) == pytest.approx(len(made), rel=0.35)
+
+
+def test_a_plan_takes_the_time_of_networks_between_the_original_and_the_budget(tmp_path: Path) -> None:
+    """With a second a multiply-accumulate."""
+    settings = {"method": "netadapt", "steps": 3, "batch": 16, "images": 64, "calibration_images": 32}
+    prepared = prepare(parse({**recipe_values(tmp_path), "search": settings}))
+    space, budget = prepared.space, prepared.budget
+    original, even = object(), tas.search(prepared.source, None, budget, "uniform").architecture
+    most, least = (tas.macs(space, each) for each in (space.largest(), even))
+    timer: Any = SimpleNamespace(
+        **dict.fromkeys(("forward", "training"), lambda one: most if one is original else least)
+    )
+    tried = proposals(space, budget, prepared.recipe.search)
+    together = float(cost.count(space, tried, "macs").double().sum()) * (64 + 32 + 3 * 16)
+    networks: Any = (original, budget, even, object())
+    assert _adapting(prepared, timer, *networks) == pytest.approx(together)

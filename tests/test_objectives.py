@@ -41,6 +41,11 @@ def test_a_loss_module_is_instantiated() -> None:
     assert float(chosen.loss(torch.tensor([3.0]), torch.tensor([1.0]))) == 2
 
 
+@pytest.mark.parametrize("path", ["torch.nn.functional:cross_entropy", "torch.nn:CrossEntropyLoss"])
+def test_torchs_own_cross_entropy_is_the_default(path: str) -> None:
+    assert objective(path) == default_objective()
+
+
 @pytest.mark.parametrize(
     ("path", "words"),
     [

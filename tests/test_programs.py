@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def test_an_onnx_file_is_whole_runs_at_any_batch_and_agrees(
     opset = next(entry.version for entry in onnx.load(path).opset_import if entry.domain == "")
     assert found.opset == opset == options.get("opset", 20)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [slot.shape[0] for slot in (*session.get_inputs(), *session.get_outputs())] == ["batch", "batch"]
     for count in (1, 3, 9):
         x = images(count)
         (ours,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
@@ -76,9 +78,14 @@ def test_an_onnx_file_is_whole_runs_at_any_batch_and_agrees(
 
 @pytest.mark.slow
 def test_an_attention_student_becomes_onnx(tmp_path: Path) -> None:
+    import onnx
+
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     found = tas.export(layer, tmp_path / "a.onnx", inputs=torch.randn(3, 5, 8))
+    symbols = {size.dim_param for value in onnx.load(found.path).graph.value_info for size in formats._sizes(value)}
+    assert "batch" in symbols
+    assert not any(re.search(r"s\d+", symbol) for symbol in symbols)
     assert found.largest_difference <= found.allowed
 
 

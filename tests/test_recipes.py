@@ -29,7 +29,7 @@ def test_a_recipe_that_ships_is_complete_and_feasible(path: Path) -> None:
     original = parts.original_of(read.network.model_copy(update={"weights": None}), read.seed)
     inputs = torch.randn(SHAPES[path.stem.split("_")[0]], generator=torch.Generator().manual_seed(0))
     space = parts.source_of(read, original, inputs).space
-    describing.require_choices(space)
+    describing.require_choices(space, read.space)
     budgets = describing.budgets_of(space, read.budgets)
     limits = dict(next(iter(budgets.values())).limits)
     assert describing.feasibility(space, budgets)["uniform"]["macs"] <= limits["macs"]

@@ -151,7 +151,7 @@ def test_a_budget_is_a_section_an_amount_or_a_list_of_them(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ([], "budget .*at least 1"),
+        ([], "budget holds 1 or more, got"),
         (["50%", "0.50"], "differ by 0.1 % of the original at least, two are 50% of MACs"),
         (["50%", "1X"], r"budget\.1\.macs must be a number such as"),
         ([{"mac": 0.5}], r"unknown key 'budget\.0\.mac'; did you mean 'macs'"),

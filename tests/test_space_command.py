@@ -13,7 +13,7 @@ from tiny_task import TinyNet
 from torch import Tensor, nn
 
 import tas
-from tas.describing import survey
+from tas.describing import feasibility, survey
 from tas.errors import BadRecipe
 from tas.recipe import dump, parse
 from tas.reporting.tables import ONLY_MIXED, kept_rows, space_tables
@@ -190,6 +190,33 @@ def test_bounds_show_the_original_beside_the_largest(shell: Shell) -> None:
     assert [line.split()[1] for line in out.splitlines() if line.startswith("│ ")][-4:] == [
         *("smallest", "uniform", "largest", "original")
     ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ("space.minimum=0.99", "space.minimum 0.99 leaves each of 3 a single one (stem.0 8, "),
+        ("space={ratios: [1.0], depth: false}", "space.ratios (1.0,) leaves each of 2 a single one (stem.0 8, "),
+    ],
+)
+def test_rules_that_leave_no_choice_are_blamed_for_it(shell: Shell, rule: str, told: str) -> None:
+    code, out, err = shell(*TINY, "--set", rule)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert "output" not in err
+    assert err.strip().count("\n") == 0
+
+
+def test_uniform_widths_say_which_part_they_are(shell: Shell) -> None:
+    code, out, _ = shell(*TINY)
+    assert code == 0
+    assert "uniform (50% of each width)" in out
+    space = tas.trace(TinyNet(), torch.zeros(2, 1, 8, 8)).space
+    found = feasibility(space, {"60% of MACs": tas.budget(space, macs=0.6)})
+    even = tas.search(tas.trace(TinyNet(), torch.zeros(2, 1, 8, 8)), None, tas.budget(space, macs=0.6), "uniform")
+    parts = [even.architecture[name] / 8 for name in ("stem.0", "block.conv1")]
+    assert found["uniform"]["widths"] == [min(parts), max(parts)]
+    assert "widths" not in found["smallest"]
 
 
 def test_a_wrong_rule_is_one_line(shell: Shell) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from tas.data.tensors import digest, examples_in, map_tensors
-from tas.errors import BadData, TasError
+from tas.errors import BadData, TasError, failure
 
 _LOOKED_AT = 64  # examples in memory that enter a digest
 _DECODED = 16  # examples of a Dataset that do: decoding them all would take as long as an epoch
@@ -122,10 +122,8 @@ class Told(Dataset[Any]):
         except TasError:
             raise
         except Exception as error:  # the user's code may fail in any way
-            reason = (str(error).strip().splitlines() or [""])[0][:200]
             raise BadData(
-                f"every example of a Dataset must be readable, {self.name!r} fails at index {index}: "
-                f"{type(error).__name__}: {reason}"
+                f"every example of a Dataset must be readable, {self.name!r} fails at index {index}: {failure(error)}"
             ) from error
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
@@ -186,22 +184,36 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """The user's own iterable of (inputs, targets) batches: their size and order are the user's."""
+    """The user's own iterable of (inputs, targets) batches, of the split `name`: their size and order are the user's.
+    It may fail at any batch: `BadData` says at which."""
 
     batches: Iterable[Any]
+    name: str = "batches"
 
     def __post_init__(self) -> None:
-        if iter(self.batches) is self.batches:
+        one_shot = False
+        with suppress(Exception):  # what fails is told where it is read
+            one_shot = iter(self.batches) is self.batches
+        if one_shot:
             raise BadData(
                 f"batches are read again every epoch, got a one-shot {type(self.batches).__name__}; pass a list, "
                 "a DataLoader, or an object whose __iter__ starts anew"
             )
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for batch in self.batches:
-            if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-                raise BadData(f"a batch is a pair (inputs, targets), got {type(batch).__name__}")
-            yield batch[0], batch[1]
+        done = 0
+        try:
+            for batch in self.batches:
+                if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+                    raise BadData(f"a batch is a pair (inputs, targets), {self.name!r} gives a {type(batch).__name__}")
+                yield batch[0], batch[1]
+                done += 1
+        except TasError:
+            raise
+        except Exception as error:  # the user's code may fail in any way
+            raise BadData(
+                f"every batch must be readable, {self.name!r} fails at batch {done}: {failure(error)}"
+            ) from error
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -236,7 +248,7 @@ class Batches:
             count -= examples_in(targets)
             if count <= 0:
                 break
-        return Batches(held)
+        return Batches(held, self.name)
 
     def evidence(self) -> Iterator[Any]:
         yield from islice(self, 1)

@@ -29,7 +29,7 @@ from tas.data.holders import Batches, Examples, InMemory, Told
 from tas.data.images import from_arrays, from_pictures, mode_of, normalised, without_training
 from tas.data.splits import Data, Split, halves
 from tas.data.vision import image_folder, torchvision_set
-from tas.errors import BadData
+from tas.errors import BadData, failure
 from tas.importing import imported
 
 _SPLITS = ("train", "val", "test")
@@ -136,7 +136,7 @@ def _split_of(name: str, source: Any, size: int | None, workers: int) -> Split:
         return split
     if not hasattr(source, "__iter__") or isinstance(source, (str, Tensor)):
         raise BadData(f"data is a Dataset or an iterable of (inputs, targets) batches, got {type(source).__name__}")
-    batches = Batches(source)
+    batches = Batches(source, name)
     if next(iter(batches), None) is None:
         raise BadData(f"data needs at least one batch, {name!r} has none")
     return Split(name, batches)
@@ -211,6 +211,5 @@ def _built(path: str, factory: Callable[..., Any], arguments: Mapping[str, Any])
     except BadData:
         raise
     except Exception as error:  # the user's code may fail in any way
-        reason = (str(error).splitlines() or [""])[0]
         told = ", ".join(f"train={value}" if key == "train" else key for key, value in arguments.items())
-        raise BadData(f"{path}({told}) fails: {type(error).__name__}: {reason}") from error
+        raise BadData(f"{path}({told}) fails: {failure(error)}") from error

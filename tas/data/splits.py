@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tas.augment import Augment, apply
 from tas.data.holders import Answered, Batches, Dealt, Examples, InMemory
-from tas.data.tensors import digest, examples_in, map_tensors, stratified, tensors_in
+from tas.data.tensors import digest, examples_in, map_tensors, no_numbers, stratified, tensors_in
 from tas.errors import BadData
 
 _READ_TOGETHER = 256
@@ -95,7 +95,7 @@ class Split:
                 return
             for what, value in zip(("input", "target"), batch, strict=True):
                 for tensor in tensors_in(value):
-                    wrong = (tensor.isnan() | (tensor == torch.inf)).nonzero()  # less than all numbers masks attention
+                    wrong = no_numbers(tensor).nonzero()
                     if len(wrong) and tensor.dim():
                         found = "NaN" if tensor[tuple(wrong[0])].isnan() else "infinity"
                         raise BadData(
@@ -143,7 +143,9 @@ def halves(split: Split, generator: torch.Generator, fraction: float = 0.5) -> t
                 f"batches of {split.name!r} are dealt into two parts, one of which must not see the other's examples, "
                 "but two passes give different ones: pass the Dataset itself, or a loader with shuffle=False"
             )
-        parts = [replace(split, source=Batches(Dealt(split.source, fraction, first))) for first in (True, False)]
+        parts = [
+            replace(split, source=Batches(Dealt(split.source, fraction, first), split.name)) for first in (True, False)
+        ]
         if not all(map(len, parts)):
             raise BadData(f"{split.name!r} is dealt into two parts, so it needs more batches than {split.steps(1)}")
     else:

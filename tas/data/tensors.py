@@ -32,6 +32,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def no_numbers(tensor: Tensor) -> Tensor:
+    """Where it holds NaN or infinity: bool of its shape. (Less than all numbers masks attention.)"""
+    return tensor.isnan() | (tensor == torch.inf)
+
+
 def examples_in(batch: Any) -> int:
     """Number of examples of a batch: the first size of its first tensor."""
     return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 1)

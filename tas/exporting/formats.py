@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -83,12 +84,29 @@ def write_onnx(exported: Any, path: Path, opset: int) -> int:
             torch.onnx.export(exported, (), path, opset_version=opset, external_data=False, dynamo=True, verbose=False)
     except Exception as problem:
         raise BadNetwork(f"ONNX cannot hold the network at opset {opset}: {_line(problem)}") from problem
-    stated: int = next(entry.version for entry in onnx.load(path).opset_import if entry.domain in ("", "ai.onnx"))
+    model = onnx.load(path)
+    _name_batch(model.graph)
+    onnx.save(model, path)
+    stated: int = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if stated != opset:
         raise BadNetwork(
             f"torch writes the network at opset {stated} and cannot convert it to {opset}: ask for {stated}"
         )
     return stated
+
+
+def _name_batch(graph: Any) -> None:
+    """Call the free first size of the inputs "batch", here and in what is computed from it: torch names it s77, say."""
+    sizes = [size for value in (*graph.input, *graph.output, *graph.value_info) for size in _sizes(value)]
+    symbols = {size.dim_param for value in graph.input for size in _sizes(value)[:1] if size.dim_param}
+    for symbol in symbols:
+        for size in sizes:
+            if size.dim_param:
+                size.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", "batch", size.dim_param)
+
+
+def _sizes(value: Any) -> Any:
+    return value.type.tensor_type.shape.dim
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -12,14 +13,15 @@ from typing import Any, TypeVar, overload
 import torch
 
 from tas.data import as_data
-from tas.errors import BadRecipe
+from tas.errors import BadRecipe, Caution
 from tas.methods import adaptive_bn, baselines, differentiable, netadapt, optuna_study, tuned
 from tas.methods.asked import Asked
+from tas.methods.bilevel import astray
 from tas.methods.budgets import at_budgets, tilted_to
 from tas.methods.evolving import evolved
 from tas.methods.result import OnRow, OnScore, Row, SearchResult
 from tas.methods.standing import best_within, front
-from tas.objectives import Objective, default_objective
+from tas.objectives import Objective, by_classes, default_objective
 from tas.sampling import require_feasible
 from tas.space import Budget, SearchSpace
 from tas.supernet import Supernet
@@ -94,7 +96,9 @@ def search(
     found: Sequence[SearchResult]
     match method:
         case "differentiable":
-            found = _tilted(differentiable.search, asked(differentiable.Settings))
+            mine = asked(differentiable.Settings)
+            found = _tilted(differentiable.search, mine)
+            _caution(mine, found)
         case "adaptive_bn":
             found = adaptive_bn.search(asked(adaptive_bn.Settings))
         case "optuna":
@@ -145,6 +149,14 @@ def _tilted(first: Callable[[Asked[Any]], SearchResult], asked: Asked[Any]) -> l
     best = [best_within(asked.space, budget, [scores], asked.objective) for budget in asked.budgets]
     pairs = zip(results, best, strict=True)
     return [replace(result, architecture=its[0].architecture, candidates=tuple(its)) for result, its in pairs]
+
+
+def _caution(asked: Asked[differentiable.Settings], found: Sequence[SearchResult]) -> None:
+    """`Caution` where the supernet has diverged."""
+    classes = asked.data.classes if by_classes(asked.objective.loss) else None
+    course = found[0].course if found else ()
+    if said := astray(course, classes, asked.settings.weight_lr):
+        warnings.warn(said, Caution, stacklevel=3)
 
 
 def _optuna(asked: Asked[optuna_study.Settings]) -> list[SearchResult]:

@@ -8,8 +8,9 @@ replacement; here the half is shuffled and passed through again and again.)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, repeat
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from tas.errors import BadRecipe, Diverged, least, require_rules, switches
 from tas.methods.asked import Asked
 from tas.methods.result import Row
 from tas.supernet import Supernet
+from tas.training.evaluation import class_check
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,37 @@ class Run:
     epoch: int = 0
     course: list[Row] = field(default_factory=list)
 
+    @cached_property
+    def check(self) -> Callable[[Any, Any], None]:
+        """Of outputs and targets, see `class_check`."""
+        return class_check(self.asked.data.train, self.asked.objective)
+
     @property
     def settings(self) -> Settings:
         return self.asked.settings
+
+
+def astray(course: Sequence[Row], classes: int | None, rate: float) -> str:
+    """What to say where the loss of a course ends so high that its supernet has diverged; empty otherwise.
+
+    Of `classes` (None: targets are none) that is well above guessing, ln(classes), or no better than guessing and twice
+    the first loss; else ten times the first loss, since a smaller network is to lose more. rate: of the weights.
+    """
+    if not course:
+        return ""
+    first, last = course[0]["train_loss"], course[-1]["train_loss"]
+    if classes is None:
+        told, far = "", last > 10 * abs(first)
+    else:
+        guessing = math.log(classes)
+        told = f", where guessing has {guessing:.3g}"
+        far = last > 2 * guessing or (last > 2 * first and last > 0.95 * guessing)
+    if not far:
+        return ""
+    return (
+        f"The search's training loss went from {first:.3g} to {last:.3g}{told}: its supernet has diverged, so its "
+        f"choice says little. Lower search.weight_lr ({rate:g}), and search anew."
+    )
 
 
 def train_epoch(run: Run) -> None:
@@ -159,7 +189,7 @@ def _weight_step(run: Run, inputs: Any, targets: Any, generator: torch.Generator
     with torch.no_grad():  # the paper's code computes the gradient of the logits here too, and discards it
         draw = run.distribution.draw(generator, tau, run.settings.selection, run.settings.mixed)
     run.weight_optimizer.zero_grad()
-    loss = run.asked.objective.loss(run.supernet(inputs, draw), targets)
+    loss = _loss(run, inputs, targets, draw)
     loss.backward()
     run.weight_optimizer.step()
     return loss.detach()
@@ -169,11 +199,17 @@ def _architecture_step(run: Run, inputs: Any, targets: Any, generator: torch.Gen
     draw = run.distribution.draw(generator, tau, run.settings.selection, run.settings.mixed)
     run.architecture_optimizer.zero_grad()
     with run.supernet.frozen_weights():
-        loss = run.asked.objective.loss(run.supernet(inputs, draw), targets)
+        loss = _loss(run, inputs, targets, draw)
         penalty = cost.penalty(run.supernet.space, run.asked.budget, run.distribution.probabilities())
         (loss + run.settings.penalty_weight * penalty.to(loss.dtype)).backward()
     run.architecture_optimizer.step()
     return loss.detach()
+
+
+def _loss(run: Run, inputs: Any, targets: Any, draw: Any) -> Tensor:
+    outputs = run.supernet(inputs, draw)
+    run.check(outputs, targets)
+    return run.asked.objective.loss(outputs, targets)
 
 
 @torch.no_grad()

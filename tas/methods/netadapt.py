@@ -114,7 +114,7 @@ def search(asked: Asked[Settings]) -> SearchResult:
     search = _Search(asked, asked.at(budget, source=traced).judge, search_splits(asked.data, asked.seed)[0])
     identity = {} if checkpoint is None else asked.identity(method="netadapt", settings=asdict(asked.settings))
     state, course, rivals = _begun(search, traced, checkpoint, identity)
-    while (measure := _exceeded(state, budget)) is not None:
+    while (measure := _exceeded(traced.space, state.indices, budget)) is not None:
         state, row, rivals = _iteration(search, state, measure, len(course))
         course.append(row)
         if checkpoint is not None:
@@ -143,10 +143,10 @@ def _begun(
     return state, course, [read_score(each) for each in last["rivals"]]
 
 
-def _exceeded(state: _State, budget: Budget) -> str | None:
+def _exceeded(space: SearchSpace, indices: Tensor, budget: Budget) -> str | None:
     """The first limit that is not met."""
     single = (Budget(((measure, limit),)) for measure, limit in budget.limits)
-    over = (one for one in single if not bool(cost.feasible(state.traced.space, state.indices, one)))
+    over = (one for one in single if not bool(cost.feasible(space, indices, one)))
     return next((one.limits[0][0] for one in over), None)
 
 
@@ -155,8 +155,8 @@ def _iteration(search: _Search, state: _State, measure: str, number: int) -> tup
     budget, objective = search.asked.budget, search.asked.objective
     space, settings, limit = state.traced.space, search.asked.settings, dict(budget.limits)[measure]
     whole, before = float(cost.original(space, measure)), state.cost(measure)
-    reduction = settings.reduction * settings.decay**number * whole
-    proposals = proposed(space, state.indices, measure, max(before - reduction, limit))
+    reduction = _reduction(space, measure, settings, number)
+    proposals = _lowered(space, state.indices, measure, budget, settings, number)
     if not proposals:
         raise Infeasible(
             f"no single choice lowers {measure} any more at {cost.whole(measure, before):,}, the limit is "
@@ -190,6 +190,19 @@ def _iteration(search: _Search, state: _State, measure: str, number: int) -> tup
     }
     rivals = [s for s in scores if s is not new.score and s.valid and meets(space, budget, s.architecture)]
     return replace(new, traced=reorder(new.traced, "l2")), row, ranked(rivals, objective)
+
+
+def _lowered(
+    space: SearchSpace, indices: Tensor, measure: str, budget: Budget, settings: Settings, number: int
+) -> dict[int, Tensor]:
+    """What the iteration of this number, from 0, proposes."""
+    target = float(cost.count(space, indices, measure)) - _reduction(space, measure, settings, number)
+    return proposed(space, indices, measure, max(target, dict(budget.limits)[measure]))
+
+
+def _reduction(space: SearchSpace, measure: str, settings: Settings, number: int) -> float:
+    """By how much the iteration of this number, from 0, is to lower the resource."""
+    return settings.reduction * settings.decay**number * float(cost.original(space, measure))
 
 
 def proposed(space: SearchSpace, indices: Tensor, measure: str, target: float) -> dict[int, Tensor]:
@@ -280,11 +293,19 @@ def _iterations_left(excess: float, reduction: float, decay: float) -> int:
     return left
 
 
-def proposals(space: SearchSpace, budget: Budget, settings: Settings) -> int:
-    """About how many a search makes, if every choice that can be lowered is lowered in every iteration."""
-    movable = sum(len(choice.candidates) > 1 for choice in space.choices)
-    iterations = [
-        _iterations_left(1 - limit / cost.original(space, measure), settings.reduction / settings.decay, settings.decay)
-        for measure, limit in budget.limits
-    ]
-    return movable * max(iterations)
+def proposals(space: SearchSpace, budget: Budget, settings: Settings) -> Tensor:
+    """Candidate indices [count, choices] of about what a search proposes: of one that takes any of the proposals of an
+    iteration, by chance. How many there are follows from costs and candidates: a single choice often cannot lower the
+    resource as far as asked, or only by more."""
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.tensor([len(choice.candidates) - 1 for choice in space.choices], dtype=torch.long)
+    found: list[Tensor] = []
+    iteration = 0
+    while (measure := _exceeded(space, indices, budget)) is not None:
+        some = list(_lowered(space, indices, measure, budget, settings, iteration).values())
+        if not some:
+            break
+        found += some
+        indices = some[int(torch.randint(len(some), (), generator=generator))]
+        iteration += 1
+    return torch.stack(found) if found else indices.new_empty(0, len(indices))

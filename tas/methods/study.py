@@ -26,7 +26,7 @@ from tas.methods.result import Row, SearchResult
 from tas.methods.storages import kept
 from tas.methods.study_setup import opened
 from tas.sampling import project, sample_many
-from tas.scoring import Score, judged, ranked, scored_on
+from tas.scoring import Score, judged, ranked, require_sound, scored_on
 from tas.space import Architecture, SearchSpace
 from tas.timing import interleaved
 
@@ -118,6 +118,7 @@ def _tell(asked: Asked[Settings], study: optuna.Study, trial: Trial, score: Scor
         study.tell(trial, [score.recalibrated, *measured.values()])
     else:
         study.tell(trial, state=TrialState.FAIL)
+        require_sound(asked.judge)
     if asked.on_row:
         asked.on_row(_course(asked, study)[-1])
 

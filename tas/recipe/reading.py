@@ -6,18 +6,23 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from string import Template
 from typing import Any, get_args, get_type_hints
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tas.errors import BadRecipe
 from tas.recipe.inputs import parse_inputs
-from tas.recipe.searches import SEARCHES
+from tas.recipe.searches import SEARCHES, SearchOrName
 from tas.recipe.sections import FORMS, Recipe, Section
+
+_EXAMPLES = {
+    "budget": "give a limit, such as 50% of the MACs, or several: [50%, 30%]"
+}  # of lists that may not be empty
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -46,6 +51,8 @@ def parse(values: Any, overrides: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate_json(json.dumps(values))
     except ValidationError as problem:
         raise BadRecipe(_message(problem)) from problem
+    except BadRecipe as problem:
+        raise BadRecipe(_placed(str(problem), values)) from problem
 
 
 def dump(recipe: Recipe) -> str:
@@ -131,9 +138,26 @@ def _message(problem: ValidationError) -> str:
     if error["type"] == "union_tag_invalid":
         tag = error["ctx"]["tag"]
         return f"{key}.method should be one of {', '.join(SEARCHES)}, got {tag!r}{_nearest(tag, SEARCHES)}"
+    if error["type"] == "too_short":
+        few, least = error["input"], error["ctx"]["min_length"]
+        return f"{key} holds {least} or more, got {json.dumps(few)}: {_EXAMPLES.get(key, 'add to it, or leave it out')}"
     reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     hint = _nearest(error["input"], re.findall(r"'([^']+)'", reason)) if error["type"] == "literal_error" else ""
     return f"{key} {reason}, got {error['input']!r}{hint}"
+
+
+def _placed(rule: str, values: Mapping[str, Any]) -> str:
+    """A broken rule of a search, which knows itself as `search`, by the place where it stands in the recipe."""
+    methods = values["compare"].get("methods") if isinstance(values.get("compare"), Mapping) else None
+    several = {f"compare.methods.{n}": each for n, each in enumerate(methods if isinstance(methods, list) else ())}
+    for place, section in {"search": values.get("search"), **several}.items():
+        with suppress(ValidationError):
+            try:
+                TypeAdapter(SearchOrName).validate_json(json.dumps(section))
+            except BadRecipe as own:
+                if str(own) == rule:
+                    return re.sub(r"\bsearch\.", f"{place}.", rule)
+    return rule
 
 
 def _nearest(given: Any, known: Iterable[str]) -> str:

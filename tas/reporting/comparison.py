@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tas.errors import BadRecipe
-from tas.files import read_json, write_text
+from tas.files import json_text, read_json, write_text
 from tas.reporting import pictures
 from tas.reporting.forgetting import forgetting_parts
 from tas.reporting.numbers import decimal, epochs, figures, short
@@ -147,7 +147,24 @@ def cautions(found: Mapping[str, Any]) -> list[str]:
             f"The rows scratch train fresh weights at the learning rate of the others, {found['distill']['lr']:g}: "
             "where that was chosen for inherited weights, they would reach more at a larger one."
         )
-    return said
+    return said + _shared(found)
+
+
+def _shared(found: Mapping[str, Any]) -> list[str]:
+    """Which rows are one and the same network, trained once, at which budget and seeds."""
+    networks: dict[tuple[str, int, str], dict[str, None]] = {}
+    for cell in found["cells"]:
+        same = json_text([cell["architecture"], cell["facts"]])
+        networks.setdefault((cell["budget"], cell["seed"], same), {})[cell["row"]] = None
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for (budget, seed, _), rows in networks.items():
+        if len(rows) > 1:
+            seeds.setdefault((budget, f"{', '.join([*rows][:-1])} and {[*rows][-1]}"), []).append(seed)
+    return [
+        f"At {budget} the rows {rows} are the same network ({'seed' if len(which) == 1 else 'seeds'} "
+        f"{', '.join(map(str, which))}), so nothing is to be read from their being level."
+        for (budget, rows), which in seeds.items()
+    ]
 
 
 def _of(found: Mapping[str, Any], budget: str) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ def feasibility_rows(feasibility: Rows) -> Table:
     largest = feasibility.get("original", feasibility["largest"])
     header = ["architecture", "MACs", "params", "of MACs", "of params"]
     rows = [
-        [name, short(row["macs"]), short(row["params"])]
+        [f"{name}{_widths(row)}", short(row["macs"]), short(row["params"])]
         + [f"{row[measure] / largest[measure]:.1%}" for measure in ("macs", "params")]
         for name, row in feasibility.items()
     ]
@@ -89,6 +89,12 @@ def feasibility_rows(feasibility: Rows) -> Table:
         for cells, row in zip(rows, feasibility.values(), strict=True):
             cells += [digits(row["latency_ms"]), f"{row['latency_ms'] / largest['latency_ms']:.1%}"]
     return header, rows
+
+
+def _widths(row: Mapping[str, Any]) -> str:
+    """Which part of each width uniform ones keep: candidates seldom allow the same of all."""
+    low, high = (f"{part:.0%}" for part in row.get("widths", (0, 0)))
+    return f" ({low if low == high else f'{low} to {high}'} of each width)" if "widths" in row else ""
 
 
 def choice_rows(space: Mapping[str, Any]) -> Table:

@@ -19,7 +19,7 @@ from tas.calibration import modes_restored
 from tas.data import Split, as_data, map_tensors
 from tas.errors import BadRecipe, Diverged
 from tas.mixing import mixed, of_both
-from tas.objectives import Objective, cross_entropy
+from tas.objectives import Objective, by_classes, cross_entropy
 from tas.training import checkpoint as checkpoints
 from tas.training.checkpoint import Run
 from tas.training.evaluation import call, class_check
@@ -99,7 +99,7 @@ def objective_loss(objective: Objective, plan: TrainingPlan) -> Loss:
     """The objective's loss as the loop wants it, label smoothing included."""
     loss = objective.loss
     if plan.label_smoothing:
-        if loss is not cross_entropy:
+        if not by_classes(loss):
             raise BadRecipe(
                 f"{plan.section}label_smoothing applies to cross-entropy only, the objective's loss is {loss}; "
                 "set it to 0"
@@ -163,7 +163,7 @@ def _numbers(run: Run, split: Split, plan: TrainingPlan, checkpoint: Path | None
 
 
 def _step_function(
-    run: Run, plan: TrainingPlan, loss: Loss, check: Callable[[Any], None]
+    run: Run, plan: TrainingPlan, loss: Loss, check: Callable[[Any, Any], None]
 ) -> Callable[[Any, Any, float], Tensor]:
     """One optimiser step on (inputs, targets) at a learning rate -> the loss, on the device."""
     forward = torch.compile(run.network) if plan.compile else run.network
@@ -175,7 +175,7 @@ def _step_function(
         inputs = map_tensors(_channels_last, inputs) if plan.channels_last else inputs
         with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=plan.dtype == "bfloat16"):
             outputs = map_tensors(full_precision, call(forward, inputs))
-            check(outputs)
+            check(outputs, targets)
             value = loss(inputs, outputs, targets)
         run.optimizer.zero_grad()
         value.backward()
