@@ -125,10 +125,12 @@ class Identities:
 
     def _merge(self, left: Array, right: Array, why: str) -> None:
         """Merge atoms pairwise; all are roots. Every round hooks each root to the lowest one that it meets."""
-        sides = [np.unique(side) for side in (left, right)]
         self._hook(left, right, why)
-        for side in sides:
-            roots, counts = np.unique(self.find(side), return_counts=True)
+        roots = self.find(left)
+        if len(np.unique(roots)) == len(roots):  # every position is still one of its own, on the right as well
+            return
+        for side in (left, right):
+            roots, counts = np.unique(self.find(np.unique(side)), return_counts=True)
             for root in roots[counts > 1]:
                 self._tied.setdefault(int(root), why)
 

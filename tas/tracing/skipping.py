@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,30 +16,26 @@ from tas.tracing.regions import Region
 from tas.tracing.undoing import same_draws
 
 
+def those_that_skip(check: Callable[[list[Region]], bool], regions: list[Region]) -> list[Region]:
+    """Those for which `check` holds: all at once, else each half of them by itself."""
+    if check(regions):
+        return regions
+    middle = len(regions) // 2
+    halves = (regions[:middle], regions[middle:]) if middle else ()
+    return [region for half in halves for region in those_that_skip(check, half)]
+
+
 def skips_exactly(
     network: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     folds: Mapping[str, tuple[Site, ...]],
-    regions: list[Region],
     decisions: Decisions,
-) -> list[Region]:
-    """Those of which leaving out equals scaling the branch by 0: all at once, else each half of them by itself."""
-    if not regions or _skips(network, args, kwargs, folds, regions, decisions):
-        return regions
-    middle = len(regions) // 2
-    halves = (regions[:middle], regions[middle:]) if middle else ()
-    return [r for half in halves for r in skips_exactly(network, args, kwargs, folds, half, decisions)]
-
-
-def _skips(
-    network: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    folds: Mapping[str, tuple[Site, ...]],
     regions: list[Region],
-    decisions: Decisions,
 ) -> bool:
+    """Whether leaving these out together equals scaling their branches by 0."""
+    if not regions:
+        return True
     names = {name for region in regions for name, _ in folds[region.module]}
     alike = {name for name, p in network.named_parameters() if p.numel() and p.min() == p.max()}
     without = copy_sharing(network, [p for name, p in network.named_parameters() if name not in alike]).eval()
