@@ -249,7 +249,7 @@ class Recorder(Watching):
         before = self._generators() if draws else []
         out = self._observe(func._schema.name, func, args, kwargs or {}, writes, torch.Tag.pointwise in func.tags)
         if not all(map(torch.equal, before, self._generators() if before else [])):
-            for tensor in _tensors(out):  # of another shape they would be other numbers
+            for tensor in tensors_in(out):  # of another shape they would be other numbers
                 self.freeze(*self.rows(tensor), why="random numbers are drawn in eval mode")
         return out
 
@@ -261,7 +261,7 @@ class Recorder(Watching):
     def _observe(self, name: str, func: Any, args: Any, kwargs: Any, in_place: bool, pointwise: bool) -> Any:
         given, operator = dict(kwargs), name.rpartition("::")[2]
         target = given.pop("out", None)
-        inputs = _tensors((args, given))
+        inputs = tensors_in((args, given))
         self._read(inputs)
         values = tuple(self._value(tensor) for tensor in inputs)
         before = [self._ancestors(tensor) for tensor in inputs]
@@ -281,8 +281,8 @@ class Recorder(Watching):
         loose = [self._loose.get(tensor) for tensor in inputs]
         self._met = next(filter(None, loose), "")
         if loose and all(loose):
-            self._loose.update((tensor, self._met) for tensor in _tensors(out))
-        overwritten = [(tensor, self.rows(tensor)) for tensor in _tensors(target)]
+            self._loose.update((tensor, self._met) for tensor in tensors_in(out))
+        overwritten = [(tensor, self.rows(tensor)) for tensor in tensors_in(target)]
         handler = self._handler(name)
         (handler or (self.handlers["pointwise"] if pointwise else self.fallback))(self, out, *args, **given)
         for tensor, before_it in overwritten:  # out=: what is written goes with what the memory was made for
@@ -328,14 +328,14 @@ class Recorder(Watching):
 
     def _note_outputs(self, out: Any, inputs: list[Tensor], descends: int, in_place: bool) -> None:
         storages = {_storage(tensor) for tensor in inputs}
-        for tensor in _tensors(out):
+        for tensor in tensors_in(out):
             self._descends[tensor] = descends
             self._maker[tensor] = self.current.index
             if in_place:
                 self._written[_storage(tensor)] = (self.current.index, descends)
             elif _storage(tensor) not in storages:
                 self._written.pop(_storage(tensor), None)  # new memory at an old address
-        self.current.outputs = tuple(self._value(tensor) for tensor in _tensors(out))
+        self.current.outputs = tuple(self._value(tensor) for tensor in tensors_in(out))
 
     def _value(self, tensor: Tensor) -> Value:
         made_by = max(self._maker.get(tensor, -1), self._written.get(_storage(tensor), (-1, 0))[0])
@@ -371,7 +371,7 @@ def _hooks(recorder: Recorder) -> Iterator[None]:
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         recorder._stack.append(recorder._names.get(id(module), recorder._stack[-1]))
         at = _leading(args, kwargs)
-        each = [(place, x, leaf) for place, x in (*enumerate(args), *kwargs.items()) for leaf in _tensors(x)]
+        each = [(place, x, leaf) for place, x in (*enumerate(args), *kwargs.items()) for leaf in tensors_in(x)]
         values = (
             tuple(recorder._value(leaf) for _, _, leaf in each),
             tuple(p if x is leaf else None for p, x, leaf in each),
@@ -434,20 +434,22 @@ def numbers_in(operator: str, tree: Any) -> tuple[float, ...]:
     """The numbers among an operator's arguments that it computes with: fractions, and whole ones in arithmetic (sizes
     and dimensions elsewhere); what `torch.tensor(number)` in a forward makes a tensor of."""
     if operator == LITERAL:
-        return tuple(float(x.item()) for x in _tensors(tree) if x.numel() == 1 and x.is_cpu and not x.is_complex())
+        return tuple(float(x.item()) for x in tensors_in(tree) if x.numel() == 1 and x.is_cpu and not x.is_complex())
     kinds = (float, int) if operator.rstrip("_") in _ARITHMETIC else (float,)
     return tuple(_numbers(tree, kinds))
 
 
-def _numbers(tree: Any, kinds: tuple[type, ...]) -> Iterator[float]:
-    if isinstance(tree, (tuple, list, dict)):  # torch's own flattening takes a third of a replay
-        for part in tree.values() if isinstance(tree, dict) else tree:
-            yield from _numbers(part, kinds)
-    elif type(tree) in kinds:
-        yield tree
+def _numbers(tree: Any, kinds: tuple[type, ...]) -> list[float]:
+    found: list[float] = []
+    for part in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(part, (tuple, list, dict)):  # torch's own flattening takes a third of a replay
+            found += _numbers(part, kinds)
+        elif type(part) in kinds:
+            found.append(part)
+    return found
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def tensors_in(tree: Any) -> list[Tensor]:
     return [tree] if isinstance(tree, Tensor) else [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 

@@ -18,6 +18,8 @@ from tas.tracing.recording import Recorder
 from tas.tracing.records import Site
 from tas.tracing.rules import Rules
 
+_Placed = tuple[Site | str, Array]  # where a dimension is met first, and its identities
+
 
 @dataclass(frozen=True)
 class Group:
@@ -124,8 +126,9 @@ def find_units(recorder: Recorder, rules: Rules) -> Units:
     """Group atoms. Those whose combinations are not whole products are frozen, sizes that must be equal and cannot be
     made so by a formula are made of the same units, and all is done again."""
     while True:
-        units = _group(recorder, rules)
-        entangled = _entangled(recorder, units)
+        axes = _axes(recorder)
+        units = _group(recorder, rules, axes)
+        entangled = _entangled(units, axes)
         for rows, where in entangled:
             recorder.identities.freeze(rows, f"its combinations with other sizes are irregular: {where}")
         unequal = [] if entangled else equalize(units)
@@ -136,7 +139,7 @@ def find_units(recorder: Recorder, rules: Rules) -> Units:
             return units
 
 
-def _axes(recorder: Recorder) -> list[tuple[Site | str, Array]]:
+def _axes(recorder: Recorder) -> list[_Placed]:
     """Every dimension whose size costs something, parameters first; and parts of dimensions that the code takes out and
     treats otherwise than the rest. Of those with the same identities, most, the first."""
     places: Iterator[tuple[Site | str, Rows]] = chain(
@@ -144,7 +147,7 @@ def _axes(recorder: Recorder) -> list[tuple[Site | str, Array]]:
         ((r.where(), rows) for r in recorder.records for product in r.products for _, rows in product),
         (("a slice", rows) for rows in recorder.apart),
     )
-    found: dict[tuple[tuple[int, ...], bytes], tuple[Site | str, Array]] = {}
+    found: dict[tuple[tuple[int, ...], bytes], _Placed] = {}
     for place, rows in places:
         known = recorder.identities.canonical(rows)
         if known is not None:
@@ -152,46 +155,50 @@ def _axes(recorder: Recorder) -> list[tuple[Site | str, Array]]:
     return list(found.values())
 
 
-def _group(recorder: Recorder, rules: Rules) -> Units:
+def _group(recorder: Recorder, rules: Rules, axes: list[_Placed]) -> Units:
     """Atoms with the same signature (how often they appear in which dimension) belong to one choice."""
     identities = recorder.identities
     atoms = identities.capacity
-    signature, first = np.zeros(atoms, np.uint64), np.full(atoms, -1)
-    site: dict[int, tuple[Site | str, Array]] = {}
+    signature, first, axis = np.zeros(atoms, np.uint64), np.full(atoms, -1), np.full(atoms, -1)
     scramble = np.random.default_rng(0)
     order = 0
-    for place, known in _axes(recorder):
+    for number, (_, known) in enumerate(axes):
         members, at, counts = np.unique(known, return_index=True, return_counts=True)
         weight = scramble.integers(1, 1 << 63, dtype=np.uint64)
         live = members > 0
         members, at, counts = members[live], at[live], counts[live]
         signature[members] += weight * counts.astype(np.uint64)  # modulo 2^64: a random hash of (dimension, count)
-        new = members[first[members] < 0]
-        first[members] = np.where(first[members] < 0, order + at, first[members])
-        site.update(dict.fromkeys(map(int, new), (place, known)))
+        new = first[members] < 0
+        first[members[new]], axis[members[new]] = order + at[new], number
         order += known.size
-    used = np.flatnonzero(first >= 0)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for atom in used[np.argsort(first[used], kind="stable")]:
-        groups[int(signature[atom])].append(int(atom))
-    for alike in groups.values():
+    groups = _alike(signature, np.argsort(first, kind="stable")[(first < 0).sum() :])
+    sites = [axes[axis[alike[0]]] for alike in groups]
+    for alike, (_, rows) in zip(groups, sites, strict=True):
         if len(alike) == 1:
-            identities.freeze(np.array(alike)[:, None], _alone(recorder, alike[0], site[alike[0]][1]))
+            identities.freeze(alike[:, None], _alone(recorder, int(alike[0]), rows))
     found: list[Group] = []
-    free: list[list[int]] = []
-    for alike in groups.values():
+    free = [np.zeros(0, int)]
+    for alike, site in zip(groups, sites, strict=True):
         if len(alike) > 1:
-            name = _name(site[alike[0]], alike, [group.name for group in found])
+            name = _name(site, alike, [group.name for group in found])
             recorder.named.add(name)
             if rules.fixes(name):
-                identities.freeze(np.array(alike)[:, None], "a rule fixes it")
+                identities.freeze(alike[:, None], "a rule fixes it")
             else:
                 found.append(Group(name, len(alike), 1, ((name, 1),)))
                 free.append(alike)
-    owner = np.repeat(np.arange(len(free) + 1), [*map(len, free), 1])
+    owner = np.repeat(np.arange(len(free)), [*map(len, free[1:]), 1])
     unit = np.full(atoms, len(owner) - 1)
-    unit[[atom for members in free for atom in members]] = np.arange(len(owner) - 1)
+    unit[np.concatenate(free)] = np.arange(len(owner) - 1)
     return Units(recorder, found, rules, owner, unit)
+
+
+def _alike(signature: Array, atoms: Array) -> list[Array]:
+    """The atoms of each signature, in their order; in that of its first atom."""
+    _, first, number = np.unique(signature[atoms], return_index=True, return_inverse=True)
+    leads = first[number]
+    order = np.argsort(leads, kind="stable")
+    return np.split(atoms[order], np.flatnonzero(np.diff(leads[order])) + 1) if len(atoms) else []
 
 
 def _alone(recorder: Recorder, atom: int, rows: Array) -> str:
@@ -202,7 +209,7 @@ def _alone(recorder: Recorder, atom: int, rows: Array) -> str:
     return f"its {positions} positions are one unit, which alone cannot shrink; the first are tied by: {why}"
 
 
-def _name(place: tuple[Site | str, Array], members: list[int], taken: list[str]) -> str:
+def _name(place: _Placed, members: Array, taken: list[str]) -> str:
     """The layer that makes these units; of a grouped layer `.groups` (outer) or `.inside` (inner)."""
     where, rows = place
     if isinstance(where, str):
@@ -221,12 +228,12 @@ def _name(place: tuple[Site | str, Array], members: list[int], taken: list[str])
     return unique
 
 
-def _entangled(recorder: Recorder, units: Units) -> list[tuple[Rows, str]]:
+def _entangled(units: Units, axes: list[_Placed]) -> list[tuple[Array, str]]:
     """Dimensions in which some combination of units is missing, or appears more often than the others."""
-    bad: list[tuple[Rows, str]] = []
+    bad: list[tuple[Array, str]] = []
     sizes = [*(group.size for group in units.groups), 1]
     starts = np.cumsum([0, *sizes[:-1]])
-    for place, rows in _axes(recorder):
+    for place, rows in axes:
         known = units.unit[rows]
         numbers = units.owner[known]
         order = np.argsort(numbers, 1, kind="stable")
