@@ -93,7 +93,7 @@ class Units:
         if units is None:
             return frozenset()
         if id(units) not in self._groups:
-            numbers = np.unique(self.owner[units])
+            numbers = np.flatnonzero(np.bincount(self.owner[units].ravel()))
             self._groups[id(units)] = frozenset(self.groups[n].name for n in numbers if n < len(self.groups))
         return self._groups[id(units)]
 
