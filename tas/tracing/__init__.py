@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +17,7 @@ from tas.tracing import costs, limits
 from tas.tracing.attributes import AttributeRule, in_units
 from tas.tracing.fitness import copied, require_module
 from tas.tracing.folding import Fold, fold_regions, fold_widths
-from tas.tracing.halves import find_halves, innermost, is_made_of
+from tas.tracing.halves import find_halves, innermost, outside, whole_blocks
 from tas.tracing.identity import Array, Rows
 from tas.tracing.keeping import kept_sizes
 from tas.tracing.observing import observe
@@ -23,7 +26,7 @@ from tas.tracing.recording import Recorder
 from tas.tracing.records import Site
 from tas.tracing.regions import Region, chain, find_regions
 from tas.tracing.rules import Rules
-from tas.tracing.skipping import skips_exactly
+from tas.tracing.skipping import skips_exactly, those_that_skip
 from tas.tracing.traced import Traced
 from tas.tracing.undoing import leaves_traces
 from tas.tracing.units import Units, find_units
@@ -31,6 +34,20 @@ from tas.tracing.units import Units, find_units
 __all__ = ["Rules", "Traced", "trace"]
 
 
+@contextmanager
+def _no_full_collections() -> Iterator[None]:
+    """A trace makes so many objects that Python would look for cycles among all of the process, torch's too, several
+    times: a fifteenth of its time, for nothing, since what it makes has none. Young objects are still looked at, for
+    what the network's own forward leaves."""
+    before = gc.get_threshold()
+    gc.set_threshold(*before[:2], 1_000_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@_no_full_collections()
 def trace(
     network: nn.Module,
     example_inputs: Any,
@@ -192,15 +209,13 @@ def _depth(recorder: Recorder, traced: Traced) -> tuple[list[list[Region]], dict
     blocks = find_regions(recorder)
     halves = innermost(find_halves(recorder), blocks)
     folds = fold_regions(recorder, [*halves, *blocks])
-
-    def proved(regions: list[Region]) -> list[Region]:
-        foldable = [region for region in regions if folds[region.module]]
-        return skips_exactly(traced, folds, foldable)
-
-    halves = proved(halves)
-    blocks = proved([block for block in blocks if not is_made_of(block, halves)])
-    halves = [half for half in halves if not any(block.first <= half.last < block.last for block in blocks)]
-    runs = sorted(chain(blocks) + chain(halves), key=lambda run: run[0].first)
+    halves, blocks = ([region for region in some if folds[region.module]] for some in (halves, blocks))
+    check = partial(skips_exactly, traced, folds)
+    whole = whole_blocks(blocks, halves)
+    if not check([*whole, *outside(halves, whole)]):  # as a rule all of them can be left out, which one run shows
+        halves = those_that_skip(check, halves)
+        whole = those_that_skip(check, whole_blocks(blocks, halves))
+    runs = sorted(chain(whole) + chain(outside(halves, whole)), key=lambda run: run[0].first)
     return runs, {region.module: folds[region.module] for run in runs for region in run}
 
 

@@ -73,6 +73,7 @@ def _makers(recorder: Recorder, tensors: Iterable[str]) -> dict[str, np.ndarray]
     """By layer, the identities of the channels that it makes: those that these of its parameters and buffers scale, as
     rows and bias or as gamma and beta; a parameter that makes none by itself under its own name."""
     sites = {site for record in recorder.records for site in record.scales}
+    scaling = {name for name, _ in sites}
     found: dict[str, list[np.ndarray]] = {}
 
     def add(name: str, rows: Rows) -> None:
@@ -85,7 +86,7 @@ def _makers(recorder: Recorder, tensors: Iterable[str]) -> dict[str, np.ndarray]
         for dim, rows in enumerate(dims):
             if (name, dim) in sites:
                 add(name.rpartition(".")[0] or name, rows)
-        if not any(site[0] == name for site in sites):
+        if name not in scaling:
             for rows in dims:
                 add(name, rows)
     return {name: np.unique(np.concatenate(parts)) for name, parts in found.items()}

@@ -59,10 +59,15 @@ def innermost(halves: list[Region], blocks: list[Region]) -> list[Region]:
     return [half for half in halves if not holds(half)]
 
 
-def is_made_of(block: Region, halves: list[Region]) -> bool:
-    """Whether a block has several branches, each of which can be left out alone."""
+def whole_blocks(blocks: list[Region], halves: list[Region]) -> list[Region]:
+    """Without the blocks of several branches, each of which can be left out alone."""
     alone = {branch.made_by for half in halves for branch in half.branches}
-    return len(block.branches) > 1 and all(branch.made_by in alone for branch in block.branches)
+    return [b for b in blocks if len(b.branches) < 2 or any(branch.made_by not in alone for branch in b.branches)]
+
+
+def outside(halves: list[Region], blocks: list[Region]) -> list[Region]:
+    """The branches that are no part of these blocks."""
+    return [half for half in halves if not any(block.first <= half.last < block.last for block in blocks)]
 
 
 def _readers(recorder: Recorder) -> Readers:

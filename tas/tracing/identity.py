@@ -52,11 +52,10 @@ class Identities:
 
     def find(self, atoms: Array) -> Array:
         """The root of every atom, whether frozen or not."""
-        roots = atoms
-        while True:
-            above = self._parent[roots]
-            if (above == roots).all():
-                break
+        roots = self._parent[atoms]
+        if (roots == atoms).all():
+            return atoms
+        while ((above := self._parent[roots]) != roots).any():
             roots = above
         self._parent[atoms.ravel()] = roots.ravel()
         return roots
@@ -66,9 +65,10 @@ class Identities:
         if rows is None:
             return None
         found = self._roots(rows)
-        found = found[:, found.any(0)]
-        if not found.size:
+        used = found.any(0)
+        if not used.any():
             return None
+        found = found if used.all() else found[:, used]
         return rows if found.shape == rows.shape and (found == rows).all() else found  # the same array can be shared
 
     def _roots(self, rows: Array) -> Array:
@@ -125,10 +125,12 @@ class Identities:
 
     def _merge(self, left: Array, right: Array, why: str) -> None:
         """Merge atoms pairwise; all are roots. Every round hooks each root to the lowest one that it meets."""
-        sides = [np.unique(side) for side in (left, right)]
         self._hook(left, right, why)
-        for side in sides:
-            roots, counts = np.unique(self.find(side), return_counts=True)
+        roots = np.sort(self.find(left))
+        if (roots[1:] != roots[:-1]).all():  # every position is still one of its own, on the right as well
+            return
+        for side in (left, right):
+            roots, counts = np.unique(self.find(np.unique(side)), return_counts=True)
             for root in roots[counts > 1]:
                 self._tied.setdefault(int(root), why)
 

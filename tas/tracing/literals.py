@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from tas.tracing.leaves import tensors_of
@@ -20,9 +19,11 @@ def numbers_in(operator: str, tree: Any) -> tuple[float, ...]:
     return tuple(_numbers(tree, kinds))
 
 
-def _numbers(tree: Any, kinds: tuple[type, ...]) -> Iterator[float]:
-    if isinstance(tree, (tuple, list, dict)):  # torch's own flattening takes a third of a replay
-        for part in tree.values() if isinstance(tree, dict) else tree:
-            yield from _numbers(part, kinds)
-    elif type(tree) in kinds:
-        yield tree
+def _numbers(tree: Any, kinds: tuple[type, ...]) -> list[float]:
+    found: list[float] = []
+    for part in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(part, (tuple, list, dict)):  # torch's own flattening takes a third of a replay
+            found += _numbers(part, kinds)
+        elif type(part) in kinds:
+            found.append(part)
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import takewhile
 from typing import Any
 
@@ -42,13 +43,14 @@ class Replay(Watching):
         self._calls: Counter[str] = Counter()
         self._unaligned: Counter[tuple[str, str]] = Counter()  # operators and their numbers since it strayed
         self._whole = Whole(self._compare)
+        self._holding = Holding(recorder.decisions)
         self._literals: list[tuple[float, ...]] = []  # as many as in the record, or they are not compared
         self.asked: list[int] | None = None  # the sizes that a failing operator was given
         self.error: str | None = None
 
     def run(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
-            with self._aligning(network), self._whole, Holding(self.recorder.decisions), self:
+            with self._aligning(network), self._whole, self:
                 network(*args, **kwargs)
             self._pass_over(len(self.recorder.records))
             self._compare_literals()
@@ -65,7 +67,8 @@ class Replay(Watching):
                 self._compare_numbers(record, numbers)
 
     def _compare_numbers(self, record: Record, numbers: tuple[float, ...]) -> None:
-        if repr(record.numbers) != repr(numbers):  # NaN is NaN; a scale computed from the head size, say
+        if (record.numbers or numbers) and repr(record.numbers) != repr(numbers):
+            # NaN is NaN; a scale computed from the head size, say
             self.recorder.mark_inexact(f"a number follows a width: {record.where()}")
 
     def _align(self, position: int) -> None:
@@ -133,12 +136,16 @@ class Replay(Watching):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._whole.inside:
-            return func(*args, **(kwargs or {}))
-        return self._compare(func._schema.name.split("::")[-1], func, args, kwargs or {})
+            return self._holding.call(func, args, kwargs or {})
 
-    def _compare(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return self._holding.call(func, args, kwargs)
+
+        return self._compare(_operator(func), run, args, kwargs or {})
+
+    def _compare(self, name: str, run: Any, args: Any, kwargs: Any) -> Any:
         self.asked = _asked(name, args)
-        out = func(*args, **kwargs)
+        out = run(*args, **kwargs)
         if name == LITERAL:
             self._literals.append(numbers_in(name, (args, kwargs)))
         if not self.aligned:
@@ -150,8 +157,7 @@ class Replay(Watching):
         record = self.at()
         if _ALIKE.get(record.operator, record.operator) != _ALIKE.get(name, name) and not whole:
             return self._stray(name, args, kwargs, out)
-        tensors = tensors_of(out)
-        for tensor, value in zip(tensors, record.outputs, strict=False):
+        for tensor, value in zip(tensors_of(out), record.outputs, strict=False):
             wanted = tuple(self.kept(axis) for axis in value.axes())
             if tuple(tensor.shape) != wanted and value.real:
                 if 1 in wanted and sorted(tensor.shape) == sorted(wanted):
@@ -168,6 +174,11 @@ class Replay(Watching):
         self.strayed.add(self.position)
         self._note(name, args, kwargs)
         return out
+
+
+@cache
+def _operator(func: Any) -> str:
+    return str(func._schema.name.split("::")[-1])
 
 
 def _asked(operator: str, args: Sequence[Any]) -> list[int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,16 +17,19 @@ from tas.tracing.traced import Traced
 from tas.tracing.undoing import same_draws
 
 
-def skips_exactly(traced: Traced, folds: Mapping[str, tuple[Site, ...]], regions: list[Region]) -> list[Region]:
-    """Those of which leaving out equals scaling the branch by 0: all at once, else each half of them by itself."""
-    if not regions or _skips(traced, folds, regions):
+def those_that_skip(check: Callable[[list[Region]], bool], regions: list[Region]) -> list[Region]:
+    """Those for which `check` holds: all at once, else each half of them by itself."""
+    if check(regions):
         return regions
     middle = len(regions) // 2
     halves = (regions[:middle], regions[middle:]) if middle else ()
-    return [r for half in halves for r in skips_exactly(traced, folds, half)]
+    return [region for half in halves for region in those_that_skip(check, half)]
 
 
-def _skips(traced: Traced, folds: Mapping[str, tuple[Site, ...]], regions: list[Region]) -> bool:
+def skips_exactly(traced: Traced, folds: Mapping[str, tuple[Site, ...]], regions: list[Region]) -> bool:
+    """Whether leaving these out together equals scaling their branches by 0."""
+    if not regions:
+        return True
     network, args, kwargs = traced.network, traced.args, traced.kwargs
     names = {name for region in regions for name, _ in folds[region.module]}
     alike = {name for name, p in network.named_parameters() if p.numel() and p.min() == p.max()}

@@ -129,8 +129,9 @@ class Traced:
         named = self.network.named_parameters(remove_duplicate=False)
         network = copy_sharing(self.network, [tensor for name, tensor in named if share or name in cuts])
         for name, attributes in self.attributes(network, cuts, mask).items():
+            module = network.get_submodule(name)
             for key, value in attributes.items():
-                setattr(network.get_submodule(name), key, value)
+                setattr(module, key, value)
         cut_parameters(network, cuts)
         return network
 
