@@ -1,6 +1,6 @@
 """What the score of one candidate costs in plain inferences of its network on the same images, at 50 % of the MACs.
 
-    python scripts/benchmarks/scoring.py [--network resnet56] [--rounds 7] [--images 2000] [--calibration 2560]
+    python scripts/benchmarks/scoring.py [--network resnet56] [--rounds 7] [--images 3120] [--calibration 1280]
         [--ratio 0.5] [--device cpu]
 
 resnet56 sees pictures of 32 pixels, resnet50 (torchvision's) of 224. A round times, in alternating order and in this
@@ -32,7 +32,7 @@ from tas.calibration import recalibrate
 from tas.data import Data, InMemory, Split
 from tas.methods.baselines import uniform
 from tas.originals import build
-from tas.scoring import judge, judged
+from tas.scoring import CALIBRATION_IMAGES, SCORE_IMAGES, judge, judged
 
 Work = Callable[[], object]
 NETWORKS = {"resnet56": ("search_spaces.cifar_resnet:resnet56", 32), "resnet50": ("torchvision.models:resnet50", 224)}
@@ -42,8 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=list(NETWORKS), default="resnet56")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--calibration", type=int, default=2560)
+    parser.add_argument("--images", type=int, default=SCORE_IMAGES)
+    parser.add_argument("--calibration", type=int, default=CALIBRATION_IMAGES)
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()

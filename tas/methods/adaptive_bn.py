@@ -15,7 +15,7 @@ from tas.methods.evolving import evolved
 from tas.methods.result import OnRow, Row, SearchResult
 from tas.methods.standing import best_within
 from tas.sampling import Aim, project, require_feasible, sample_many
-from tas.scoring import Score, raced
+from tas.scoring import CALIBRATION_IMAGES, SCORE_IMAGES, Score, raced
 from tas.space import Architecture
 
 
@@ -35,8 +35,8 @@ class Settings:
     candidates: int = 100
     evolve: int = 96
     aim: Aim = "tilt"
-    images: int = 2000
-    calibration_images: int = 2560
+    images: int = SCORE_IMAGES
+    calibration_images: int = CALIBRATION_IMAGES
     rungs: int = 2
     keep: float = 0.25
     merge: bool = True

@@ -23,6 +23,7 @@ from tas.distribution import ArchitectureDistribution, Selection, temperature
 from tas.errors import BadRecipe, Diverged, least, require_rules, switches
 from tas.methods.asked import Asked
 from tas.methods.result import Row
+from tas.scoring import CALIBRATION_IMAGES, SCORE_IMAGES
 from tas.supernet import Supernet
 from tas.training.evaluation import class_check
 
@@ -75,8 +76,8 @@ class Settings:
     mixed: int = 2
     candidates: int = 12
     evolve: int = 96
-    images: int = 2000
-    calibration_images: int = 2560
+    images: int = SCORE_IMAGES
+    calibration_images: int = CALIBRATION_IMAGES
     merge: bool = True
     rows: int = 20
 

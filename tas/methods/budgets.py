@@ -12,7 +12,7 @@ from tas.methods.result import SearchResult
 from tas.methods.standing import best_within
 from tas.objectives import Objective
 from tas.sampling import require_feasible
-from tas.scoring import Judge, Score, judge, raced
+from tas.scoring import CALIBRATION_IMAGES, SCORE_IMAGES, Judge, Score, judge, raced
 from tas.space import Budget
 from tas.supernet import Supernet
 from tas.tracing import Traced
@@ -26,8 +26,8 @@ def at_budgets(
     *,
     known: Sequence[Score] = (),
     candidates: int = 12,
-    images: int = 2000,
-    calibration_images: int = 2560,
+    images: int = SCORE_IMAGES,
+    calibration_images: int = CALIBRATION_IMAGES,
     merge: bool = False,
     objective: Objective | None = None,
     seed: int = 0,

@@ -27,7 +27,7 @@ from tas.methods.result import Row, SearchResult, read_score, written
 from tas.methods.standing import meets
 from tas.objectives import Objective
 from tas.sampling import require_feasible
-from tas.scoring import Judge, Score, judged, ranked, search_splits
+from tas.scoring import CALIBRATION_IMAGES, SCORE_IMAGES, Judge, Score, judged, ranked, search_splits
 from tas.space import Architecture, Budget, SearchSpace
 from tas.supernet import Supernet
 from tas.tracing import Traced
@@ -54,8 +54,8 @@ class Settings:
     lr: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    images: int = 2000
-    calibration_images: int = 2560
+    images: int = SCORE_IMAGES
+    calibration_images: int = CALIBRATION_IMAGES
 
     def __post_init__(self) -> None:
         rules = {

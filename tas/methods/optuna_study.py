@@ -16,6 +16,7 @@ from tas.errors import BadRecipe, least, require_rules, switches
 from tas.methods.asked import Asked
 from tas.methods.result import SearchResult, architectures_in
 from tas.sampling import require_feasible
+from tas.scoring import CALIBRATION_IMAGES, SCORE_IMAGES
 
 Sampler = Literal["tpe", "nsga2", "gp", "random"]
 Measure = Literal["macs", "params", "latency"]
@@ -59,8 +60,8 @@ class Settings:
     storage: str | None = None
     study: str = "tas"
     stale_after: float = 60.0
-    images: int = 2000
-    calibration_images: int = 2560
+    images: int = SCORE_IMAGES
+    calibration_images: int = CALIBRATION_IMAGES
     merge: bool = True
     raw: bool = False
 
