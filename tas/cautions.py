@@ -48,8 +48,8 @@ def few(split: Split) -> str:
     if len(split) >= _FEW:
         return ""
     return (
-        f"{split.name!r} has only {len(split)} example{'s' * (len(split) > 1)}: one more that is right is "
-        f"{100 / len(split):.0f} points, so figures on it tell hardly any networks apart. Give more, or hold out more."
+        f"{split.name!r} has only {len(split)} example{'s' * (len(split) > 1)}: each is {100 / len(split):.0f} % of "
+        "every figure on it, so one alone may set networks apart. Give more, or hold out more."
     )
 
 

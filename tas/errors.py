@@ -38,10 +38,11 @@ class Caution(UserWarning):
 
 def failure(problem: Exception) -> str:
     """What the user's code raised, in one line: "ValueError: no such file". Of what a worker process of a DataLoader
-    raised, the message is a whole traceback, in which what was raised is not indented."""
+    raised, the message is whole tracebacks, in the last of which what was raised is not indented."""
     lines = str(problem).strip().splitlines() or [""]
     if "in DataLoader worker process" in lines[0]:
-        return next((line[:200] for line in lines[2:] if line[:1].strip()), lines[0])
+        last = max((n for n, line in enumerate(lines) if "Traceback (most recent call last)" in line), default=0)
+        return next((line[:200] for line in lines[last + 1 :] if line[:1].strip()), lines[0])
     return f"{type(problem).__name__}: {lines[0][:200]}"
 
 

@@ -49,10 +49,13 @@ def require_labelled(split: Split, judge: Objective, outputs: Any) -> str:
     """
     if not by_classes(judge.loss):
         return ""
-    labels = split.targets if split.targets is not None else next(split.take(_DECODED).batches(_DECODED))[1]
-    class_check(split, judge)(outputs, labels)
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
+    known, check = split.targets, class_check(split, judge)
+    parts = [known] if known is not None else [targets for _, targets in split.take(_DECODED).batches(_DECODED)]
+    for part in parts:
+        check(outputs, part)
+    if not all(isinstance(part, Tensor) and not part.is_floating_point() and part.dim() == 1 for part in parts):
         return ""
+    labels = torch.cat(parts)
     many, only = len(labels), labels[0]
     if many < 2 or bool((labels != only).any()):
         return ""

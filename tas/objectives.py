@@ -73,9 +73,10 @@ def cross_entropy(outputs: Any, targets: Any, label_smoothing: float = 0.0) -> T
 
 
 def by_classes(loss: Callable[[Any, Any], Tensor]) -> bool:
-    """Whether a loss is this cross-entropy, or torch's own with its defaults."""
-    if isinstance(loss, nn.CrossEntropyLoss):
-        return (loss.weight, loss.ignore_index, loss.label_smoothing) == (None, _IGNORED, 0.0)
+    """Whether a loss is this cross-entropy, or torch's own with its defaults (not a class made of that)."""
+    if type(loss) is nn.CrossEntropyLoss:
+        settings = (loss.weight, loss.ignore_index, loss.label_smoothing, loss.reduction)
+        return settings == (None, _IGNORED, 0.0, "mean")
     return loss in (cross_entropy, functional.cross_entropy)
 
 

@@ -206,9 +206,10 @@ def judge(
 
 
 def _require_numbers(judge: Judge) -> None:
-    """BadData or BadNetwork where images or weights hold NaN: every score would be none, after many."""
+    """BadData or BadNetwork where inputs or weights hold NaN: every score would be none, after many, or nothing merged.
+    (A loss may leave out targets that are NaN.)"""
     merged = () if judge.merging is None else judge.merging.batches
-    if any(bool(no_numbers(tensor).any()) for tensor in tensors_in((judge.calibration, judge.held_out, merged))):
+    if _holds_none((judge.calibration, [inputs for inputs, _ in judge.held_out], merged)):
         judge.train.require_numbers()
     network = judge.source.network if isinstance(judge.source, Traced) else judge.source
     for name, weight in network.named_parameters():
@@ -219,10 +220,16 @@ def _require_numbers(judge: Judge) -> None:
             )
 
 
+def _holds_none(tree: Any) -> bool:
+    return any(bool(no_numbers(tensor).any()) for tensor in tensors_in(tree))
+
+
 @torch.inference_mode()
 def require_sound(judge: Judge) -> None:
-    """BadNetwork where the network itself, before anything is cut, has outputs that are no numbers: to be asked where a
-    candidate's are none."""
+    """To be asked where a candidate's score is no number: BadData where targets hold NaN, BadNetwork where the network
+    itself, before anything is cut, has outputs that are no numbers."""
+    if _holds_none([targets for _, targets in judge.held_out]):
+        judge.train.require_numbers()
     whole = extract(judge.source, judge.source.space.largest()).to(judge.device).eval()
     for inputs, _ in judge.held_out:
         require_finite(whole, call(whole, inputs))
@@ -280,7 +287,7 @@ def raced(
         before, known = known, {}
         for each in running:
             found[each], reached = judged(judge, each, part, raw, before.pop(each, None))
-            if not any(score.valid for score in found.values()):
+            if len(found) == 1 and not found[each].valid:
                 require_sound(judge)
             if rung < rungs - 1:
                 known[each] = reached
@@ -336,7 +343,8 @@ def _first(batches: Batches, count: int) -> Batches:
 
 @torch.inference_mode()
 def _evaluated(judge: Judge, network: nn.Module, batches: Batches) -> tuple[float, float, int]:
-    """Mean metric, mean loss and number of examples; the device is waited for once, at the end."""
+    """Mean metric, mean loss and number of examples; the device is waited for once, at the end (for labels that only
+    decoding shows, at every batch)."""
     metrics, losses, count = [], [], 0
     objective, check = judge.objective, class_check(judge.train, judge.objective)
     for inputs, targets in batches:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tas.augment import Augment
 from tas.data import Batches, Data, Examples, InMemory, Split, as_data, halves, load, nested, sources, stratified
-from tas.errors import BadData
+from tas.errors import BadData, failure
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -578,3 +578,10 @@ def test_torchvision_by_import_path_has_the_splits_that_it_has_by_name(tmp_path:
 def test_a_wrong_import_path_says_what_is_wrong(path: str, words: str) -> None:
     with pytest.raises(BadData, match=words):
         load(path)
+
+
+def test_of_chained_errors_in_a_worker_the_one_that_was_raised_is_told() -> None:
+    traceback = "Traceback (most recent call last):\n  File 'a.py', line 1\n"
+    told = f"Original {traceback}KeyError: 'k'\n\nThe above exception was the direct cause:\n\n{traceback}"
+    caught = RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\n{told}RuntimeError: bad file\nmore\n")
+    assert failure(caught) == "RuntimeError: bad file"

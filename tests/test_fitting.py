@@ -13,11 +13,12 @@ from torch.utils.data import TensorDataset
 import tas
 from tas import recipe
 from tas.cautions import few_images
-from tas.data import Data, Examples, InMemory, Split
+from tas.data import Data, Examples, InMemory, Split, as_data
 from tas.distillation import distill, soft_targets
 from tas.errors import BadData, BadNetwork, BadRecipe, TasError
+from tas.fitting import require_labelled
 from tas.judging import evaluate_target
-from tas.objectives import Objective
+from tas.objectives import Objective, default_objective
 from tas.preparation import prepare
 from tas.reporting.numbers import figures
 from tas.reporting.progress import Display
@@ -186,11 +187,22 @@ def test_labels_that_are_all_the_same_are_doubted(tmp_path: Path, count: int, se
     assert any(f"All 64 labels of 'test'{seen} are 1:" in said for said in prepare(asked).doubts)
 
 
+def test_labels_of_small_batches_are_looked_at_together() -> None:
+    """The first batch of two may well have a single class."""
+    batches = [(torch.zeros(2, 6), torch.tensor([label, label])) for label in (0, 1) * 20]
+    train, judge = as_data(batches).train, default_objective()
+    assert require_labelled(train, judge, torch.zeros(2, 2)) == ""
+    one = as_data(batches[::2]).train
+    assert "All 40 labels of 'train' are 0:" in require_labelled(one, judge, torch.zeros(2, 2))
+    with pytest.raises(BadData, match=r"0\.\.0 for a network of 1 classes"):
+        require_labelled(train, judge, torch.zeros(2, 1))
+
+
 def test_one_or_two_images_more_or_less_are_said_to_be_few(tmp_path: Path) -> None:
     asked = classification("data.kwargs={split: test, at: 0, count: 4}", "network.kwargs={outputs: 4}")
     run(asked, tmp_path / "run", until="original", display=Display(Console(quiet=True)))
     told = (tmp_path / "run" / "run.json").read_text()
-    assert "'test' has only 4 examples: one more that is right is 25 points" in told
+    assert "'test' has only 4 examples: each is 25 % of every figure on it" in told
     few = Split("train", InMemory(torch.zeros(12, 6), torch.arange(12) % 3))
     data = Data("few", few, classes=3)
     assert [said for said in few_images(data, 2000, 2560, 0) if "'architecture' has only 6 examples" in said]
@@ -275,6 +287,28 @@ def test_scores_that_are_no_numbers_are_blamed_on_what_brings_that_in(
     options = {"candidates": 4, "images": 64}
     with pytest.raises(kind, match=message):
         tas.search(traced, given, tas.budget(traced.space, macs=0.6), method, objective=judge, seed=1, **options)
+
+
+def test_netadapt_asks_the_network_where_its_first_score_is_no_number() -> None:
+    traced = tas.trace(Logarithm(), torch.ones(2, 6))
+    judge = Objective(nn.functional.mse_loss, error, "error", False)
+    budget = tas.budget(traced.space, macs=0.6)
+    with pytest.raises(BadNetwork, match="Logarithm gives NaN or infinity for finite inputs"):
+        tas.search(traced, heights()["train"], budget, "netadapt", objective=judge, images=64)
+
+
+def where_known(outputs: Tensor, targets: Tensor) -> Tensor:
+    known = ~targets.isnan()
+    return nn.functional.mse_loss(outputs[known], targets[known])
+
+
+def test_targets_that_a_loss_leaves_out_may_be_no_numbers() -> None:
+    train = heights()["train"]
+    train.tensors[1][::2, 0] = float("nan")
+    traced = tas.trace(Heights(), torch.ones(2, 6))
+    judge = Objective(where_known, where_known, "error", False)
+    [found] = tas.score(traced, traced.space.smallest(), train, objective=judge)
+    assert found.valid
 
 
 @pytest.mark.parametrize(("network", "outputs"), [("Flat", 0), ("Heights", 1)])

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import tas
 from tas.errors import BadNetwork, BadRecipe
@@ -44,6 +44,24 @@ def test_a_loss_module_is_instantiated() -> None:
 @pytest.mark.parametrize("path", ["torch.nn.functional:cross_entropy", "torch.nn:CrossEntropyLoss"])
 def test_torchs_own_cross_entropy_is_the_default(path: str) -> None:
     assert objective(path) == default_objective()
+
+
+class Focal(nn.CrossEntropyLoss):
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        sure = outputs.log_softmax(1).gather(1, targets[:, None])[:, 0]
+        return -((1 - sure.exp()) ** 2 * sure).mean()
+
+
+summed = nn.CrossEntropyLoss(reduction="sum")
+weighed = nn.CrossEntropyLoss(torch.tensor([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("name", ["Focal", "summed", "weighed"])
+def test_cross_entropies_of_other_kinds_stay_what_they_are(name: str) -> None:
+    own = globals()[name]
+    logits, targets = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 1])
+    expected = (own() if isinstance(own, type) else own)(logits, targets)
+    assert float(objective(f"{__name__}:{name}").loss(logits, targets)) == float(expected)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def image_sets(prepared: Prepared, sizes: Sequence[Sizes], many: Sizes) -> dict[
         calibration = split.take(order[start : start + size[0]]).batches(BATCH, drop_last=True)
         held_out = split.take(order[start + many[0] :][: size[1]]).batches(BATCH)
         inputs = [inputs for inputs, _ in calibration]
-        return Judge(source, prepared.objective, inputs, list(held_out), size[1], prepared.device)
+        return Judge(source, prepared.objective, split, inputs, list(held_out), size[1], prepared.device)
 
     return {name: {size: of(start, size) for size in sizes} for name, start in (("A", 0), ("B", sum(many)))}
 

@@ -21,9 +21,10 @@ import torch
 from rich.console import Console
 
 import tas
+from tas.describing import costs
 from tas.distillation import distill
 from tas.latency import MEASURE, Target, latencies, measure_latency
-from tas.preparation import Prepared, costs, prepare
+from tas.preparation import Prepared, prepare
 from tas.recipe import read
 from tas.reporting.tables import console
 from tas.scoring import search_splits, unseen

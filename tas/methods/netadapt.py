@@ -27,7 +27,16 @@ from tas.methods.result import Row, SearchResult, read_score, written
 from tas.methods.standing import meets
 from tas.objectives import Objective
 from tas.sampling import require_feasible
-from tas.scoring import CALIBRATION_IMAGES, SCORE_IMAGES, Judge, Score, judged, ranked, search_splits
+from tas.scoring import (
+    CALIBRATION_IMAGES,
+    SCORE_IMAGES,
+    Judge,
+    Score,
+    judged,
+    ranked,
+    require_sound,
+    search_splits,
+)
 from tas.space import Architecture, Budget, SearchSpace
 from tas.supernet import Supernet
 from tas.tracing import Traced
@@ -134,7 +143,10 @@ def _begun(
     if checkpoint is None or not checkpoint.exists():
         largest = torch.tensor([len(choice.candidates) - 1 for choice in space.choices], dtype=torch.long)
         ordered = reorder(traced, "l2")
-        return _State(ordered, largest, _score(search, ordered, space.largest())), [], []
+        whole = _score(search, ordered, space.largest())
+        if not whole.valid:
+            require_sound(search.judge)
+        return _State(ordered, largest, whole), [], []
     network = copy.deepcopy(traced.network)
     *course, last = checkpoints.resume(checkpoint, identity, {"network": network})
     reached = Architecture.of(course[-1]["architecture"])
