@@ -131,16 +131,17 @@ def astray(course: Sequence[Row], classes: int | None, rate: float) -> str:
         return ""
     first, last = course[0]["train_loss"], course[-1]["train_loss"]
     if classes is None:
-        told, far = "", last > 10 * abs(first)
+        told, far, verdict = "", last > 10 * abs(first), "may have diverged, and then its choice says"
     else:
         guessing = math.log(classes)
         told = f", where guessing has {guessing:.3g}"
         far = last > 2 * guessing or (last > 2 * first and last > 0.95 * guessing)
+        verdict = "has diverged, so its choice says"
     if not far:
         return ""
     return (
-        f"The search's training loss went from {first:.3g} to {last:.3g}{told}: its supernet has diverged, so its "
-        f"choice says little. Lower search.weight_lr ({rate:g}), and search anew."
+        f"The search's training loss went from {first:.3g} to {last:.3g}{told}: its supernet "
+        f"{verdict} little. Lower search.weight_lr ({rate:g}), and search anew."
     )
 
 
