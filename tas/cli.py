@@ -30,7 +30,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:  # what keeps anything says so itself, in `tas.commands`
-            print("interrupted; nothing was kept: the same command begins anew", file=sys.stderr)
+            print("interrupted before anything new was kept: run the same command again", file=sys.stderr)
             raise typer.Exit(130) from None
 
 

@@ -378,7 +378,7 @@ def test_ctrl_c_exits_with_130_and_says_what_is_kept_and_how_to_go_on(
 def test_ctrl_c_where_nothing_is_kept_is_one_line(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tas.parts.source_of", interrupted)
     code, out, err = shell("space", "tiny_task:TinyNet", "--shape", "1,1,8,8")
-    assert (code, out, err) == (130, "", "interrupted; nothing was kept: the same command begins anew\n")
+    assert (code, out, err) == (130, "", "interrupted before anything new was kept: run the same command again\n")
 
 
 def test_ctrl_c_in_a_latency_table_names_the_file_that_keeps_it(

@@ -363,3 +363,11 @@ def test_a_compiled_forward_trains_the_same_network() -> None:
     for each, plan in ((plain, PLAN), (compiled, replace(PLAN, compile=True))):
         train(each, data(), plan, OBJECTIVE, seeded())
     torch.testing.assert_close(compiled[1].weight, plain[1].weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_metric_is_not_taken_of_examples_that_hold_no_numbers() -> None:
+    """argmax of NaN is class 0, so that a top-1 would look like any other."""
+    inputs = torch.randn(6, 1, 6, 6)
+    inputs[4, 0, 2, 2] = math.nan
+    with pytest.raises(BadData, match="the input of example 4 of 'test' holds NaN"):
+        evaluate(network(), Split("test", InMemory(inputs, torch.arange(6) % 3)), OBJECTIVE, batch=4)

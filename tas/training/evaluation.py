@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,7 +34,8 @@ def evaluate(
 ) -> dict[str, float]:
     """{objective.name: ..., "loss": ...} over the examples of `split`, in eval mode; training flags are restored.
 
-    `forward` runs one batch of inputs, by default `network` itself.
+    `forward` runs one batch of inputs, by default `network` itself. `BadData` where examples hold NaN and make the
+    loss no number: a network's top-1 on them is that of class 0.
     """
     network.to(device)
     metric, loss, count = 0.0, 0.0, 0
@@ -48,6 +50,8 @@ def evaluate(
             metric += float(values.sum()) / values.numel() * size  # a sum of 0s and 100s is exact, their mean is not
             loss += float(objective.loss(outputs, targets)) * size
             count += size
+    if not math.isfinite(loss):
+        split.require_numbers()
     return {objective.name: metric / count, "loss": loss / count}
 
 
