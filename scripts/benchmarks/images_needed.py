@@ -2,16 +2,17 @@
 
     python scripts/benchmarks/images_needed.py configs/cifar10_resnet20_22m.yaml images_needed.jsonl \\
         --set network.weights=resnet20.safetensors --set data.root=cifar10.npz [--candidates 200]
-        [--few 640 3760 --few 2432 1968] [--many 13056 10000] [--threads 1]
+        [--few 1280 3120 --few 2432 1968] [--many 13056 10000] [--threads 1]
 
 Candidates are drawn within the recipe's budget and run with the recipe's weights. Two disjoint stratified sets of
 training images, A and B, have `--many` images each, for the calibration and for the score (102 batches of 128 and
-10,000: EagleEye). `--few` of A are the first ones of A, and of B those of B. Two scores on many images, of A and of B,
-differ as any two do that see other images: their Kendall is what can be had. The few images are enough where the
-Kendall of their score with the many of the *other* set is at least that, minus 0.02 (the mean over A and B).
+10,000: EagleEye). `--few` of A are the first ones of A, and of B those of B, by default as many as scores
+take. Two scores on many images, of A and of B, differ as any two do that see other images: their Kendall is what can be
+had. The few images are enough where the Kendall of their score with the many of the *other* set is at least that, minus
+0.02 (the mean over A and B).
 
 Every score is a line of the file, which is gone on with, also for other `--few`; a file of other settings is refused.
-Printed: a table with 95 % bootstrap intervals over the candidates that have all scores, and the same as one JSON line.
+Printed: a table with 95 % bootstrap intervals over the candidates, and the same as one JSON line.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tas.errors import BadRecipe
 from tas.judging import drawn
 from tas.preparation import Prepared, prepare
 from tas.recipe import read
-from tas.scoring import Judge, judged
+from tas.scoring import CALIBRATION_IMAGES, SCORE_IMAGES, Judge, judged
 from tas.space import Architecture
 from tas.stages import weighted
 
@@ -64,7 +65,7 @@ def main() -> None:
         "seed": recipe.seed,
     }
     known = read_lines(asked.lines, settings)
-    few, many = [tuple(each) for each in asked.few or [(640, 3760)]], tuple(asked.many)
+    few, many = [tuple(each) for each in asked.few or [(CALIBRATION_IMAGES, SCORE_IMAGES)]], tuple(asked.many)
     chosen = drawn(prepared.space, prepared.budget, asked.candidates, recipe.seed)
     judges = image_sets(prepared, sorted([*few, many]), many)
     with asked.lines.open("a") as lines:
