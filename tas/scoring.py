@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any
 
@@ -75,6 +75,11 @@ class Judge:
     images: int
     device: torch.device | str
     merging: Merging | None = None
+
+    @cached_property
+    def check(self) -> Callable[[Any, Any], None]:
+        """Of outputs and targets, see `class_check`."""
+        return class_check(self.train, self.objective)
 
     def network(self, architecture: Mapping[str, int]) -> nn.Module:
         """What is scored at an architecture: with inherited weights, or merged ones."""
@@ -346,10 +351,10 @@ def _evaluated(judge: Judge, network: nn.Module, batches: Batches) -> tuple[floa
     """Mean metric, mean loss and number of examples; the device is waited for once, at the end (for labels that only
     decoding shows, at every batch)."""
     metrics, losses, count = [], [], 0
-    objective, check = judge.objective, class_check(judge.train, judge.objective)
+    objective = judge.objective
     for inputs, targets in batches:
         outputs, size = call(network, inputs), examples_in(targets)
-        check(outputs, targets)
+        judge.check(outputs, targets)
         metrics.append(objective.metric(outputs, targets).double().mean() * size)
         losses.append(objective.loss(outputs, targets).double() * size)
         count += size

@@ -17,15 +17,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import tas
+from tas.data import Data, Split
 from tas.distillation import distill, find_taps
 from tas.initialization import student_at
 from tas.merging import MERGE_IMAGES
 from tas.methods.baselines import uniform
-from tas.preparation import prepare
+from tas.preparation import Prepared, prepare
 from tas.recipe import read
 from tas.scoring import search_splits
+from tas.space import Architecture
+from tas.tracing import Traced
 from tas.training import evaluate
 
 LOSSES = {
@@ -38,40 +42,63 @@ LOSSES = {
 STARTS = ("inherit", "merge", "scratch")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str, seeds: int) -> argparse.ArgumentParser:
+    """What every study of short trainings asks for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("results", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--images", type=int, default=2000, help="training images, and as many held-out ones")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=seeds)
+    return parser
+
+
+def known_rows(results: Path) -> list[dict]:
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def note(row: dict, results: Path) -> dict:
+    """Append to the file; the row itself."""
+    with results.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    return row
+
+
+def main() -> None:
+    parser = arguments(__doc__, seeds=2)
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--taps", default="layer*.?", help="module names, by glob")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     prepared = prepare(read(asked.recipe, asked.overrides))
-    rows = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
+    rows = known_rows(asked.results)
     done = {(row["loss"], row["start"], row["seed"]) for row in rows}
     for seed in range(asked.seeds):
         for start in asked.starts:
             for loss in asked.losses:
                 few = start == "scratch" and loss not in ("cross-entropy", "kd")
                 if not few and (loss, start, seed) not in done:
-                    rows.append(trained(prepared, asked, loss, start, seed))
-                    with asked.results.open("a") as file:
-                        file.write(json.dumps(rows[-1]) + "\n")
+                    rows.append(note(trained(prepared, asked, loss, start, seed), asked.results))
     show(rows)
 
 
-def trained(prepared: tas.preparation.Prepared, asked: argparse.Namespace, loss: str, start: str, seed: int) -> dict:
-    """Metric on held-out images before and after the training."""
+def begun(
+    prepared: Prepared, images: int, start: str, seed: int
+) -> tuple[Data, Split, Traced, Architecture, nn.Module]:
+    """The data of so many training images, as many held-out ones, and a student of uniform widths to be trained."""
     half, rest = search_splits(prepared.data, 0)
-    data, held_out = replace(prepared.data, train=half.take(asked.images)), rest.take(asked.images)
+    data, held_out = replace(prepared.data, train=half.take(images)), rest.take(images)
     source = tas.reorder(prepared.source)
     architecture = uniform(prepared.space, prepared.budget)
     batches = data.train.take(MERGE_IMAGES).batches(64) if start == "merge" else ()
     student = student_at(source, architecture, start, seed, (inputs for inputs, _ in batches))
+    return data, held_out, source, architecture, student
+
+
+def trained(prepared: Prepared, asked: argparse.Namespace, loss: str, start: str, seed: int) -> dict:
+    """Metric on held-out images before and after the training."""
+    data, held_out, source, architecture, student = begun(prepared, asked.images, start, seed)
     taps = find_taps(source, architecture, [asked.taps]) if "taps" in loss else None
     before = evaluate(student, held_out, prepared.objective)
     distill(

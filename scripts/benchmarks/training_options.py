@@ -11,24 +11,17 @@ metric, the differences from the default seed by seed, and the processor time as
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from distilling import arguments, begun, known_rows, note
 
-import tas
 from tas.distillation import distill
-from tas.initialization import student_at
-from tas.merging import MERGE_IMAGES
-from tas.methods.baselines import uniform
 from tas.preparation import Prepared, prepare
 from tas.recipe import read
-from tas.scoring import search_splits
 from tas.training import evaluate
 
 DEFAULT = "default"
@@ -52,34 +45,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
-    parser.add_argument("--images", type=int, default=2000, help="training images, and as many held-out ones")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = arguments(__doc__, seeds=3)
     parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     prepared = prepare(read(asked.recipe, asked.overrides))
-    rows = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
+    rows = known_rows(asked.results)
     done = {(row["option"], row["seed"]) for row in rows}
     for seed in range(asked.seeds):
         for option in dict.fromkeys([DEFAULT, *asked.options]):
             if (option, seed) not in done:
-                rows.append({"option": option, "seed": seed, **trained(prepared, asked.images, OPTIONS[option], seed)})
-                with asked.results.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+                row = {"option": option, "seed": seed, **trained(prepared, asked.images, OPTIONS[option], seed)}
+                rows.append(note(row, asked.results))
     show(rows)
 
 
 def trained(prepared: Prepared, images: int, option: dict[str, Any], seed: int) -> dict[str, float]:
     """Metric on held-out images after the training, and the processor seconds of the training."""
-    half, rest = search_splits(prepared.data, 0)
-    data, held_out = replace(prepared.data, train=half.take(images)), rest.take(images)
-    source = tas.reorder(prepared.source)
-    inputs = (inputs for inputs, _ in data.train.take(MERGE_IMAGES).batches(64))
-    student = student_at(source, uniform(prepared.space, prepared.budget), "merge", seed, inputs)
+    data, held_out, source, _, student = begun(prepared, images, "merge", seed)
     settings = prepared.recipe.distill
     started = time.process_time()
     distill(
