@@ -8,8 +8,8 @@ that keep its block, and a block that none keeps is not run; so are the branches
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from tas.distribution import Draw, Pick, multiplied, one_hot
 from tas.elastic import extension_mask
 from tas.errors import BadNetwork
+from tas.feeding import feeding, times
 from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
 from tas.tracing.copying import copy_sharing
@@ -102,8 +103,9 @@ class Supernet(nn.Module):
         self._scale_branches(tensors, picks)
         args, kwargs = as_call(x)
         caching = [self.network.get_submodule(name) for name in self._traced.caching]
-        feeding = self._feeding(factors, plan.mask)
-        with unchanged(caching), feeding, self._as_drawn(plan.attributes, dead), without_checkpointing():
+        fed = self._fed(factors, plan.mask)
+        drawn = self._as_drawn(plan.attributes, dead)
+        with unchanged(caching), drawn, feeding(self.network, fed), without_checkpointing():
             places = self._slots_without(tuple(removal.module for removal in dead))
             swapped = {place: tensors[name] for place, name in places if name in tensors}
             output = functional_call(self.network, swapped, args, kwargs, tie_weights=False)
@@ -165,18 +167,12 @@ class Supernet(nn.Module):
                 rows = self._traced.rows[name][dim]
                 if id(rows) not in known:
                     known[id(rows)] = self._spread(factor, rows, group, mask)
-                tensors[name] = _times(tensors.get(name, self._tensors[name]), known[id(rows)], dim)
+                tensors[name] = times(tensors.get(name, self._tensors[name]), known[id(rows)], dim)
 
-    @contextmanager
-    def _feeding(self, factors: Mapping[str, Tensor], mask: Array) -> Iterator[None]:
-        """With the factors on what modules are given, where no parameter takes them."""
-        with ExitStack() as stack:
-            for group, factor in factors.items():
-                for feed in self._traced.folds[group].feeds:
-                    hook = fed(feed, self._spread(factor, feed.rows, group, mask))
-                    module = self.network.get_submodule(feed.module)
-                    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            yield
+    def _fed(self, factors: Mapping[str, Tensor], mask: Array) -> list[tuple[Feed, Tensor]]:
+        """The factors on what modules and functions are given, where no parameter takes them."""
+        folds = {group: (self._traced.folds[group].feeds, factor) for group, factor in factors.items()}
+        return [(f, self._spread(factor, f.rows, g, mask)) for g, (feeds, factor) in folds.items() for f in feeds]
 
     def _spread(self, factor: Tensor, rows: Rows, group: str, mask: Array) -> Tensor:
         """The factor of every kept position of a dimension: that of its unit of `group`, 1 where it has none."""
@@ -253,25 +249,6 @@ def without_checkpointing() -> Iterator[None]:
         raise
     finally:
         CheckpointFunction.apply = reentrant
-
-
-def fed(feed: Feed, factor: Tensor) -> Callable[..., Any]:
-    """A forward pre-hook that multiplies a dimension of what a module is given."""
-
-    def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        place = feed.argument
-        given = kwargs[place] if isinstance(place, str) else args[place]
-        scaled = _times(given, factor.to(given.dtype), feed.dim)
-        if isinstance(place, str):
-            return args, {**kwargs, place: scaled}
-        return (*args[:place], scaled, *args[place + 1 :]), kwargs
-
-    return hook
-
-
-def _times(tensor: Tensor, factor: Tensor, dim: int) -> Tensor:
-    """A factor for every position of a dimension."""
-    return tensor * factor.reshape([-1 if d == dim else 1 for d in range(tensor.dim())])
 
 
 def _may_be_written(part: Tensor) -> bool:

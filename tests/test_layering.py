@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     "errors files importing loading space stand_in",
     "cost sampling distribution elastic",
-    "tracing reordering supernet extraction calibration merging",
+    "tracing reordering feeding supernet extraction calibration merging",
     "augment data mixing objectives training timing",
     "importance scoring correlation forgetting initialization distillation",
     "methods",

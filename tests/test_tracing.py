@@ -147,7 +147,7 @@ def test_operators_without_a_handler_keep_what_reaches_them() -> None:
 
 def test_what_cannot_be_mixed_is_kept() -> None:
     def run(m: Any, x: Tensor) -> Tensor:
-        return nn.functional.linear(torch.relu(m.a(x)), m.a.weight.t())
+        return torch.einsum("bc,oc->bo", [torch.relu(m.a(x)), m.a.weight.t()])  # in a list
 
     why = reasons(Net(run, a=nn.Linear(6, 8)), torch.randn(2, 6))
     assert why["a.weight[0]"].startswith("no parameter of its own takes its factor when candidates are mixed: ")

@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from tas.distribution import Draw
 from tas.extraction import extract
-from tas.supernet import Supernet, fed
+from tas.feeding import Fed, feeding
+from tas.supernet import Supernet
 from tas.tracing import Traced, as_call
 from tas.tracing.copying import copy_sharing
 from tas.tracing.independent import independent_macs
@@ -113,6 +114,7 @@ class _Wide:
     def __init__(self, network: nn.Module, inputs: Any) -> None:
         self.network = network
         self.scaled: dict[str, Tensor] = {}
+        self._fed: list[Fed] = []
         self._tensors: dict[str, Tensor] = {}  # a parameter that modules share has a name in each of them
         self._names: dict[int, list[str]] = {}
         for owner, module in network.named_modules():
@@ -151,8 +153,8 @@ class _Wide:
                     self.scaled[name] = tensor * (factor.reshape(shape) if factor.dim() else factor)
 
     def feed(self, feed: Feed, factor: Tensor) -> None:
-        """Multiply what a module is given."""
-        self.network.get_submodule(feed.module).register_forward_pre_hook(fed(feed, factor), with_kwargs=True)
+        """Multiply what a module or function is given."""
+        self._fed.append((feed, factor))
 
     def _hang(self, module: nn.Module, factor: Tensor, behind: bool) -> None:
         if not behind and factor.dim():  # the columns of a grouped convolution serve every group
@@ -171,7 +173,7 @@ class _Wide:
 
     def run(self, inputs: Any) -> Any:
         args, kwargs = as_call(inputs)
-        with same_noise():
+        with same_noise(), feeding(self.network, self._fed):
             return functional_call(self.network, self.scaled, args, kwargs, tie_weights=False)
 
 

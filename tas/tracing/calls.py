@@ -1,18 +1,18 @@
-"""What is noted around operators: the calls of modules, and of torch's own attention."""
+"""What is noted around operators: the calls of modules, and of functions of torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.functional import multi_head_attention_forward
-from torch.overrides import TorchFunctionMode
 
+from tas.tracing.callsites import CallSites
 from tas.tracing.leaves import tensors_of
-from tas.tracing.records import Call, Span, Value
+from tas.tracing.records import Call, CallSite, Span, Value
 from tas.tracing.undoing import hooked
 
 if TYPE_CHECKING:
@@ -21,19 +21,20 @@ if TYPE_CHECKING:
 _Given = tuple[tuple[Value, ...], tuple[int | str | None, ...]]
 
 
-class NotingAttention(TorchFunctionMode):
-    """Tells of torch's own attention, which modules other than torch's call as well."""
+def noting_functions(recorder: Recorder) -> CallSites:
+    """Note the calls of functions, and torch's own attention, which modules other than torch's call as well."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+    def called(site: CallSite, number: int, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        first, given = len(recorder.records), _given(recorder, args, kwargs)
+        out = func(*args, **kwargs)
+        span = Span(site.module, first, len(recorder.records), *given)
+        recorder.applied.setdefault(site, []).append((number, span))
         if func is multi_head_attention_forward:
-            given = signature(func).bind(*args, **(kwargs or {})).arguments
-            self.recorder.tie_heads(given["query"], given["num_heads"], given["out_proj_weight"])
+            named = signature(func).bind(*args, **kwargs).arguments
+            recorder.tie_heads(named["query"], named["num_heads"], named["out_proj_weight"])
         return out
+
+    return CallSites(recorder.network, called)
 
 
 @contextmanager
@@ -44,11 +45,7 @@ def noting_calls(recorder: Recorder) -> Iterator[None]:
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         recorder.stack.append(recorder.names.get(id(module), recorder.stack[-1]))
         at = _leading(args, kwargs)
-        each = [(place, x, leaf) for place, x in (*enumerate(args), *kwargs.items()) for leaf in tensors_of(x)]
-        values = (
-            tuple(recorder.value(leaf) for _, _, leaf in each),
-            tuple(p if x is leaf else None for p, x, leaf in each),
-        )
+        values = _given(recorder, args, kwargs)
         stream = None if at is None else args[0] if args else kwargs[at]
         taken = None if stream is None else (recorder.value(stream), recorder.ancestors(stream))
         opened.append((len(recorder.records), values, taken, at, len(args) == 1 and not kwargs))
@@ -67,6 +64,12 @@ def noting_calls(recorder: Recorder) -> Iterator[None]:
     handles += [module.register_forward_hook(leave) for module in recorder.network.modules()]
     with hooked(handles):
         yield
+
+
+def _given(recorder: Recorder, args: Any, kwargs: Any) -> _Given:
+    """The tensors of a call, and which argument each is (see `Span`)."""
+    each = [(place, x, leaf) for place, x in (*enumerate(args), *kwargs.items()) for leaf in tensors_of(x)]
+    return tuple(recorder.value(leaf) for *_, leaf in each), tuple(p if x is leaf else None for p, x, leaf in each)
 
 
 def _leading(args: Any, kwargs: Any) -> int | str | None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tas.tracing.factors import Course, Factor, Read, scaled_by, upstream, uses_of
-from tas.tracing.feeding import find_feeds
+from tas.tracing.feeds import find_feeds
 from tas.tracing.identity import Rows
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Feed, Record, Site, Value

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from tas.tracing.calls import NotingAttention, noting_calls
+from tas.tracing.calls import noting_calls, noting_functions
 from tas.tracing.dynamic import Decisions, Noting
 from tas.tracing.findings import Findings
 from tas.tracing.identity import Rows
 from tas.tracing.leaves import tensors_of, with_paths
 from tas.tracing.literals import numbers_in
 from tas.tracing.places import loose_tensors
-from tas.tracing.records import Call, Record, Site, Span, Value
+from tas.tracing.records import Call, CallSite, Record, Site, Span, Value
 from tas.tracing.watching import Watching
 from tas.tracing.whole import Whole
 
@@ -46,6 +46,7 @@ class Recorder(Watching, Findings):
         self.records: list[Record] = []
         self.calls: list[Call] = []
         self.spans: list[Span] = []
+        self.applied: dict[CallSite, list[tuple[int, Span]]] = {}  # calls of functions, numbered in a module's forward
         self.needed = 0  # bit set of the records that outputs descend from
         self.reads: dict[str, int] = {}  # first name of a parameter or buffer -> bit set of the records that read it
         self.outputs: list[tuple[str, Value]] = []  # of the network, with the path to each
@@ -160,7 +161,7 @@ class Recorder(Watching, Findings):
     # -- the forward -----------------------------------------------------------------------------------------------
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         noting = Noting(self.network)
-        with torch.no_grad(), noting_calls(self), plain_attention(), self._whole, NotingAttention(self), noting, self:
+        with torch.no_grad(), noting_calls(self), plain_attention(), self._whole, noting_functions(self), noting, self:
             output = self.network(*args, **kwargs)
         self.decisions = noting.decisions
         given_back = with_paths(output)

@@ -19,15 +19,26 @@ Site = tuple[str, int]  # a parameter's name and one of its dimensions
 Axis = tuple[int, Rows]  # size and identities of one dimension
 
 
-@dataclass(frozen=True, eq=False)
-class Feed:
-    """One dimension of what a module is given at every call: of the tensor that is its argument of that place or
-    keyword. rows: which units its positions need."""
+@dataclass(frozen=True)
+class CallSite:
+    """Where a function of torch is called: in which module's forward, and at which line."""
 
     module: str
+    function: str
+    line: str
+
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """One dimension of what a module is given at every call, or a function of torch at one place: of the tensor that
+    is the argument of that number or keyword. rows: which units its positions need. call: which of how many calls at
+    that place in one forward, None for all of them."""
+
+    to: str | CallSite
     argument: int | str
     dim: int
     rows: Array
+    call: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,8 @@ class Record:
 
 @dataclass(frozen=True)
 class Span:
-    """One call of a module: the tensors given to it; records first..last-1 belong to it. places: the argument or
-    keyword that each tensor is, None for one inside a list or another object."""
+    """One call of a module, or of a function of torch in its forward: the tensors given to it; records first..last-1
+    belong to it. places: the argument or keyword that each tensor is, None for one inside a list or another object."""
 
     module: str
     first: int
