@@ -236,7 +236,7 @@ def computed_weights() -> Case:
 
 
 def computed_weight_with_a_shortcut_inside() -> Case:
-    """What the layer is given is summed over, but also passed on: it cannot take the factor."""
+    """What the layer is given is summed over, but also passed on: only the function inside can take the factor."""
 
     class Mixed(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ FOUND = {
     "block_used_twice": (3, 1),
     "one_norm_after_two_convs": (1, 0),
     "weights_shared_by_two_blocks": (3, 1),
-    "weight_shared_with_transposed_use": (0, 0),
+    "weight_shared_with_transposed_use": (1, 0),
     "pre_activation": (7, 2),
     "unrectified_trunk": (1, 1),
     "scaled_shortcut": (1, 1),
@@ -85,7 +85,7 @@ FOUND = {
     "weight_standardised": (2, 0),
     "spectrally_normed": (2, 0),
     "computed_weights": (4, 0),
-    "computed_weight_with_a_shortcut_inside": (0, 0),
+    "computed_weight_with_a_shortcut_inside": (1, 0),
     "one_layer_of_computed_weights_called_with_and_without_the_factor": (2, 0),
     "modulated": (2, 0),
     "bias_with_another_use": (1, 0),
@@ -143,7 +143,7 @@ FOUND = {
     "attention_by_einsum": (4, 0),
     "nothing_to_search": (0, 0),
     "channels_last_memory": (2, 0),
-    "dynamic_convolution": (3, 0),
+    "dynamic_convolution": (4, 0),
 }
 
 

@@ -386,7 +386,7 @@ def test_a_parameter_beside_channels_that_carry_a_factor_is_not_taken_for_one() 
 
     parts = {"i": nn.Linear(5, 16), "o": nn.Linear(16, 3), "other": nn.Linear(16, 3)}
     traced = check_space(Net(run, **parts, rows=weight(4, 16)), torch.randn(2, 5), architectures=1)
-    assert [choice.size for choice in traced.space.choices] == [16]
+    assert [choice.size for choice in traced.space.choices] == [4, 16]  # the rows by what their sum is given
 
 
 class Experts(nn.Module):

@@ -1,5 +1,7 @@
 """Where no attribute follows a size, identities give way: exactly those concerned, with operator, module and line."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,6 +80,21 @@ def test_a_hard_coded_size_is_kept_with_operator_and_line_and_the_rest_is_free()
     (kept,) = (kept for kept in traced.space.kept if kept.name == "bound.weight[0]")
     assert "view" in kept.reason
     assert "test_repair.py:" in kept.reason
+
+
+@pytest.mark.parametrize("split", [lambda x: x.unflatten(-1, (-1, 4)), nn.Unflatten(-1, (-1, 4))])
+def test_a_hard_coded_head_size_leaves_the_heads_free(split: Callable[[Tensor], Tensor]) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(*sizes) for sizes in [(6, 12)] * 3 + [(12, 3)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (split(layer(x)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            return self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    traced = check_space(Attention(), torch.randn(2, 5, 6))
+    assert [(choice.name, choice.candidates) for choice in traced.space.choices] == [("q", (1, 2, 3))]
 
 
 def test_one_attribute_for_two_sizes_makes_them_equal_in_number() -> None:

@@ -3,21 +3,25 @@
 A recurrent layer is an opaque operator on one machine and thousands of small ones, several a time step, on another.
 Attention with fewer keys' heads than queries' is one operator, or many that depend on how often a head is repeated.
 And `einsum`, which is many operators, computes a sum over one position as an elementwise product: whether it is running
-one is known here alone.
+one is known here alone. Of `unflatten`
+with sizes that do not fit no operator would tell what was asked for: it raises before there is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 Observer = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_UNFLATTEN = (torch.unflatten, Tensor.unflatten)
 _NAMES = {getattr(torch, name): name for name in (*_LAYERS, *(f"{layer}_cell" for layer in _LAYERS))}
 
 
@@ -37,6 +41,8 @@ class Whole(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.einsum and is_of_several(*args):
             return in_pairs(partial(self.__torch_function__, func, types), *args)
+        if func in _UNFLATTEN:
+            _require_unflattened(*args, **(kwargs or {}))
         name = _name(func, kwargs or {})
         if name is None:
             self.summing = func is torch.einsum and sums_over_one(*args)
@@ -59,6 +65,16 @@ def _name(func: Any, options: dict[str, Any]) -> str | None:
     """What a function counts as, where it counts as one operator."""
     grouped = func is scaled_dot_product_attention and options.get("enable_gqa")
     return "scaled_dot_product_attention" if grouped else _NAMES.get(func)
+
+
+def _require_unflattened(input: Tensor, dim: int | str, sizes: Sequence[int]) -> None:
+    """Raises as the operator `view` does where the sizes, one of which may be -1, do not fit."""
+    known = prod(size for size in sizes if size != -1)
+    if isinstance(dim, str) or not known:
+        return
+    before = range(input.dim())[dim]
+    if input.shape[before] % known if -1 in sizes else input.shape[before] != known:
+        input.view(*input.shape[:before], *sizes, *input.shape[before + 1 :])
 
 
 def is_of_several(equation: Any, *operands: Any) -> bool:
