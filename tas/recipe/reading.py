@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tas.errors import BadRecipe
 from tas.recipe.inputs import parse_inputs
-from tas.recipe.searches import SEARCHES, SearchOrName
+from tas.recipe.searches import SEARCHES, UNNAMED, SearchOrName
 from tas.recipe.sections import FORMS, Recipe, Section
 
 _EXAMPLES = {
@@ -89,6 +89,10 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "
     return ""
 
 
+# what pydantic calls after JSON, in the words of YAML
+_WORDS = {"should be a valid array": "should be a list", "should be an object": "should be a mapping"}
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-3 as text, where people mean the number; of a key that stands twice it takes the last."""
 
@@ -137,11 +141,15 @@ def _message(problem: ValidationError) -> str:
         return f"the recipe needs {key!r}"
     if error["type"] == "union_tag_invalid":
         tag = error["ctx"]["tag"]
+        if tag == UNNAMED:
+            return f"{key} needs the key 'method', one of {', '.join(SEARCHES)}"
         return f"{key}.method should be one of {', '.join(SEARCHES)}, got {tag!r}{_nearest(tag, SEARCHES)}"
     if error["type"] == "too_short":
         few, least = error["input"], error["ctx"]["min_length"]
         return f"{key} holds {least} or more, got {json.dumps(few)}: {_EXAMPLES.get(key, 'add to it, or leave it out')}"
     reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    for theirs, ours in _WORDS.items():
+        reason = reason.replace(theirs, ours)
     hint = _nearest(error["input"], re.findall(r"'([^']+)'", reason)) if error["type"] == "literal_error" else ""
     return f"{key} {reason}, got {error['input']!r}{hint}"
 

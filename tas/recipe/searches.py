@@ -73,8 +73,13 @@ Search = Annotated[
 ]
 
 
+UNNAMED = "(none)"  # stands for no method, which several searches must have each
+
+
 def _name_or_method(value: Any) -> str:
-    return "name" if isinstance(value, str) else _method(value)
+    if isinstance(value, str):
+        return "name"
+    return UNNAMED if isinstance(value, Mapping) and "method" not in value else _method(value)
 
 
 SearchOrName = Annotated[
