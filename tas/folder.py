@@ -35,12 +35,14 @@ class RunFolder:
         self.path = Path(path)
         file = self.path / "run.json"
         begun = {"title": title, "metric": metric, "stages": {}, "warnings": []}
-        self.state: dict[str, Any] = read_json(file) or begun
         self._texts = {
             "recipe.yaml": dump(recipe),
             "environment.json": json.dumps(environment(recipe.seed, device), indent=2) + "\n",
         }
-        if not file.is_file():
+        known, written = read_json(file), self.path / "recipe.yaml"
+        anew = known is None or (_nothing_done(self.path) and written.is_file() and read(written) != recipe)
+        self.state: dict[str, Any] = begun if anew else known
+        if anew:
             self._sign()
             self._write()
         self._claim = _Claim.of(self.path)
@@ -139,8 +141,8 @@ def checkpoint_in(folder: str | Path, stage: str) -> Path:
 
 
 def check_owner(path: str | Path, recipe: Recipe) -> None:
-    """`BadRecipe` where a folder holds the run of another recipe (machine, title and what is compared may differ), or
-    something else."""
+    """`BadRecipe` where a folder holds the run of another recipe (machine, title and what is compared may differ) that
+    came to anything, or something else."""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise BadRecipe(f"the run folder must be a folder, {path} is a file")
@@ -152,8 +154,16 @@ def check_owner(path: str | Path, recipe: Recipe) -> None:
     for values in (before, now):
         for name in ("machine", "title", "compare"):
             values.pop(name, None)
-    if found := difference(before, now):
+    found = difference(before, now)
+    if found and not _nothing_done(path):
         raise BadRecipe(f"{path} belongs to another recipe: {found}; choose another --out. {_reuse(path)}".rstrip())
+
+
+def _nothing_done(path: Path) -> bool:
+    """Whether a run that has begun in a folder failed before its first stage was finished or left a checkpoint."""
+    stages = (read_json(path / "run.json") or {}).get("stages", {})
+    only = {"recipe.yaml", "environment.json", "run.json", ".lock", "events"}
+    return not any(stage["done"] for stage in stages.values()) and all(file.name in only for file in path.iterdir())
 
 
 def _reuse(path: Path) -> str:

@@ -142,7 +142,9 @@ def export_target(
         raise BadRecipe(f"an export format is {' or '.join(SUFFIXES)}, got {format!r}")
     folder = Path(target)
     if out is None and not folder.is_dir():
-        raise BadRecipe(f"{target} is not a student folder to write into: name the file with --out")
+        raise BadRecipe(
+            f"{target} is no student folder, where the file would go: check the path, or name it with --out"
+        )
     path = out or folder / f"student{SUFFIXES[format]}"
     network, recipe = network_at(target, recipe_of)
     inputs, _ = next(judged_on(data_of(recipe.data)).take(images).batches(images))

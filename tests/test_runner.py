@@ -186,6 +186,17 @@ def test_another_recipe_may_not_use_the_folder(finished: Path) -> None:
     run(values_of(finished.parent, "machine.threads=1", "title=other"), finished, display=QUIET)
 
 
+def test_the_folder_of_a_run_that_failed_before_it_came_to_anything_takes_a_corrected_recipe(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    RunFolder(folder, values_of(tmp_path, "seed=9"), "other", "loss", torch.device("cpu"))
+    check_owner(folder, values_of(tmp_path))
+    begun = RunFolder(folder, values_of(tmp_path), "t", "top1", torch.device("cpu"))
+    assert (begun.state["title"], begun.state["metric"]) == ("t", "top1")
+    begun.stage("original", dict)
+    with pytest.raises(BadRecipe, match="belongs to another recipe: seed was 0, is 9"):
+        check_owner(folder, values_of(tmp_path, "seed=9"))
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")

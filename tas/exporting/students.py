@@ -102,12 +102,17 @@ def note(folder: str | Path, **facts: Any) -> None:
 
 
 def _record(folder: Path) -> dict[str, Any]:
+    path = folder / loading.RECORD
+    if not path.is_file():
+        raise BadNetwork(f"{folder} must be a student folder, it has no {loading.RECORD}")
     try:
-        record = json.loads((folder / loading.RECORD).read_text())
+        record = json.loads(path.read_text())
         if not isinstance(record, dict) or not isinstance(record.get("modules"), dict):
             raise ValueError("it lists no modules")
     except (OSError, ValueError) as problem:
-        raise BadNetwork(f"{folder} must be a student folder with a {loading.RECORD}: {problem}") from problem
+        raise BadNetwork(
+            f"{folder} must be a student folder, its {loading.RECORD} does not say of what: {problem}"
+        ) from problem
     return record
 
 
