@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,13 @@ def noting_functions(recorder: Recorder) -> CallSites:
     """Note the calls of functions, and torch's own attention, which modules other than torch's call as well."""
 
     def called(site: CallSite, number: int, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        first, given = len(recorder.records), _given(recorder, args, kwargs)
+        first, given = len(recorder.records), None
+        with suppress(NotImplementedError):  # inside torch.vmap tensors have no memory, and other dimensions
+            given = _given(recorder, args, kwargs)
         out = func(*args, **kwargs)
-        span = Span(site.module, first, len(recorder.records), *given)
-        recorder.applied.setdefault(site, []).append((number, span))
+        if given is not None:
+            span = Span(site.module, first, len(recorder.records), *given)
+            recorder.applied.setdefault(site, []).append((number, span))
         if func is multi_head_attention_forward:
             named = signature(func).bind(*args, **kwargs).arguments
             recorder.tie_heads(named["query"], named["num_heads"], named["out_proj_weight"])
@@ -61,7 +64,7 @@ def noting_calls(recorder: Recorder) -> Iterator[None]:
             recorder.calls.append(Call(name, first, last, taken[0], made, taken[1], at, alone, nones))
 
     handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in recorder.network.modules()]
-    handles += [module.register_forward_hook(leave) for module in recorder.network.modules()]
+    handles += [module.register_forward_hook(leave, always_call=True) for module in recorder.network.modules()]
     with hooked(handles):
         yield
 
