@@ -50,12 +50,12 @@ def feeding(network: nn.Module, feeds: Sequence[Fed]) -> Iterator[None]:
         with CallSites(network, called, _SUMS | {site.function for site in of_functions}) as sites:
             yield
         for site, fed in of_functions.items():
-            _require_as_traced(site, [f for f, _ in fed], [calls for at, calls in sites.ended if at == site.module])
+            _require_as_traced(site, [feed for feed, _ in fed], sites.ended)
 
 
 def _require_as_traced(site: CallSite, feeds: Sequence[Feed], forwards: Sequence[Counter[CallSite]]) -> None:
     """Whether the forwards of a module made the calls that they made when it was traced. (One may make none, where a
-    module is called in two ways, or there is nothing to do; but then none that could stand for them.)"""
+    module is called in two ways. All may, where there is nothing to do; but then no call may stand for them.)"""
     wanted = next((feed.call[1] for feed in feeds if feed.call), None)
     made = [calls[site] for calls in forwards if calls[site]]
     other = next((number for number in made if wanted not in (None, number)), None)

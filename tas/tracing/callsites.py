@@ -30,7 +30,7 @@ class CallSites(TorchFunctionMode):
         super().__init__()
         self._network, self._called, self._names = network, called, names
         self._running: list[tuple[str, Counter[CallSite]]] = [("", Counter())]
-        self.ended: list[tuple[str, Counter[CallSite]]] = []  # forwards of modules, with the calls in each
+        self.ended: list[Counter[CallSite]] = []  # the calls in each forward of a module
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> CallSites:
@@ -50,7 +50,7 @@ class CallSites(TorchFunctionMode):
         self._running.append((name, Counter()))
 
     def _leave(self) -> None:
-        self.ended.append(self._running.pop())
+        self.ended.append(self._running.pop()[1])
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")

@@ -41,8 +41,7 @@ def find_feeds(
             along.append(tuple((place, dim, factor.units_of(given[place], dim)) for place, dim in dims))
             covered |= reads
         if read in covered and covered <= bare.keys() and all(_alike(along[0], other) for other in along[1:]):
-            around = taker.to.module if isinstance(taker.to, CallSite) else None
-            known = frozenset(site for site in factor.recorder.applied if site.module == around)
+            known = factor.recorder.call_sites
             return [Feed(taker.to, p, dim, *_once(rows), taker.call, known) for p, dim, rows in along[0]], covered
     return None
 

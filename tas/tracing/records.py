@@ -33,7 +33,7 @@ class Feed:
     """One dimension of what a module is given at every call, or a function of torch at one place: of the tensor that
     is the argument of that number or keyword. rows: which units its positions need; `turns` times over, and each
     `times` in a row, where the dimension joins channels with a batch or with pixels. call: which of how many calls at
-    that place in one forward, None for all of them. known: where functions were called in the same module."""
+    that place in one forward, None for all of them. known: where the traced forward called functions."""
 
     to: str | CallSite
     argument: int | str
