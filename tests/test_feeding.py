@@ -116,6 +116,8 @@ class OtherFunctionInTraining(TiedAutoencoder):
 
 
 class OtherModuleInTraining(nn.Module):
+    """Only eval mode applies the computed weight."""
+
     def __init__(self) -> None:
         super().__init__()
         self.encode, self.decode, self.classify = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(8, 6)
@@ -389,3 +391,24 @@ def test_functions_inside_vmap_are_let_pass() -> None:
 
     traced = tas.trace(Mapped(nn.Linear(6, 8), nn.Linear(8, 3)), torch.randn(2, 6))
     assert [choice.name for choice in traced.space.choices] == ["0"]
+
+
+def test_what_has_a_backward_of_its_own_is_not_fed_inside() -> None:
+    class Rounded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+            ctx.save_for_backward(x, weight)
+            return functional.linear(x, weight.round())
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+            x, weight = ctx.saved_tensors
+            return gradients[0] @ weight.round(), gradients[0].t() @ x
+
+    class Quantised(TiedAutoencoder):
+        def forward(self, x: Tensor) -> Tensor:
+            return Rounded.apply(torch.sigmoid(self.encode(x)), self.encode.weight.t())  # type: ignore[no-untyped-call]
+
+    space = tas.trace(Quantised(), torch.randn(2, 6)).space
+    assert not space.choices
+    assert any("no parameter of its own takes its factor" in kept.reason for kept in space.kept)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn.functional import multi_head_attention_forward
+from torch.nn.modules import module as calling
 
 from tas.tracing.callsites import CallSites
 from tas.tracing.leaves import tensors_of
@@ -19,19 +22,21 @@ if TYPE_CHECKING:
     from tas.tracing.recording import Recorder
 
 _Given = tuple[tuple[Value, ...], tuple[int | str | None, ...]]
+_NOTHING: _Given = ((), ())
 
 
 def noting_functions(recorder: Recorder) -> CallSites:
     """Note the calls of functions, and torch's own attention, which modules other than torch's call as well."""
+    own = set(_forwards(Function))  # of what has a backward of its own, which knows of no factor
 
     def called(site: CallSite, number: int, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        first, given = len(recorder.records), None
-        with suppress(NotImplementedError):  # inside torch.vmap tensors have no memory, and other dimensions
-            given = _given(recorder, args, kwargs)
+        first, given = len(recorder.records), _NOTHING
+        if not _called_by(own):
+            with suppress(NotImplementedError):  # inside torch.vmap tensors have no memory, and other dimensions
+                given = _given(recorder, args, kwargs)
         out = func(*args, **kwargs)
-        if given is not None:
-            span = Span(site.module, first, len(recorder.records), *given)
-            recorder.applied.setdefault(site, []).append((number, span))
+        span = Span(site.module, first, len(recorder.records), *given)
+        recorder.applied.setdefault(site, []).append((number, span))
         if func is multi_head_attention_forward:
             named = signature(func).bind(*args, **kwargs).arguments
             recorder.tie_heads(named["query"], named["num_heads"], named["out_proj_weight"])
@@ -67,6 +72,21 @@ def noting_calls(recorder: Recorder) -> Iterator[None]:
     handles += [module.register_forward_hook(leave, always_call=True) for module in recorder.network.modules()]
     with hooked(handles):
         yield
+
+
+def _forwards(kind: type[Any]) -> Iterator[Any]:
+    """The code of the forward of a class and of all that descend from it."""
+    yield getattr(getattr(kind, "forward", None), "__code__", None)
+    for descends in kind.__subclasses__():
+        yield from _forwards(descends)
+
+
+def _called_by(codes: Set[Any]) -> bool:
+    """Whether one of these is at work in the forward of the running module."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code not in codes and frame.f_code.co_filename != calling.__file__:
+        frame = frame.f_back
+    return frame is not None and frame.f_code in codes
 
 
 def _given(recorder: Recorder, args: Any, kwargs: Any) -> _Given:
