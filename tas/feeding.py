@@ -14,7 +14,13 @@ from tas.errors import BadNetwork
 from tas.tracing.callsites import CallSites
 from tas.tracing.records import CallSite, Feed
 
-Fed = tuple[Feed, Tensor]  # the factor of every position of its dimension
+Fed = tuple[Feed, Tensor]  # the factor of every position in its `rows`
+# functions that may sum over channels
+_SUMS = {
+    *("linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "addmm", "addmm_", "addbmm", "baddbmm"),
+    *("einsum", "tensordot", "scaled_dot_product_attention", "sum", "mean", "norm", "linalg_vector_norm"),
+}
 
 
 @contextmanager
@@ -41,19 +47,20 @@ def feeding(network: nn.Module, feeds: Sequence[Fed]) -> Iterator[None]:
             args, kwargs = _given(None, args, kwargs, mine)
             return func(*args, **kwargs)
 
-        with CallSites(network, called, {site.function for site in of_functions}) as sites:
+        with CallSites(network, called, _SUMS | {site.function for site in of_functions}) as sites:
             yield
-        for module, calls in sites.ended:
-            for site, ((feed, _), *_rest) in of_functions.items():
-                if site.module == module:
-                    _require_as_traced(feed, site, calls)
+        for site, fed in of_functions.items():
+            _require_as_traced(site, [feed for feed, _ in fed], sites.ended)
 
 
-def _require_as_traced(feed: Feed, site: CallSite, calls: Counter[CallSite]) -> None:
-    """Whether one forward of a module made the calls that it made when it was traced."""
-    elsewhere = any(other.function == site.function and other != site for other in calls)
-    if calls[site] != feed.call[1] if feed.call else not calls[site] and elsewhere:
-        often = f"{calls[site]} times, {feed.call[1]} when it was traced" if feed.call else "at other lines"
+def _require_as_traced(site: CallSite, feeds: Sequence[Feed], forwards: Sequence[Counter[CallSite]]) -> None:
+    """Whether the forwards of a module made the calls that they made when it was traced. (One may make none, where a
+    module is called in two ways. All may, where there is nothing to do; but then no call may stand for them.)"""
+    wanted = next((feed.call[1] for feed in feeds if feed.call), None)
+    made = [calls[site] for calls in forwards if calls[site]]
+    other = next((number for number in made if wanted not in (None, number)), None)
+    if other is not None or (not made and any(calls.keys() - feeds[0].known for calls in forwards)):
+        often = "at other lines" if other is None else f"{other} times, {wanted} when it was traced"
         raise BadNetwork(
             f"a search mixes widths at {site.function} in {site.module or 'the network'} ({site.line}), which a "
             f"forward called {often} (does train mode go another way?): fix the choice concerned by a rule"
@@ -65,8 +72,25 @@ def _given(_: nn.Module | None, args: Any, kwargs: Any, feeds: Sequence[Fed]) ->
     args, kwargs = list(args), dict(kwargs)
     for feed, factor in feeds:
         held: Any = kwargs if isinstance(feed.argument, str) else args
-        held[feed.argument] = times(held[feed.argument], factor.to(held[feed.argument].dtype), feed.dim)
+        tensor = held[feed.argument]
+        held[feed.argument] = times(tensor, _along(feed, factor.to(tensor.dtype), tensor.shape[feed.dim]), feed.dim)
     return tuple(args), kwargs
+
+
+def _along(feed: Feed, factor: Tensor, size: int) -> Tensor:
+    """The factor of every position of a dimension of that size: with another batch or other pixels than were traced it
+    may be another."""
+    turns, times = feed.turns, feed.times
+    if turns > 1 == times:
+        turns = size // len(factor)
+    elif times > 1 == turns:
+        times = size // len(factor)
+    if turns * len(factor) * times != size:
+        raise BadNetwork(
+            f"a search mixes widths along a dimension in {feed.module or 'the network'} that has {size} positions, "
+            f"{turns * len(factor) * times} expected: trace the network on inputs of the size that it is given"
+        )
+    return factor.repeat_interleave(times).repeat(turns) if size != len(factor) else factor
 
 
 def times(tensor: Tensor, factor: Tensor, dim: int) -> Tensor:

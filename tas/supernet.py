@@ -23,12 +23,11 @@ from torch.utils.checkpoint import CheckpointFunction
 from tas.distribution import Draw, Pick, multiplied, one_hot
 from tas.elastic import extension_mask
 from tas.errors import BadNetwork
-from tas.feeding import feeding, times
+from tas.feeding import Fed, feeding, times
 from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
 from tas.tracing.copying import copy_sharing
 from tas.tracing.identity import Array, Rows
-from tas.tracing.records import Feed
 from tas.tracing.regions import Removal
 from tas.tracing.slicing import Cut, apply_cut, write_cut
 from tas.tracing.undoing import unchanged
@@ -103,7 +102,7 @@ class Supernet(nn.Module):
         self._scale_branches(tensors, picks)
         args, kwargs = as_call(x)
         caching = [self.network.get_submodule(name) for name in self._traced.caching]
-        fed = self._fed(factors, plan.mask)
+        fed = self._fed(factors, plan.mask, dead)
         drawn = self._as_drawn(plan.attributes, dead)
         with unchanged(caching), drawn, feeding(self.network, fed), without_checkpointing():
             places = self._slots_without(tuple(removal.module for removal in dead))
@@ -169,10 +168,12 @@ class Supernet(nn.Module):
                     known[id(rows)] = self._spread(factor, rows, group, mask)
                 tensors[name] = times(tensors.get(name, self._tensors[name]), known[id(rows)], dim)
 
-    def _fed(self, factors: Mapping[str, Tensor], mask: Array) -> list[tuple[Feed, Tensor]]:
-        """The factors on what modules and functions are given, where no parameter takes them."""
-        folds = {group: (self._traced.folds[group].feeds, factor) for group, factor in factors.items()}
-        return [(f, self._spread(factor, f.rows, g, mask)) for g, (feeds, factor) in folds.items() for f in feeds]
+    def _fed(self, factors: Mapping[str, Tensor], mask: Array, dead: list[Removal]) -> list[Fed]:
+        """The factors on what modules and functions are given, where no parameter takes them; not in what is dead."""
+        gone = tuple(f"{removal.module}." for removal in dead)
+        fed = [(feed, group) for group in factors for feed in self._traced.folds[group].feeds]
+        alive = [(feed, group) for feed, group in fed if not f"{feed.module}.".startswith(gone)]
+        return [(feed, self._spread(factors[group], feed.rows, group, mask)) for feed, group in alive]
 
     def _spread(self, factor: Tensor, rows: Rows, group: str, mask: Array) -> Tensor:
         """The factor of every kept position of a dimension: that of its unit of `group`, 1 where it has none."""

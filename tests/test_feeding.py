@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import tas
@@ -106,6 +107,140 @@ class OtherwiseInTraining(TiedAutoencoder):
         return functional.linear(code, self.encode.weight.t(), self.shift)
 
 
+class OtherFunctionInTraining(TiedAutoencoder):
+    def forward(self, x: Tensor) -> Tensor:
+        code = torch.sigmoid(self.encode(x))
+        if self.training:
+            return code @ self.encode.weight + self.shift
+        return functional.linear(code, self.encode.weight.t(), self.shift)
+
+
+class OtherModuleInTraining(nn.Module):
+    """Only eval mode applies the computed weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode, self.classify = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(8, 6)
+        self.classify.weight = self.decode.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = torch.sigmoid(self.encode(x))
+        if self.training:
+            return self.classify(code)
+        return functional.linear(code, self.decode.weight.tanh())
+
+
+class BothWays(nn.Module):
+    """One module, called once to encode and once to decode."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 6))
+
+        def forward(self, x: Tensor, back: bool = False) -> Tensor:
+            if back:
+                return functional.linear(x, self.weight.t())
+            return functional.linear(x, self.weight)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied = self.Tied()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tied(torch.sigmoid(self.tied(x)), back=True)
+
+
+class TwiceGiven(nn.Module):
+    """One tensor is both arguments of a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Linear(6, 8)
+        self.weight = nn.Parameter(torch.randn(4, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = torch.sigmoid(self.encode(x))
+        return functional.bilinear(code, code, self.weight.tanh())
+
+
+class Modulated(nn.Module):
+    """Every picture has a weight of its own, and all are convolved at once (as in StyleGAN 2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.style = nn.Conv2d(3, 8, 1), nn.Linear(3, 8)
+        self.weight = nn.Parameter(torch.randn(6, 8, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pictures, _, height, width = x.shape
+        weight = self.weight * self.style(x.mean((2, 3)))[:, None, :, None, None]
+        side_by_side = torch.sigmoid(self.stem(x)).reshape(1, -1, height, width)
+        y = functional.conv2d(side_by_side, weight.flatten(0, 1), padding=1, groups=pictures)
+        return y.reshape(pictures, -1, height, width)
+
+
+class SumOfAll(nn.Module):
+    """Channels are summed together with pixels, or with pictures and pixels."""
+
+    def __init__(self, first: int = 1) -> None:
+        super().__init__()
+        self.first = first
+        self.stem = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.stem(x)).flatten(self.first).sum(-1, keepdim=True)
+
+
+class Einsums(nn.Module):
+    """Two lines with `einsum`, which torch has a function of Python around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.einsum("bi,ij->bj", torch.sigmoid(self.a(x)), self.a.weight)
+        return y + torch.einsum("bi,ij->bj", torch.sigmoid(self.b(x)), self.b.weight)
+
+
+class Block(nn.Module):
+    def __init__(self, spectral: bool) -> None:
+        super().__init__()
+        self.turns = 1 if spectral else 2
+        self.a, self.b, self.c = nn.Linear(8, 12), nn.Linear(12, 10), nn.Linear(10, 8)
+        self.last = nn.utils.parametrizations.spectral_norm(nn.Linear(12, 8)) if spectral else nn.Identity()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.sigmoid(self.a(x))
+        for layer in () if self.turns == 1 else (self.b, self.c):
+            y = torch.sigmoid(functional.linear(y, layer.weight.tanh(), layer.bias))
+        return x + self.norm(self.last(y))
+
+
+class AddedInPlace(TiedAutoencoder):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shift.repeat(len(x), 1).addmm_(torch.sigmoid(self.encode(x)), self.encode.weight)
+
+
+class GivesUp(TiedAutoencoder):
+    """A module raises, and the network goes on without it."""
+
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise NotImplementedError
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.better = self.Raises()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with suppress(NotImplementedError):
+            x = self.better(x)
+        return super().forward(x)
+
+
 PICTURES = torch.randn(2, 3, 8, 8)
 
 
@@ -133,9 +268,12 @@ def test_the_gradient_of_a_mixture_reaches_the_picks() -> None:
     assert torch.allclose(gradient, torch.stack([(code[:, :n] @ to_sum[:n]).sum() for n in (3, 8)]), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [TiedAutoencoder, Standardised, TiedPyramid, SquaredNorm])
+ON_VECTORS = [TiedAutoencoder, AddedInPlace, BothWays, TwiceGiven, Einsums, GivesUp]
+
+
+@pytest.mark.parametrize("kind", [*ON_VECTORS, Standardised, TiedPyramid, SquaredNorm, Modulated])
 def test_the_laws_hold_where_functions_are_fed(kind: type[nn.Module]) -> None:
-    network, x = kind(), torch.randn(2, 6) if kind is TiedAutoencoder else PICTURES
+    network, x = kind(), torch.randn(2, 6) if kind in ON_VECTORS else PICTURES
     traced = tas.trace(network, x)
     assert any(isinstance(feed.to, CallSite) for fold in traced.folds.values() for feed in fold.feeds)
     smallest = tas.macs(traced.space, traced.space.smallest()) / tas.macs(traced.space, traced.space.largest())
@@ -185,3 +323,96 @@ def test_a_forward_that_goes_another_way_than_the_traced_one_is_refused() -> Non
     ):
         supernet.train()(x, draw)
     supernet.train()(x, {"encode": 4})  # nothing is mixed
+
+
+@pytest.mark.parametrize("kind", [OtherFunctionInTraining, OtherModuleInTraining])
+def test_so_is_one_in_which_another_function_stands_for_the_traced_one(kind: type[nn.Module]) -> None:
+    supernet, x = Supernet(tas.trace(kind(), torch.randn(2, 6))), torch.randn(2, 6)
+    draw = {"encode": Pick((4, 8), torch.tensor([0.5, 0.5]))}
+    supernet.eval()(x, draw)
+    with pytest.raises(BadNetwork, match="called at other lines"):
+        supernet.train()(x, draw)
+
+
+def test_lines_are_those_of_the_network_and_not_of_torch() -> None:
+    folds = tas.trace(Einsums(), torch.randn(2, 6)).folds
+    feeds = [feed for fold in folds.values() for feed in fold.feeds]
+    assert len({feed.to.line for feed in feeds}) == 2  # type: ignore[union-attr]
+    assert {feed.call for feed in feeds} == {None}
+
+
+def test_a_tensor_given_twice_has_its_factor_twice() -> None:
+    network, x = TwiceGiven(), torch.randn(3, 6)
+    traced = tas.trace(network, x)
+    (choice,) = traced.space.choices
+    code = torch.tensor([1.0] * 4 + [0.5] * 4) * torch.sigmoid(network.encode(x))
+    expected = functional.bilinear(code, code, network.weight.tanh())
+    mixed = Supernet(traced)(x, {choice.name: Pick((4, 8), torch.tensor([0.5, 0.5]))})
+    assert torch.allclose(mixed, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", [Modulated(), SumOfAll()])
+def test_channels_joined_with_a_batch_or_with_pixels_are_mixed_whatever_the_numbers_of_these(
+    network: nn.Module,
+) -> None:
+    (choice,) = (c for c in tas.trace(network, PICTURES).space.choices if c.candidates[-1] == 8)
+    draw, x = {choice.name: Pick((3, 8), torch.tensor([0.4, 0.6]))}, torch.randn(5, 3, 4, 6)
+    supernet, as_given = (Supernet(tas.trace(network, example)) for example in (PICTURES, x))
+    assert torch.allclose(supernet(x, draw), as_given(x, draw), atol=1e-5)
+    assert torch.allclose(supernet(x[:1], draw), as_given(x, draw)[:1], atol=1e-5)
+    assert not torch.allclose(supernet(x, draw), network(x), atol=1e-2)
+
+
+def test_where_it_is_not_known_which_number_is_another_it_is_refused() -> None:
+    supernet, draw = Supernet(tas.trace(SumOfAll(0), PICTURES)), {"stem": Pick((3, 8), torch.tensor([0.4, 0.6]))}
+    supernet(PICTURES, draw)
+    with pytest.raises(BadNetwork, match="has 2048 positions, 1024 expected: trace the network on inputs of the size"):
+        supernet(torch.cat([PICTURES, PICTURES]), draw)
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_what_is_left_out_is_not_fed(spectral: bool) -> None:
+    network, x = nn.Sequential(nn.Linear(6, 8), Block(spectral), Block(spectral), nn.Linear(8, 3)), torch.randn(2, 6)
+    supernet = Supernet(tas.trace(network, x))
+    halves = torch.full([2], 0.5)
+    draw = {c.name: Pick((c.candidates[0], c.candidates[-1]), halves) for c in supernet.space.choices}
+    (depth,) = (c.name for c in supernet.space.choices if c.kind == "depth")
+    both, one = (supernet(x, draw | {depth: Pick(values, halves)}) for values in ((0, 2), (0, 1)))
+    assert not torch.allclose(both, one, atol=1e-4)
+
+
+def test_a_graph_of_torch_fx_has_the_same_lines_in_a_copy() -> None:
+    network, x = TiedAutoencoder(), torch.randn(3, 6)
+    draw = {"encode": Pick((4, 8), torch.tensor([0.5, 0.5]))}
+    supernets = [Supernet(tas.trace(n, x)) for n in (network, fx.symbolic_trace(network))]
+    assert torch.allclose(*(supernet(x, draw) for supernet in supernets))
+
+
+def test_functions_inside_vmap_are_let_pass() -> None:
+    class Mapped(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](torch.vmap(lambda row: torch.relu(row) * 2)(self[0](x)))
+
+    traced = tas.trace(Mapped(nn.Linear(6, 8), nn.Linear(8, 3)), torch.randn(2, 6))
+    assert [choice.name for choice in traced.space.choices] == ["0"]
+
+
+def test_what_has_a_backward_of_its_own_is_not_fed_inside() -> None:
+    class Rounded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+            ctx.save_for_backward(x, weight)
+            return functional.linear(x, weight.round())
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+            x, weight = ctx.saved_tensors
+            return gradients[0] @ weight.round(), gradients[0].t() @ x
+
+    class Quantised(TiedAutoencoder):
+        def forward(self, x: Tensor) -> Tensor:
+            return Rounded.apply(torch.sigmoid(self.encode(x)), self.encode.weight.t())  # type: ignore[no-untyped-call]
+
+    space = tas.trace(Quantised(), torch.randn(2, 6)).space
+    assert not space.choices
+    assert any("no parameter of its own takes its factor" in kept.reason for kept in space.kept)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager, suppress
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn.functional import multi_head_attention_forward
+from torch.nn.modules import module as calling
 
 from tas.tracing.callsites import CallSites
 from tas.tracing.leaves import tensors_of
@@ -19,13 +22,18 @@ if TYPE_CHECKING:
     from tas.tracing.recording import Recorder
 
 _Given = tuple[tuple[Value, ...], tuple[int | str | None, ...]]
+_NOTHING: _Given = ((), ())
 
 
 def noting_functions(recorder: Recorder) -> CallSites:
     """Note the calls of functions, and torch's own attention, which modules other than torch's call as well."""
+    own = set(_forwards(Function))  # of what has a backward of its own, which knows of no factor
 
     def called(site: CallSite, number: int, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        first, given = len(recorder.records), _given(recorder, args, kwargs)
+        first, given = len(recorder.records), _NOTHING
+        if not _called_by(own):
+            with suppress(NotImplementedError):  # inside torch.vmap tensors have no memory, and other dimensions
+                given = _given(recorder, args, kwargs)
         out = func(*args, **kwargs)
         span = Span(site.module, first, len(recorder.records), *given)
         recorder.applied.setdefault(site, []).append((number, span))
@@ -61,9 +69,24 @@ def noting_calls(recorder: Recorder) -> Iterator[None]:
             recorder.calls.append(Call(name, first, last, taken[0], made, taken[1], at, alone, nones))
 
     handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in recorder.network.modules()]
-    handles += [module.register_forward_hook(leave) for module in recorder.network.modules()]
+    handles += [module.register_forward_hook(leave, always_call=True) for module in recorder.network.modules()]
     with hooked(handles):
         yield
+
+
+def _forwards(kind: type[Any]) -> Iterator[Any]:
+    """The code of the forward of a class and of all that descend from it."""
+    yield getattr(getattr(kind, "forward", None), "__code__", None)
+    for descends in kind.__subclasses__():
+        yield from _forwards(descends)
+
+
+def _called_by(codes: Set[Any]) -> bool:
+    """Whether one of these is at work in the forward of the running module."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code not in codes and frame.f_code.co_filename != calling.__file__:
+        frame = frame.f_back
+    return frame is not None and frame.f_code in codes
 
 
 def _given(recorder: Recorder, args: Any, kwargs: Any) -> _Given:

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from tas.tracing.records import CallSite
 
-_BETWEEN = (f"{Path(__file__).parent}/", torch.overrides.__file__, functional.__file__)
+_TORCHS = ("overrides.py", "functional.py", "_tensor.py", "nn/functional.py", "utils/_device.py")
+_BETWEEN = (f"{Path(__file__).parent}/", *(f"{Path(torch.__file__).parent}/{file}" for file in _TORCHS))
+_OF_A_GRAPH = "<eval_with_key>"  # the forward that torch.fx writes; a number behind it tells copies of a network apart
 Called = Callable[[CallSite, int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -29,13 +30,13 @@ class CallSites(TorchFunctionMode):
         super().__init__()
         self._network, self._called, self._names = network, called, names
         self._running: list[tuple[str, Counter[CallSite]]] = [("", Counter())]
-        self.ended: list[tuple[str, Counter[CallSite]]] = []  # forwards of modules, with the calls in each
+        self.ended: list[Counter[CallSite]] = []  # the calls in each forward of a module
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> CallSites:
         for name, module in self._network.named_modules():
             self._handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
-            self._handles.append(module.register_forward_hook(lambda *_: self._leave()))
+            self._handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
         super().__enter__()
         return self
 
@@ -49,7 +50,7 @@ class CallSites(TorchFunctionMode):
         self._running.append((name, Counter()))
 
     def _leave(self) -> None:
-        self.ended.append(self._running.pop())
+        self.ended.append(self._running.pop()[1])
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -66,4 +67,5 @@ def _line() -> str:
     frame: Any = sys._getframe(2)
     while frame.f_code.co_filename.startswith(_BETWEEN):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    file = frame.f_code.co_filename
+    return f"{_OF_A_GRAPH if file.startswith(_OF_A_GRAPH) else file}:{frame.f_lineno}"

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from tas.tracing.factors import Factor, Read, keeps_factor
+from tas.tracing.identity import Array
 from tas.tracing.records import CallSite, Feed, Site, Span
 
 
 @dataclass(frozen=True)
 class _Taker:
-    """What could take a factor: a module with what it is given at `calls`, or one argument of a function."""
+    """What could take a factor: a module with what it is given at `calls`, or an argument of a function."""
 
     to: str | CallSite
     calls: Sequence[Span]
@@ -40,8 +41,19 @@ def find_feeds(
             along.append(tuple((place, dim, factor.units_of(given[place], dim)) for place, dim in dims))
             covered |= reads
         if read in covered and covered <= bare.keys() and all(_alike(along[0], other) for other in along[1:]):
-            return [Feed(taker.to, place, dim, rows, taker.call) for place, dim, rows in along[0]], covered
+            known = factor.recorder.call_sites
+            return [Feed(taker.to, p, dim, *_once(rows), taker.call, known) for p, dim, rows in along[0]], covered
     return None
+
+
+def _once(rows: Array) -> tuple[Array, int, int]:
+    """Different positions, how often all of them come one after another, and how often each in a row: the numbers of a
+    batch and of pixels, which other inputs have others of."""
+    once = rows[np.sort(np.unique(rows, axis=0, return_index=True)[1])]
+    times = int(np.argmax(np.append((rows != rows[0]).any(1), True)))
+    turns = len(rows) // (len(once) * times)
+    whole = np.tile(np.repeat(once, times, 0), (turns, 1))
+    return (once, turns, times) if np.array_equal(whole, rows) else (rows, 1, 1)
 
 
 def _modules(factor: Factor, read: Read) -> Iterator[_Taker]:
@@ -78,11 +90,14 @@ def _alike(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
 def _summed_inside(
     factor: Factor, call: Span, reached: Set[int], only: int | str | None
 ) -> tuple[tuple[int | str, ...], set[Read]]:
-    """The arguments of a call (or the `only` one of it) whose factor would be summed over inside, and nowhere else; and
-    the reads that sum over it. Empty where it has none, or the factor would get elsewhere. (That the module comes at
-    the tensor in another way, by an attribute say, is not seen.)"""
+    """The arguments of a call (or the `only` one of it, with those that the same record made: inside they are not told
+    apart) whose factor would be summed over inside, and nowhere else; and the reads that sum over it. Empty where it
+    has none, or the factor would get elsewhere. (That the module comes at the tensor in another way, by an attribute
+    say, is not seen.)"""
     nothing: tuple[tuple[int | str, ...], set[Read]] = ((), set())
-    given = [(p, v) for p, v in zip(call.places, call.inputs, strict=True) if factor.on(v) and only in (None, p)]
+    given = [(place, value) for place, value in zip(call.places, call.inputs, strict=True) if factor.on(value)]
+    if only is not None:
+        given = [(p, v) for p, v in given if v.made_by in [other.made_by for at, other in given if at == only]]
     mine = {place: value.made_by for place, value in given if place is not None}
     inside, covered = set(mine.values()), set[Read]()
     plain = len(mine) == len(given) and all(len(factor.dims(value)) == 1 for _, value in given)

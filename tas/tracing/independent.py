@@ -22,9 +22,9 @@ from tas.tracing.whole import in_pairs, is_of_several, sums_over_one
 def independent_macs(network: nn.Module, inputs: Any) -> int:
     """Multiply-accumulates of one example by torch's FlopCounterMode, in a forward with gradients on and the plain
     attention kernel (without either it misses attention products and fused encoders), recurrent layers step by step.
-    What the mode does not know is added: deformable convolutions, bilinear layers, products of experts with their
-    tokens, a kernel of attention that the code itself asks for, and sums of `einsum` over one position, which torch
-    computes without a product."""
+    What the mode does not know is added: deformable convolutions, bilinear layers, products that are added in place,
+    products of experts with their tokens, a kernel of attention that the code itself asks for, and sums of `einsum`
+    over one position, which torch computes without a product."""
     args, kwargs = as_call(inputs)
     counter, sums = FlopCounterMode(display=False, custom_mapping=_unknown()), _SumsOfOne()
     with sdpa_kernel(SDPBackend.MATH), _single_steps(network), counter, sums:
@@ -38,6 +38,8 @@ def _unknown() -> dict[Any, Any]:
     found: dict[Any, Any] = {
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._trilinear: _bilinear,
+        aten.addmm_: _added,
+        aten.baddbmm_: _added,
     }
     if hasattr(torch.ops.torchvision, "deform_conv2d"):  # where torchvision is loaded
         found[torch.ops.torchvision.deform_conv2d] = _deformed
@@ -49,6 +51,10 @@ def _unknown() -> dict[Any, Any]:
 
 def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     return 2 * prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+def _added(_: Any, a: Any, b: Any, **__: Any) -> int:
+    return 2 * prod(a) * b[-1]
 
 
 def _bilinear(a: Any, weight: Any, *_: Any, **__: Any) -> int:

@@ -189,6 +189,11 @@ class Recorder(Watching, Findings):
             found.setdefault(span.module, []).append(span)
         return found
 
+    @cached_property
+    def call_sites(self) -> frozenset[CallSite]:
+        """Where functions were called."""
+        return frozenset(self.applied)
+
     @property
     def unread(self) -> list[str]:
         """The parameters that the forward never reads."""

@@ -31,14 +31,22 @@ class CallSite:
 @dataclass(frozen=True, eq=False)
 class Feed:
     """One dimension of what a module is given at every call, or a function of torch at one place: of the tensor that
-    is the argument of that number or keyword. rows: which units its positions need. call: which of how many calls at
-    that place in one forward, None for all of them."""
+    is the argument of that number or keyword. rows: which units its positions need; `turns` times over, and each
+    `times` in a row, where the dimension joins channels with a batch or with pixels. call: which of how many calls at
+    that place in one forward, None for all of them. known: where the traced forward called functions."""
 
     to: str | CallSite
     argument: int | str
     dim: int
     rows: Array
+    turns: int = 1
+    times: int = 1
     call: tuple[int, int] | None = None
+    known: frozenset[CallSite] = frozenset()
+
+    @property
+    def module(self) -> str:
+        return self.to if isinstance(self.to, str) else self.to.module
 
 
 @dataclass(frozen=True)
