@@ -30,11 +30,12 @@ def noting_functions(recorder: Recorder) -> CallSites:
     own = set(_forwards(Function))  # of what has a backward of its own, which knows of no factor
 
     def called(site: CallSite, number: int, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        first, given = len(recorder.records), _NOTHING
-        if not _called_by(own):
+        first = len(recorder.records)
+        out = func(*args, **kwargs)
+        given = _NOTHING
+        if any(record.contracted for record in recorder.records[first:]) and not _called_by(own):
             with suppress(NotImplementedError):  # inside torch.vmap tensors have no memory, and other dimensions
                 given = _given(recorder, args, kwargs)
-        out = func(*args, **kwargs)
         span = Span(site.module, first, len(recorder.records), *given)
         recorder.applied.setdefault(site, []).append((number, span))
         if func is multi_head_attention_forward:
