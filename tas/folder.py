@@ -39,6 +39,8 @@ class RunFolder:
             "recipe.yaml": dump(recipe),
             "environment.json": json.dumps(environment(recipe.seed, device), indent=2) + "\n",
         }
+        if file.is_file():  # before anything of another process is overwritten
+            self._claim = _Claim.of(self.path)
         known, written = read_json(file), self.path / "recipe.yaml"
         anew = known is None or (_nothing_done(self.path) and written.is_file() and read(written) != recipe)
         self.state: dict[str, Any] = begun if anew else known
@@ -162,8 +164,9 @@ def check_owner(path: str | Path, recipe: Recipe) -> None:
 def _nothing_done(path: Path) -> bool:
     """Whether a run that has begun in a folder failed before its first stage was finished or left a checkpoint."""
     stages = (read_json(path / "run.json") or {}).get("stages", {})
-    only = {"recipe.yaml", "environment.json", "run.json", ".lock", "events"}
-    return not any(stage["done"] for stage in stages.values()) and all(file.name in only for file in path.iterdir())
+    only = {"recipe.yaml", "environment.json", "run.json", "space.json", "report.html", ".lock", "events"}
+    left = {file.name for file in path.iterdir()} | {file.name for file in path.glob("checkpoints/*")}
+    return not any(stage["done"] for stage in stages.values()) and left <= only | {"checkpoints"}
 
 
 def _reuse(path: Path) -> str:

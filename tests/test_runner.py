@@ -186,12 +186,24 @@ def test_another_recipe_may_not_use_the_folder(finished: Path) -> None:
     run(values_of(finished.parent, "machine.threads=1", "title=other"), finished, display=QUIET)
 
 
-def test_the_folder_of_a_run_that_failed_before_it_came_to_anything_takes_a_corrected_recipe(tmp_path: Path) -> None:
+def test_the_folder_of_a_run_that_failed_before_it_came_to_anything_takes_a_corrected_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "run"
     RunFolder(folder, values_of(tmp_path, "seed=9"), "other", "loss", torch.device("cpu"))
     check_owner(folder, values_of(tmp_path))
     begun = RunFolder(folder, values_of(tmp_path), "t", "top1", torch.device("cpu"))
     assert (begun.state["title"], begun.state["metric"]) == ("t", "top1")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("in the first epoch")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tas.stages.train", fails)
+        with pytest.raises(RuntimeError, match="first epoch"):
+            run(values_of(tmp_path, "seed=9"), tmp_path / "failed", display=QUIET)
+    assert run(values_of(tmp_path), tmp_path / "failed", until="original", display=QUIET).keys() == {"original"}
+
     begun.stage("original", dict)
     with pytest.raises(BadRecipe, match="belongs to another recipe: seed was 0, is 9"):
         check_owner(folder, values_of(tmp_path, "seed=9"))
@@ -308,10 +320,14 @@ def test_foreign_weights_are_refused(tmp_path: Path) -> None:
         run(values_of(tmp_path, f"network.weights={tmp_path / 'w.safetensors'}"), tmp_path / "run", display=QUIET)
 
 
-def test_a_folder_in_which_another_process_runs_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_folder_in_which_another_process_runs_is_refused(tmp_path: Path, begun: bool) -> None:
     asked = recipe.parse(recipe_values(tmp_path))
-    run(asked, tmp_path / "run", display=QUIET, until="original")
-    before = (tmp_path / "run" / "run.json").read_bytes()
+    if begun:
+        run(asked, tmp_path / "run", display=QUIET, until="original")
+    else:  # nor is it taken for one that failed
+        RunFolder(tmp_path / "run", values_of(tmp_path, "seed=9"), "other", "loss", torch.device("cpu"))
+    before = [(tmp_path / "run" / name).read_bytes() for name in ("run.json", "recipe.yaml")]
     code = (
         "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
         "file.truncate(0); file.write('4711'); file.flush(); print('held', flush=True); sys.stdin.read()"
@@ -324,7 +340,7 @@ def test_a_folder_in_which_another_process_runs_is_refused(tmp_path: Path) -> No
             run(asked, tmp_path / "run", display=QUIET)
         other.kill()  # as the system may do: the folder is free again
         other.wait()
-    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert [(tmp_path / "run" / name).read_bytes() for name in ("run.json", "recipe.yaml")] == before
     run(asked, tmp_path / "run", display=QUIET, until="search")
 
 
