@@ -215,12 +215,12 @@ def law_8(traced: Traced, chosen: list[Architecture], inputs: Any, close: Close,
     for training in (False, True):
         supernet.train(training)
         with without_noise(supernet.network):
-            if traced.exact:
-                _reference_is_the_student(supernet, traced, chosen[1], inputs, close)
             leaves, draw = _draw(traced, generator, extremes=not training)
             reference, theirs = _with_gradients(drawn_wide(supernet, traced, draw, inputs), leaves)
             with same_noise():
                 fast, ours = _with_gradients(supernet(inputs, draw), leaves)
+            if traced.exact:
+                _reference_is_the_student(supernet, traced, chosen[1], inputs, close)
         close(f"law 8 (training {training})", fast, reference)
         scale = max((float(g.abs().max()) for g in theirs if g is not None), default=0.0)
         idle -= {name for name, g in zip(leaves, theirs, strict=True) if g is not None}  # dead units have zeros

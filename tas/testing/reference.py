@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -17,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from tas.distribution import Draw
 from tas.extraction import extract
-from tas.feeding import Fed, feeding
 from tas.supernet import Supernet
 from tas.tracing import Traced, as_call
+from tas.tracing.callsites import CallSites
 from tas.tracing.copying import copy_sharing
 from tas.tracing.independent import independent_macs
-from tas.tracing.records import Feed, Site
+from tas.tracing.records import CallSite, Feed, Site
 from tas.tracing.undoing import buffers_unchanged, hooked
 from tas.tracing.units import Group
 
@@ -114,7 +115,7 @@ class _Wide:
     def __init__(self, network: nn.Module, inputs: Any) -> None:
         self.network = network
         self.scaled: dict[str, Tensor] = {}
-        self._fed: list[Fed] = []
+        self._fed: list[tuple[Feed, Tensor]] = []  # of functions
         self._tensors: dict[str, Tensor] = {}  # a parameter that modules share has a name in each of them
         self._names: dict[int, list[str]] = {}
         for owner, module in network.named_modules():
@@ -154,7 +155,19 @@ class _Wide:
 
     def feed(self, feed: Feed, factor: Tensor) -> None:
         """Multiply what a module or function is given."""
-        self._fed.append((feed, factor))
+        if isinstance(feed.to, CallSite):
+            self._fed.append((feed, factor))
+        else:
+            hook = partial(_given_with, feed, factor)
+            self.network.get_submodule(feed.to).register_forward_pre_hook(
+                lambda _, args, kwargs: hook(args, kwargs), with_kwargs=True
+            )
+
+    def _apply(self, site: CallSite, number: int, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        for feed, factor in self._fed:
+            if feed.to == site and (feed.call is None or feed.call[0] == number):
+                args, kwargs = _given_with(feed, factor, args, kwargs)
+        return func(*args, **kwargs)
 
     def _hang(self, module: nn.Module, factor: Tensor, behind: bool) -> None:
         if not behind and factor.dim():  # the columns of a grouped convolution serve every group
@@ -173,8 +186,17 @@ class _Wide:
 
     def run(self, inputs: Any) -> Any:
         args, kwargs = as_call(inputs)
-        with same_noise(), feeding(self.network, self._fed):
+        with same_noise(), CallSites(self.network, self._apply):
             return functional_call(self.network, self.scaled, args, kwargs, tie_weights=False)
+
+
+def _given_with(feed: Feed, factor: Tensor, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments of a call, one of them with the factor; by code of its own, not `tas.feeding`."""
+    given = {**dict(enumerate(args)), **kwargs}
+    last = given[feed.argument].movedim(feed.dim, -1)
+    along = factor.to(last.dtype)[torch.arange(last.shape[-1]) // feed.times % len(factor)]
+    given[feed.argument] = (last * along).movedim(-1, feed.dim)
+    return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}
 
 
 def _is_plain(module: nn.Module) -> bool:
