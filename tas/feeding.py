@@ -19,7 +19,9 @@ Fed = tuple[Feed, Tensor]  # the factor of every position in its `rows`
 _SUMS = {
     *("linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "inner", "addmm", "addmm_", "addbmm", "baddbmm"),
-    *("einsum", "tensordot", "scaled_dot_product_attention", "sum", "mean", "norm", "linalg_vector_norm"),
+    *("einsum", "tensordot", "linalg_multi_dot", "linalg_vecdot", "scaled_dot_product_attention", "sum", "mean"),
+    *("multi_head_attention_forward", "cdist", "pairwise_distance", "cosine_similarity"),
+    *("norm", "normalize", "linalg_norm", "linalg_vector_norm"),
 }
 
 

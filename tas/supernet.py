@@ -102,9 +102,8 @@ class Supernet(nn.Module):
         self._scale_branches(tensors, picks)
         args, kwargs = as_call(x)
         caching = [self.network.get_submodule(name) for name in self._traced.caching]
-        fed = self._fed(factors, plan.mask, dead)
-        drawn = self._as_drawn(plan.attributes, dead)
-        with unchanged(caching), drawn, feeding(self.network, fed), without_checkpointing():
+        fed = feeding(self.network, self._fed(factors, plan.mask, dead))  # by names that hold before blocks are gone
+        with unchanged(caching), fed, self._as_drawn(plan.attributes, dead), without_checkpointing():
             places = self._slots_without(tuple(removal.module for removal in dead))
             swapped = {place: tensors[name] for place, name in places if name in tensors}
             output = functional_call(self.network, swapped, args, kwargs, tie_weights=False)
@@ -170,10 +169,12 @@ class Supernet(nn.Module):
 
     def _fed(self, factors: Mapping[str, Tensor], mask: Array, dead: list[Removal]) -> list[Fed]:
         """The factors on what modules and functions are given, where no parameter takes them; not in what is dead."""
-        gone = tuple(f"{removal.module}." for removal in dead)
         fed = [(feed, group) for group in factors for feed in self._traced.folds[group].feeds]
-        alive = [(feed, group) for feed, group in fed if not f"{feed.module}.".startswith(gone)]
-        return [(feed, self._spread(factors[group], feed.rows, group, mask)) for feed, group in alive]
+        if fed and dead:
+            gone, every = tuple(f"{removal.module}." for removal in dead), self.network.named_modules
+            alive = {id(m) for name, m in every(remove_duplicate=False) if not f"{name}.".startswith(gone)}
+            fed = [(feed, group) for feed, group in fed if id(self.network.get_submodule(feed.module)) in alive]
+        return [(feed, self._spread(factors[group], feed.rows, group, mask)) for feed, group in fed]
 
     def _spread(self, factor: Tensor, rows: Rows, group: str, mask: Array) -> Tensor:
         """The factor of every kept position of a dimension: that of its unit of `group`, 1 where it has none."""

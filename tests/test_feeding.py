@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import tas
+from tas import feeding
 from tas.distribution import Pick
 from tas.errors import BadNetwork
+from tas.feeding import times
 from tas.supernet import Supernet
 from tas.testing import check_space
 from tas.tracing.records import CallSite
@@ -368,6 +371,64 @@ def test_where_it_is_not_known_which_number_is_another_it_is_refused() -> None:
     supernet(PICTURES, draw)
     with pytest.raises(BadNetwork, match="has 2048 positions, 1024 expected: trace the network on inputs of the size"):
         supernet(torch.cat([PICTURES, PICTURES]), draw)
+
+
+class OwnCall(OtherFunctionInTraining):
+    """Its hooks are not run."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+
+def test_a_network_whose_class_has_its_own_call_is_refused_alike() -> None:
+    supernet, x = Supernet(tas.trace(OwnCall(), torch.randn(2, 6))), torch.randn(2, 6)
+    draw = {"encode": Pick((4, 8), torch.tensor([0.5, 0.5]))}
+    supernet.eval()(x, draw)
+    with pytest.raises(BadNetwork, match="called at other lines"):
+        supernet.train()(x, draw)
+
+
+class Sharing(nn.Module):
+    """A residual block; several apply one layer at their end."""
+
+    class Last(nn.Module):
+        def __init__(self, whole: bool) -> None:
+            super().__init__()
+            self.whole, self.weight = whole, nn.Parameter(torch.randn(8, 12))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = functional.linear(x, self.weight.tanh())
+            return y if self.whole else y + 0 * x.mean()  # then only the function can take the factor
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.a, self.last, self.norm = nn.Linear(8, 12), last, nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.last(torch.sigmoid(self.a(x))))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_layer_that_is_left_out_in_one_place_is_fed_in_another(whole: bool) -> None:
+    shared = Sharing.Last(whole)
+    stages = (nn.Sequential(Sharing(Sharing.Last(True)), Sharing(shared)) for _ in range(2))
+    network = nn.Sequential(nn.Linear(6, 8), next(stages), nn.Linear(8, 8), next(stages), nn.Linear(8, 3))
+    supernet, x = Supernet(tas.trace(network, torch.randn(4, 6))).eval(), torch.randn(4, 6)
+    widths, depths = ([c for c in supernet.space.choices if c.kind == kind] for kind in ("width", "depth"))
+    assert [c.name for c in depths] == ["1.0..1.depth", "3.0..1.depth"]
+    alive = {depths[0].name: Pick((1,)), depths[1].name: Pick((2,))}
+    narrow = {c.name: Pick(c.candidates[:1]) for c in widths}
+    mixed = {c.name: Pick((c.candidates[0], c.candidates[-1]), torch.tensor([1.0, 0.0])) for c in widths}
+    assert torch.allclose(supernet(x, alive | mixed), supernet(x, alive | narrow), atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [lambda x, *_: x, lambda x, f, d: times(times(x, f, d), f, d)])
+def test_a_factor_that_is_missing_or_there_twice_fails_the_laws(
+    monkeypatch: pytest.MonkeyPatch, wrong: Callable[..., Tensor]
+) -> None:
+    monkeypatch.setattr(feeding, "times", wrong)
+    with pytest.raises(AssertionError, match="law 8"):
+        check_space(TiedAutoencoder(), torch.randn(2, 6))
 
 
 @pytest.mark.parametrize("spectral", [False, True])

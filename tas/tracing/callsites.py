@@ -30,7 +30,8 @@ class CallSites(TorchFunctionMode):
         super().__init__()
         self._network, self._called, self._names = network, called, names
         self._running: list[tuple[str, Counter[CallSite]]] = [("", Counter())]
-        self.ended: list[Counter[CallSite]] = []  # the calls in each forward of a module
+        # the calls in each forward of a module, first those in none (a class may have its own `__call__`)
+        self.ended: list[Counter[CallSite]] = [self._running[0][1]]
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> CallSites:

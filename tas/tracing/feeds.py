@@ -1,4 +1,5 @@
-"""Where the factor of a choice is multiplied with what a module is given, since no parameter takes it."""
+"""Where the factor of a choice is multiplied with what a module or function is given, since no parameter takes
+it."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ A supernet mixes candidate widths by zero extension: channel c counts with m_c, 
 have it. A factor before a norm is normalised away, so it belongs on the last affine before the channel is summed over
 by a convolution or product: gamma and beta of the norm, or rows and bias of the layer itself where no norm follows.
 Where no such place serves (an operator in between does not keep zero at zero), the columns of the reading layer do; and
-where these are computed (a spectral norm, a mask, a sum of matrices), what its module is given.
+where these are computed (a spectral norm, a mask, a sum of matrices), what its module is given,
+or the function of torch that sums.
 """
 
 from __future__ import annotations

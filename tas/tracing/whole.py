@@ -3,8 +3,8 @@
 A recurrent layer is an opaque operator on one machine and thousands of small ones, several a time step, on another.
 Attention with fewer keys' heads than queries' is one operator, or many that depend on how often a head is repeated.
 And `einsum`, which is many operators, computes a sum over one position as an elementwise product: whether it is running
-one is known here alone. Of `unflatten`
-with sizes that do not fit no operator would tell what was asked for: it raises before there is one.
+one is known here alone. Of `unflatten` with sizes that do not fit no operator would tell what was asked for: it raises
+before there is one.
 """
 
 from __future__ import annotations
