@@ -244,6 +244,15 @@ class GivesUp(TiedAutoencoder):
         return super().forward(x)
 
 
+class GivesUpBefore(GivesUp):
+    """A hook of the module raises before it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.better = nn.Linear(6, 6)
+        self.better.register_forward_pre_hook(self.Raises.forward)
+
+
 PICTURES = torch.randn(2, 3, 8, 8)
 
 
@@ -271,7 +280,7 @@ def test_the_gradient_of_a_mixture_reaches_the_picks() -> None:
     assert torch.allclose(gradient, torch.stack([(code[:, :n] @ to_sum[:n]).sum() for n in (3, 8)]), rtol=1e-4)
 
 
-ON_VECTORS = [TiedAutoencoder, AddedInPlace, BothWays, TwiceGiven, Einsums, GivesUp]
+ON_VECTORS = [TiedAutoencoder, AddedInPlace, BothWays, TwiceGiven, Einsums, GivesUp, GivesUpBefore]
 
 
 @pytest.mark.parametrize("kind", [*ON_VECTORS, Standardised, TiedPyramid, SquaredNorm, Modulated])

@@ -49,7 +49,7 @@ def noting_functions(recorder: Recorder) -> CallSites:
 @contextmanager
 def noting_calls(recorder: Recorder) -> Iterator[None]:
     """Follow the module stack, and note the calls of modules that take a tensor first and give one."""
-    opened: list[tuple[int, _Given, tuple[Value, int] | None, int | str | None, bool]] = []
+    opened: list[tuple[nn.Module, int, _Given, tuple[Value, int] | None, int | str | None, bool]] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         recorder.stack.append(recorder.names.get(id(module), recorder.stack[-1]))
@@ -57,11 +57,13 @@ def noting_calls(recorder: Recorder) -> Iterator[None]:
         values = _given(recorder, args, kwargs)
         stream = None if at is None else args[0] if args else kwargs[at]
         taken = None if stream is None else (recorder.value(stream), recorder.ancestors(stream))
-        opened.append((len(recorder.records), values, taken, at, len(args) == 1 and not kwargs))
+        opened.append((module, len(recorder.records), values, taken, at, len(args) == 1 and not kwargs))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if not opened or opened[-1][0] is not module:
+            return  # an earlier pre-hook raised: it was not entered
         name = recorder.stack.pop()
-        first, values, taken, at, alone = opened.pop()
+        _, first, values, taken, at, alone = opened.pop()
         recorder.spans.append(Span(name, first, len(recorder.records), *values))
         nones = len(output) - 1 if type(output) is tuple and all(other is None for other in output[1:]) else -1
         made = output[0] if nones >= 0 else output

@@ -37,7 +37,9 @@ class CallSites(TorchFunctionMode):
     def __enter__(self) -> CallSites:
         for name, module in self._network.named_modules():
             self._handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
-            self._handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
+            self._handles.append(
+                module.register_forward_hook(lambda *_, name=name: self._leave(name), always_call=True)
+            )
         super().__enter__()
         return self
 
@@ -50,8 +52,9 @@ class CallSites(TorchFunctionMode):
     def _enter(self, name: str) -> None:
         self._running.append((name, Counter()))
 
-    def _leave(self) -> None:
-        self.ended.append(self._running.pop()[1])
+    def _leave(self, name: str) -> None:
+        if self._running[-1][0] == name:  # else an earlier pre-hook raised, and it was not entered
+            self.ended.append(self._running.pop()[1])
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
