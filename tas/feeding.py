@@ -82,11 +82,8 @@ def _given(_: nn.Module | None, args: Any, kwargs: Any, feeds: Sequence[Fed]) ->
 def _along(feed: Feed, factor: Tensor, size: int) -> Tensor:
     """The factor of every position of a dimension of that size: with another batch or other pixels than were traced it
     may be another."""
-    turns, times = feed.turns, feed.times
-    if turns > 1 == times:
-        turns = size // len(factor)
-    elif times > 1 == turns:
-        times = size // len(factor)
+    turns = size // len(factor) if feed.turns > 1 else 1
+    times = size // len(factor) if feed.times > 1 else 1
     if turns * len(factor) * times != size:
         raise BadNetwork(
             f"a search mixes widths along a dimension in {feed.module or 'the network'} that has {size} positions, "

@@ -42,8 +42,9 @@ def find_feeds(
             along.append(tuple((place, dim, factor.units_of(given[place], dim)) for place, dim in dims))
             covered |= reads
         if read in covered and covered <= bare.keys() and all(_alike(along[0], other) for other in along[1:]):
-            known = factor.recorder.call_sites
-            return [Feed(taker.to, p, dim, *_once(rows), taker.call, known) for p, dim, rows in along[0]], covered
+            parts, known = [(place, dim, *_once(rows)) for place, dim, rows in along[0]], factor.recorder.call_sites
+            if all(1 in (turns, times) for *_, turns, times in parts):  # else which of them other inputs change?
+                return [Feed(taker.to, *part, taker.call, known) for part in parts], covered
     return None
 
 
