@@ -158,7 +158,8 @@ def check_owner(path: str | Path, recipe: Recipe) -> None:
             values.pop(name, None)
     found = difference(before, now)
     if found and not _nothing_done(path):
-        raise BadRecipe(f"{path} belongs to another recipe: {found}; choose another --out. {_reuse(path)}".rstrip())
+        use = _reuse(path) if before["network"]["name"] == now["network"]["name"] else ""
+        raise BadRecipe(f"{path} belongs to another recipe: {found}; choose another --out. {use}".rstrip())
 
 
 def _nothing_done(path: Path) -> bool:

@@ -24,6 +24,7 @@ from tas.parts import data_of, device_of, example_inputs, objective_of, original
 from tas.recipe import Recipe
 from tas.space import Budget, SearchSpace
 from tas.tracing import Traced
+from tas.training import require_trainable
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     require_two(data.train)
     source = source_of(recipe, network, example_inputs(recipe.network, network, data))
     require_choices(source.space, recipe.space)
+    require_trainable(network)
     teachers = _teachers(recipe, network, data)
     outputs, targets = require_judged(network, data.train, judge)
-    doubted = [said for split in data.splits if (said := require_labelled(split, judge, outputs))]
+    doubted = _frozen(network) + [said for split in data.splits if (said := require_labelled(split, judge, outputs))]
     soft_loss = _check_training(recipe, source, outputs, targets)
     source, table = timed(recipe, source, progress)
     if storage := getattr(recipe.search, "storage", None):
@@ -98,6 +100,14 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     prepared = Prepared(*parts, tuple(doubted))
     _check_synthesis(prepared)
     return prepared
+
+
+def _frozen(network: nn.Module) -> list[str]:
+    """What to say where parts of a network are not trained."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    still, whole = sum(n for n, trained in counts if not trained), sum(n for n, _ in counts)
+    said = f"{still:,} of {whole:,} parameters of the network require no gradients: they are cut, but never trained."
+    return [said] if still else []
 
 
 def _check_synthesis(prepared: Prepared) -> None:

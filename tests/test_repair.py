@@ -97,6 +97,29 @@ def test_a_hard_coded_head_size_leaves_the_heads_free(split: Callable[[Tensor], 
     assert [(choice.name, choice.candidates) for choice in traced.space.choices] == [("q", (1, 2, 3))]
 
 
+def test_literal_sizes_in_a_module_leave_what_is_around_it_free() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (part.unflatten(-1, (3, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+            return self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.inner, self.head = nn.Linear(6, 12), Attention(), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            return self.head(x + self.inner(x))
+
+    traced = check_space(Block(), torch.randn(2, 5, 6))
+    assert "embed" in [choice.name for choice in traced.space.choices]
+
+
 def test_one_attribute_for_two_sizes_makes_them_equal_in_number() -> None:
     traced = check_space(OneNumber(), torch.randn(2, 6))
     assert [rule.key[0] for rule in traced.attribute_rules] == ["dim"]

@@ -268,6 +268,7 @@ def test_students_of_a_search_network_with_its_own_rules_start_from_scratch(tmp_
         ("network.name=tiny_task:Tinynet", BadNetwork, "no attribute 'Tinynet'"),
         ("network.name=tiny_task:not_a_module", BadNetwork, "gives a dict"),
         ("network.name=tiny_task:Nothing", Untraceable, "no choice is left to search"),
+        ("network.name=tiny_task:frozen", BadNetwork, "no parameter of it requires gradients"),
         ("network.shape=[1, 3, 8, 8]", BadNetwork, "refuses an input of shape"),
         ("network.weights=absent.safetensors", BadNetwork, "there is none at"),
         ("network.kwargs.classes=2", BadData, "labels must lie in 0..1"),
@@ -308,6 +309,12 @@ def test_bad_data_is_refused_before_anything_is_written(tmp_path: Path, replaced
     with pytest.raises(BadData, match=message):
         run(values_of(tmp_path), tmp_path / "run", display=QUIET)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_tells_which_part_of_a_network_is_not_trained(tmp_path: Path) -> None:
+    recipe = values_of(tmp_path, "network.name=tiny_task:frozen", "network.kwargs={but: head}")
+    (said,) = (doubt for doubt in prepare(recipe).doubts if "gradients" in doubt)
+    assert said.endswith("parameters of the network require no gradients: they are cut, but never trained.")
 
 
 def test_foreign_weights_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from tas.augment import Augment
 from tas.data import Data, InMemory, Split
-from tas.errors import BadData, BadRecipe, Diverged
+from tas.errors import BadData, BadNetwork, BadRecipe, Diverged
 from tas.objectives import Objective, default_objective
 from tas.training import Progress, TrainingPlan, call, evaluate, learning_rate, optimizer_for, train
 
@@ -250,6 +250,12 @@ def test_a_metric_may_be_a_mean_and_the_forward_another_callable() -> None:
     always_one = torch.tensor([0.0, 1.0, 0.0])
     found = evaluate(network(), split, mean, 16, forward=lambda x: always_one.expand(len(x), 3))
     assert found["accuracy"] == pytest.approx(23 / 70)
+
+
+def test_a_network_without_a_parameter_to_train_is_refused() -> None:
+    still = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).requires_grad_(False)
+    with pytest.raises(BadNetwork, match="no parameter of it requires gradients: where it is made, call"):
+        train(still, data(), PLAN, OBJECTIVE, seeded())
 
 
 def test_labels_without_an_output_are_refused_before_the_loss_sees_them() -> None:

@@ -80,6 +80,14 @@ class Nothing(nn.Module):
         return self.head(x.flatten(1))
 
 
+def frozen(but: str = "nothing") -> nn.Module:
+    """No parameter of it is trained, but for those of one part."""
+    network = TinyNet().requires_grad_(False)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(but))
+    return network
+
+
 def not_a_module() -> dict[str, int]:
     return {}
 

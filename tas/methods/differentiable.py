@@ -25,6 +25,7 @@ from tas.scoring import Judge, Score, raced, ranked, search_splits
 from tas.space import Architecture
 from tas.supernet import Supernet
 from tas.tracing import Traced
+from tas.training import require_trainable
 
 __all__ = ["Settings", "search"]
 
@@ -82,6 +83,7 @@ def _centre(distribution: ArchitectureDistribution, architecture: Architecture) 
 def _optimizers(
     supernet: Supernet, distribution: ArchitectureDistribution, settings: Settings
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    require_trainable(supernet.network)
     weights = torch.optim.SGD(
         supernet.weight_parameters(),
         lr=settings.weight_lr,

@@ -42,7 +42,7 @@ def give_way(
     return (
         _follow_attribute(recorder, record, asked, kept, rules)
         or _tie_to_read(recorder, record, asked, told)
-        or _tie_to_input(recorder, record)
+        or (not _is_literal(record, told) and _tie_to_input(recorder, record))
         or _merge_served(recorder, record, rules)
         or _merge_factors(recorder, record)
         or _tie_parts(recorder, record)
@@ -154,6 +154,16 @@ def _is_part(asked: Sequence[int], _: Sequence[int], width: int, place: tuple[in
     """Whether a part that was asked for has a width's size; a `split` has one size for all."""
     number = place[0] if len(asked) > 1 else 0
     return number < len(asked) and asked[number] == width
+
+
+def _is_literal(record: Record, told: Callable[[], Iterator[Told]]) -> bool:
+    """Whether a view asked for the same sizes in all architectures, those of the whole network: they are written in the
+    code, and no width is read."""
+    shape = record.outputs[0].shape if record.operator in _VIEWS and record.outputs else ()
+    sizes = [asked for asked, _ in told()]
+    return len(sizes) > 1 and all(
+        len(asked) == len(shape) and all(a in (-1, n) for a, n in zip(asked, shape, strict=True)) for asked in sizes
+    )
 
 
 def _tie_to_input(recorder: Recorder, record: Record) -> bool:

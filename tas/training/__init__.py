@@ -6,7 +6,7 @@ the same weights as one that was not.
 
 from tas.training.evaluation import call, evaluate
 from tas.training.loop import Loss, Progress, full_precision, objective_loss, train, training_split
-from tas.training.plan import TrainingPlan, learning_rate, optimizer_for
+from tas.training.plan import TrainingPlan, learning_rate, optimizer_for, require_trainable
 
 __all__ = [
     "Loss",
@@ -18,6 +18,7 @@ __all__ = [
     "learning_rate",
     "objective_loss",
     "optimizer_for",
+    "require_trainable",
     "train",
     "training_split",
 ]

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from tas.errors import require_rules
+from tas.errors import BadNetwork, require_rules
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,19 @@ def learning_rate(plan: TrainingPlan, step: int, steps: int) -> float:
     return plan.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def require_trainable(network: nn.Module) -> None:
+    """`BadNetwork` where nothing of a network can be trained."""
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise BadNetwork(
+            "a network is trained here, and no parameter of it requires gradients: where it is made, call "
+            ".requires_grad_(True) on it, or on the parts that are to be trained"
+        )
+
+
 def optimizer_for(network: nn.Module, plan: TrainingPlan) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters of `network`, those without weight decay in a group of their own."""
+    """SGD or AdamW over the trainable parameters of `network`, those without weight decay in a group of their own;
+    `BadNetwork` where it has none."""
+    require_trainable(network)
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trainable if plan.decay_norms or parameter.dim() > 1]
     exempt = [parameter for parameter in trainable if not plan.decay_norms and parameter.dim() <= 1]
