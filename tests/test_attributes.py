@@ -182,3 +182,25 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         heads = self.made(x).unflatten(-1, (self.heads, -1))
         return x + self.out((heads * heads.mean(1, keepdim=True)).flatten(-2))
+
+
+class Applied(nn.Module):
+    """Convolutions that the network's own forward applies, with what their attributes say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 1)])
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            rounded = layer.weight + ((layer.weight * 16).round() / 16 - layer.weight).detach()
+            x = torch.relu(nn.functional.conv2d(x, rounded, layer.bias, groups=layer.groups))
+        return self.head(x.mean((2, 3)))
+
+
+def test_settings_of_a_layer_whose_weight_other_code_applies_follow() -> None:
+    traced = check_space(Applied(), torch.randn(2, 3, 8, 8))
+    assert [choice.candidates[-1] for choice in traced.space.choices] == [8, 6]
+    depthwise = extract(traced, traced.space.smallest()).layers[1]
+    assert (depthwise.groups, depthwise.in_channels, depthwise.out_channels) == (depthwise.weight.shape[0],) * 3

@@ -59,7 +59,7 @@ def candidates(
     changed = [axis for axis in _axes(recorder, record) if kept(axis) != axis[0]]
     near = recorder.records[max(0, record.index - _NEAR) : record.index + _NEAR]
     around = changed + [axis for r in near for axis in _axes(recorder, r) if kept(axis) != axis[0]]
-    chain = list(dict.fromkeys([*record.owners, *enclosing(record.module)]))
+    chain = list(dict.fromkeys([*record.owners, *enclosing(record.module), *_holders(recorder, record)]))
     for name in chain[:3]:
         yield from _listed(network, name, record, kept)
     for settings in (False, True):
@@ -71,6 +71,17 @@ def candidates(
             yield from ([rule] for rule in rules)
     for name in chain:
         yield from ([rule] for rule in _fractions(network, name, around, kept))
+
+
+def _holders(recorder: Recorder, record: Record) -> Iterator[str]:
+    """The modules whose parameters make up a whole input of an operator: code that applies the weight of a layer which
+    it does not call may read that layer's settings (`F.conv2d(x, quantised(c.weight), groups=c.groups)`)."""
+    for value, before in zip(record.inputs, record.input_before, strict=True):
+        names = {name for name, _ in value.shown}
+        names |= {name for name, bits in recorder.reads.items() if bits & before}
+        owners = {name.rpartition(".")[0] for name in names}
+        if len(owners) == 1:
+            yield from owners
 
 
 def for_peers(recorder: Recorder, network: nn.Module, rule: AttributeRule, record: Record) -> list[AttributeRule]:

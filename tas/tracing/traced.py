@@ -102,6 +102,8 @@ class Traced:
         """By module, the attributes that must be set to run at these cuts."""
         touched = dict.fromkeys(name.rpartition(".")[0] for name in cuts)
         found, done = {}, set[int]()
+        # layers that other code applies
+        in_groups = {rule.module: rule for rule in self.attribute_rules if rule.key == ("groups",)}
         for name in touched:
             module = network.get_submodule(name)
             if id(module) in done:  # under another name, by which nothing is known of it
@@ -111,7 +113,7 @@ class Traced:
             for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 cut = cuts.get(f"{name}.{key}" if name else key, {})
                 shapes[key] = tuple(cut_size(n, cut.get(d)) for d, n in enumerate(tensor.shape))
-            groups = None
+            groups = self._ruled(in_groups[name], mask) if name in in_groups else None
             if name in self.grouped:
                 reads, inside = (_count(n, rows, mask) for n, rows in self.grouped[name])
                 groups = reads // inside
@@ -119,8 +121,12 @@ class Traced:
         for rule in self.attribute_rules:
             own, (name, *steps) = found.setdefault(rule.module, {}), rule.key
             old = own.get(name, getattr(network.get_submodule(rule.module), name))
-            own[name] = with_integer(old, tuple(steps), rule.was * _count(rule.full, rule.rows, mask) // rule.full)
+            own[name] = with_integer(old, tuple(steps), self._ruled(rule, mask))
         return found
+
+    @staticmethod
+    def _ruled(rule: AttributeRule, mask: Array) -> int:
+        return rule.was * _count(rule.full, rule.rows, mask) // rule.full
 
     def cut(self, mask: Array, share: bool = False) -> nn.Module:
         """A copy of the network with cut parameters and buffers, all blocks present; with `share`, the
