@@ -68,14 +68,13 @@ def _modules(factor: Factor, read: Read) -> Iterator[_Taker]:
 def _functions(factor: Factor, read: Read) -> Iterator[_Taker]:
     """The function around a read, by each of its arguments."""
     for site, numbered in factor.recorder.applied.items():
-        times = Counter(number for number, _ in numbered)
-        for number, span in numbered:
-            for only in span.places if _holds(read, span) else ():
-                if only is not None:
-                    yield _Taker(site, [other for _, other in numbered], only)
-                    if len(set(times.values())) == 1:  # as many in every forward of the module
-                        same = [other for n, other in numbered if n == number]
-                        yield _Taker(site, same, only, (number, len(times)))
+        for number, span in [(number, span) for number, span in numbered if _holds(read, span)]:
+            times = Counter(number for number, _ in numbered)
+            for only in filter(lambda place: place is not None, span.places):
+                yield _Taker(site, [other for _, other in numbered], only)
+                if len(set(times.values())) == 1:  # as many in every forward of the module
+                    same = [other for n, other in numbered if n == number]
+                    yield _Taker(site, same, only, (number, len(times)))
 
 
 def _holds(read: Read, span: Span) -> bool:
