@@ -64,8 +64,8 @@ def _require_as_traced(site: CallSite, feeds: Sequence[Feed], forwards: Sequence
     if other is not None or (not made and any(calls.keys() - feeds[0].known for calls in forwards)):
         often = "at other lines" if other is None else f"{other} times, {wanted} when it was traced"
         raise BadNetwork(
-            f"a search mixes widths at {site.function} in {site.module or 'the network'} ({site.line}), which a "
-            f"forward called {often} (does train mode go another way?): fix the choice concerned by a rule"
+            f"a search mixes widths at {_named(feeds[0])}, which a forward called {often} (does train mode go another "
+            "way?): fix the choice concerned by a rule"
         )
 
 
@@ -74,9 +74,19 @@ def _given(_: nn.Module | None, args: Any, kwargs: Any, feeds: Sequence[Fed]) ->
     args, kwargs = list(args), dict(kwargs)
     for feed, factor in feeds:
         held: Any = kwargs if isinstance(feed.argument, str) else args
+        if feed.argument not in (kwargs if held is kwargs else range(len(args))):
+            raise BadNetwork(
+                f"a search mixes widths by argument {feed.argument!r} of {_named(feed)}, "
+                "which a forward called without it: fix the choice concerned by a rule"
+            )
         tensor = held[feed.argument]
         held[feed.argument] = times(tensor, _along(feed, factor.to(tensor.dtype), tensor.shape[feed.dim]), feed.dim)
     return tuple(args), kwargs
+
+
+def _named(feed: Feed) -> str:
+    where = feed.module or "the network"
+    return where if isinstance(feed.to, str) else f"{feed.to.function} in {where} ({feed.to.line})"
 
 
 def _along(feed: Feed, factor: Tensor, size: int) -> Tensor:

@@ -381,6 +381,20 @@ def test_channels_joined_with_a_batch_and_with_pixels_are_kept() -> None:
     assert stem.reason.startswith("no parameter of its own takes its factor when candidates are mixed: sum in ")
 
 
+def test_a_call_without_the_argument_that_takes_the_factor_is_refused() -> None:
+    class ByName(TiedAutoencoder):
+        def forward(self, x: Tensor) -> Tensor:
+            code = torch.sigmoid(self.encode(x))
+            given: Any = ((), {"input": code}) if self.training else ((code,), {})
+            return functional.linear(*given[0], **given[1], weight=self.encode.weight.t())
+
+    supernet = Supernet(tas.trace(ByName(), torch.randn(2, 6)))
+    with pytest.raises(
+        BadNetwork, match=r"by argument 0 of linear in the network \(.*, which a forward called without it"
+    ):
+        supernet.train()(torch.randn(2, 6), {"encode": Pick((4, 8), torch.tensor([0.5, 0.5]))})
+
+
 class OwnCall(OtherFunctionInTraining):
     """Its hooks are not run."""
 
