@@ -18,6 +18,9 @@ def imported(path: str, error: type[TasError]) -> Any:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise error(f"an import path reads package.module:attribute, got {path!r}")
+    if "/" in module_name or module_name.startswith(".") or Path(module_name).is_file():
+        near = f": {Path(module_name).stem}:{attribute}, from its folder" if module_name.endswith(".py") else ""
+        raise error(f"an import path reads package.module:attribute and names no file, got {path!r}{near}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)  # last: a user's file never hides an installed package

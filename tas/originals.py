@@ -90,7 +90,9 @@ def check_runs(network: nn.Module, inputs: Any) -> None:
     except Exception as problem:
         given = [*((f"of shape {_form(value)}") for value in args), *(f"{n} {_form(v)}" for n, v in kwargs.items())]
         told = "an input" if len(given) == 1 else "inputs"
-        raise BadNetwork(f"the network refuses {told} {', '.join(given)}: {_reason(problem)}") from problem
+        kinds = {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}
+        hint = f" (its parameters are {_kind(next(iter(kinds)))}: call .float() where it is made)" if kinds else ""
+        raise BadNetwork(f"the network refuses {told} {', '.join(given)}: {_reason(problem)}{hint}") from problem
 
 
 def _read(path: Path, key: str) -> dict[str, Tensor]:
@@ -107,11 +109,15 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
     return tensors
 
 
+def _kind(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _form(value: Any) -> str:
     """[1, 3, 8, 8], and the type where it is not the usual one; of anything but a tensor only what it is."""
     if not isinstance(value, Tensor):
         return type(value).__name__
-    kind = "" if value.dtype is torch.float32 else f" {str(value.dtype).removeprefix('torch.')}"
+    kind = "" if value.dtype is torch.float32 else f" {_kind(value.dtype)}"
     return f"{list(value.shape)}{kind}"
 
 

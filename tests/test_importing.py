@@ -19,6 +19,7 @@ def test_a_path_names_an_attribute_or_one_inside_it() -> None:
         ("math", "reads package.module:attribute"),
         (":pi", "reads package.module:attribute"),
         ("math:", "reads package.module:attribute"),
+        ("./mine.py:small", r"names no file, got './mine.py:small': mine:small, from its folder"),
         ("no_such_module:x", "cannot import 'no_such_module'"),
         ("math:pie", "'math' has no attribute 'pie'"),
     ],

@@ -88,7 +88,7 @@ def test_bad_studies_in_recipes_exit_with_2_and_write_no_search(tmp_path: Path) 
     for words, changes in (
         ("did you mean 'nsga2'", ["search.sampler=nsga"]),
         ("did you mean 'tuned'", ["search.method=tune"]),
-        ("unknown key 'search.candidate'; did you mean 'candidates'", ["search.candidate=3"]),
+        ("unknown key 'search.candidate' of method optuna; did you mean 'candidates'", ["search.candidate=3"]),
         ("must be reachable", ["search.storage=postgresql://127.0.0.1:1/none"]),
         ("must be reachable", ["search.storage=journal:/proc/tas.journal"]),
         ("['budget'] differ", [f"search.storage={journal}", "budget.macs=50%"]),

@@ -117,3 +117,8 @@ def test_a_shape_that_the_network_refuses_is_named() -> None:
     assert network.training
     with pytest.raises(BadNetwork, match=r"refuses an input of shape \[1, 1, 8, 8\]"):
         check_runs(network, torch.zeros(1, 1, 8, 8))
+
+
+def test_a_network_of_another_precision_is_told_how_to_change() -> None:
+    with pytest.raises(BadNetwork, match=r"its parameters are float64: call \.float\(\) where it is made"):
+        check_runs(nn.Linear(3, 2).double(), torch.randn(2, 3))

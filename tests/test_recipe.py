@@ -29,7 +29,7 @@ def test_amounts_have_units(text: str, number: float) -> None:
     ("override", "message"),
     [
         ("serch.epochs=2", "unknown key 'serch'; did you mean 'search'?"),
-        ("search.epoch=2", "unknown key 'search.epoch'; did you mean 'epochs'?"),
+        ("search.epoch=2", "unknown key 'search.epoch' of method differentiable; did you mean 'epochs'?"),
         ("original.epoch=2", "unknown key 'original.epoch'; did you mean 'epochs'?"),
         ("distill.alpa=1", "did you mean 'alpha'?"),
         ("space.ratio=[0.5]", "did you mean 'ratios'?"),
@@ -43,7 +43,7 @@ def test_amounts_have_units(text: str, number: float) -> None:
         ("search={method: optuna, sampler: nsga}", "got 'nsga'; did you mean 'nsga2'?"),
         ("search={method: optuna, measures: [latency_ms]}", "got 'latency_ms'; did you mean 'latency'?"),
         ("search={method: tuned, pruner: hyperbnd}", "did you mean 'hyperband'?"),
-        ("search={method: tuned, range: {}}", "unknown key 'search.range'; did you mean 'ranges'?"),
+        ("search={method: tuned, range: {}}", "unknown key 'search.range' of method tuned; did you mean 'ranges'?"),
         ("search={method: tuned, ranges: {weight_rl: [0.1, 1]}}", "did you mean 'weight_lr'?"),
         ("search={method: optuna, storage: nowhere}", "search.storage is journal:PATH or a URL"),
         ("search={method: adaptive_bn, keep: 1.0}", "search.keep lies between 0 and 1"),
@@ -63,7 +63,10 @@ def test_amounts_have_units(text: str, number: float) -> None:
         ("budget=[]", "budget holds 1 or more, got []: give a limit, such as 50% of the MACs, or several"),
         ("compare.seeds=[]", "compare.seeds holds 1 or more, got []: add to it, or leave it out"),
         ("initialize.among=[merge]", 'initialize.among holds 2 or more, got ["merge"]'),
-        ("search={method: optuna, evolve: 3}", "unknown key 'search.evolve'; known are candidates, sampler, measures"),
+        (
+            "search={method: optuna, evolve: 3}",
+            "unknown key 'search.evolve' of method optuna; known are candidates, sampler, ",
+        ),
         (
             "compare.methods=[optuna, {method: differentiable, epochs: 0}]",
             "compare.methods.1.epochs is at least 1, got 0",
@@ -72,7 +75,7 @@ def test_amounts_have_units(text: str, number: float) -> None:
             "compare.methods=[{method: differentiable, momentum: 2}]",
             "compare.methods.0.momentum and compare.methods.0.architecture_betas lie",
         ),
-        ("compare.methods=[{method: optuna, evolve: 3}]", "unknown key 'compare.methods.0.evolve'; known are cand"),
+        ("compare.methods=[{method: optuna, evolve: 3}]", "unknown key 'compare.methods.0.evolve' of method optuna; "),
         ("compare.methods=[{method: optuna, measures: [macs], images: 0}]", "compare.methods.0.images is at least 1"),
         ("report.baselines=[unifrm]", "should be 'uniform' or 'random'"),
         ("data=null", "data should be a mapping"),

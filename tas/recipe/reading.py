@@ -136,7 +136,10 @@ def _message(problem: ValidationError) -> str:
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _keys(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        return f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}")
+        method = next((f" of method {part}" for part in location if part in SEARCHES), "")
+        return f"unknown key {key!r}{method}; " + (
+            f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        )
     if error["type"] in ("missing", "missing_argument"):
         return f"the recipe needs {key!r}"
     if error["type"] == "union_tag_invalid":
