@@ -143,7 +143,7 @@ def export_target(
     folder = Path(target)
     if out is None and not folder.is_dir():
         raise BadRecipe(
-            f"{target} is no student folder, where the file would go: check the path, or name it with --out"
+            f"{target} is no student folder, where the file would go: check the path, or name the file with --out"
         )
     path = out or folder / f"student{SUFFIXES[format]}"
     network, recipe = network_at(target, recipe_of)
