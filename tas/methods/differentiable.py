@@ -83,7 +83,7 @@ def _centre(distribution: ArchitectureDistribution, architecture: Architecture) 
 def _optimizers(
     supernet: Supernet, distribution: ArchitectureDistribution, settings: Settings
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    require_trainable(supernet.network)
+    require_trainable(supernet)
     weights = torch.optim.SGD(
         supernet.weight_parameters(),
         lr=settings.weight_lr,
