@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -186,7 +186,7 @@ class _Wide:
 
     def run(self, inputs: Any) -> Any:
         args, kwargs = as_call(inputs)
-        with same_noise(), CallSites(self.network, self._apply):
+        with same_noise(), CallSites(self.network, self._apply) if self._fed else nullcontext():
             return functional_call(self.network, self.scaled, args, kwargs, tie_weights=False)
 
 
