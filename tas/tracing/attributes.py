@@ -35,6 +35,10 @@ class AttributeRule:
     full: int
     rows: Rows
 
+    def value(self, kept: Callable[[Axis], int]) -> int:
+        """What the integer is where so much of a dimension is kept."""
+        return self.was * kept((self.full, self.rows)) // self.full
+
     def named(self) -> str:
         return f"{'.'.join(map(str, self.key))} of {self.module}"
 

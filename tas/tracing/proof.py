@@ -159,7 +159,9 @@ class _Proof:
         for number, rules in enumerate(candidates(self.recorder, original, failed.at(), self.kept)):
             if number >= _TRIES:
                 break
-            values = frozenset((r.module, r.key, self._value(r)) for r in rules if self._value(r) != self._in_force(r))
+            values = frozenset(
+                (r.module, r.key, r.value(self.kept)) for r in rules if r.value(self.kept) != self._in_force(r)
+            )
             if values in tried:  # sizes differ, what is set does not
                 continue
             tried.add(values)
@@ -221,13 +223,10 @@ class _Proof:
     def _is_written(self, rule: AttributeRule) -> bool:
         return (rule.module, rule.key[0]) in self.recorder.written
 
-    def _value(self, rule: AttributeRule) -> int:
-        return rule.was * self.kept((rule.full, rule.rows)) // rule.full
-
     def _in_force(self, rule: AttributeRule) -> int:
         known = next((k for k in self.rules if k.same_place(rule)), None)
-        return rule.was if known is None else self._value(known)
+        return rule.was if known is None else known.value(self.kept)
 
     def _set(self, rules: list[AttributeRule]) -> None:
         for rule in rules:
-            set_integer(self.network.get_submodule(rule.module), rule.key, self._value(rule))
+            set_integer(self.network.get_submodule(rule.module), rule.key, rule.value(self.kept))

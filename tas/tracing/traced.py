@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from tas.tracing.dynamic import Decisions
 from tas.tracing.folding import Fold
 from tas.tracing.identity import Array, Rows
 from tas.tracing.places import with_integer
-from tas.tracing.records import Site
+from tas.tracing.records import Axis, Site
 from tas.tracing.regions import Removal
 from tas.tracing.slicing import Cut, cut_parameters, cut_size, cuts_of, layer_attributes
 from tas.tracing.units import Group
@@ -102,6 +102,7 @@ class Traced:
         """By module, the attributes that must be set to run at these cuts."""
         touched = dict.fromkeys(name.rpartition(".")[0] for name in cuts)
         found, done = {}, set[int]()
+        kept = partial(_count, mask=mask)
         # layers that other code applies
         in_groups = {rule.module: rule for rule in self.attribute_rules if rule.key == ("groups",)}
         for name in touched:
@@ -113,20 +114,16 @@ class Traced:
             for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 cut = cuts.get(f"{name}.{key}" if name else key, {})
                 shapes[key] = tuple(cut_size(n, cut.get(d)) for d, n in enumerate(tensor.shape))
-            groups = self._ruled(in_groups[name], mask) if name in in_groups else None
+            groups = in_groups[name].value(kept) if name in in_groups else None
             if name in self.grouped:
-                reads, inside = (_count(n, rows, mask) for n, rows in self.grouped[name])
+                reads, inside = map(kept, self.grouped[name])
                 groups = reads // inside
             found[name] = layer_attributes(module, shapes, groups)
         for rule in self.attribute_rules:
             own, (name, *steps) = found.setdefault(rule.module, {}), rule.key
             old = own.get(name, getattr(network.get_submodule(rule.module), name))
-            own[name] = with_integer(old, tuple(steps), self._ruled(rule, mask))
+            own[name] = with_integer(old, tuple(steps), rule.value(kept))
         return found
-
-    @staticmethod
-    def _ruled(rule: AttributeRule, mask: Array) -> int:
-        return rule.was * _count(rule.full, rule.rows, mask) // rule.full
 
     def cut(self, mask: Array, share: bool = False) -> nn.Module:
         """A copy of the network with cut parameters and buffers, all blocks present; with `share`, the
@@ -147,5 +144,6 @@ class Traced:
         return [removal for part in gone for removal in self.removals[part]]
 
 
-def _count(n: int, rows: Rows, mask: Array) -> int:
+def _count(axis: Axis, mask: Array) -> int:
+    n, rows = axis
     return n if rows is None else int(mask[rows].all(1).sum())
