@@ -184,6 +184,52 @@ class Block(nn.Module):
         return x + self.out((heads * heads.mean(1, keepdim=True)).flatten(-2))
 
 
+class Remembering(nn.Module):
+    """Many attributes have the number of heads, which the code reads in one of several ways, and only that."""
+
+    def __init__(self, reads: Callable[[nn.Module], int]) -> None:
+        super().__init__()
+        self.reads = reads
+        for number in range(30):
+            setattr(self, f"aim{number}", 3)
+        self.heads = 3
+        self.made, self.out, self.head = nn.Linear(6, 12), nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.made(x).unflatten(-1, (self.reads(self), -1))
+        return self.head(self.out((heads * heads.mean(1, keepdim=True)).flatten(-2)).mean(1))
+
+
+class Own(Remembering):
+    """It looks its attributes up itself."""
+
+    def __getattribute__(self, name: str) -> Any:
+        return object.__getattribute__(self, name)
+
+
+def _replays(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many of cut networks a trace takes; the laws hold."""
+    calls = list[int]()
+    plain = proof._Proof._replay
+    monkeypatch.setattr(proof._Proof, "_replay", lambda self: (calls.append(1), plain(self))[1])
+    x = torch.randn(2, 7, 6)
+    assert [rule.key for rule in trace(network, x).attribute_rules] == [("heads",)]
+    number = len(calls)
+    check_space(network, x)
+    return number
+
+
+def test_attributes_that_the_code_does_not_look_up_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _replays(Remembering(lambda module: module.heads), monkeypatch) < 20  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", [Remembering, Own])
+def test_attributes_that_are_read_behind_the_back_of_a_lookup_are_tried(
+    kind: type[Remembering], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _replays(kind(lambda module: vars(module)["heads"]), monkeypatch) >= 20
+
+
 class Applied(nn.Module):
     """Convolutions that the network's own forward applies, with what their attributes say."""
 

@@ -65,16 +65,16 @@ def candidates(
     around = changed + [axis for r in near for axis in _axes(recorder, r) if kept(axis) != axis[0]]
     chain = list(dict.fromkeys([*record.owners, *enclosing(record.module), *_holders(recorder, record)]))
     for name in chain[:3]:
-        yield from _listed(network, name, record, kept)
+        yield from _listed(recorder, network, name, record, kept)
     for settings in (False, True):
         for name in chain[:3]:
-            options = _options(network, name, changed, kept, settings)
+            options = _options(recorder, network, name, changed, kept, settings)
             yield from (list(rules) for rules in islice(product(*options), _COMBINATIONS) if len(rules) > 1)
     for name in chain:
-        for rules in _options(network, name, around, kept):
+        for rules in _options(recorder, network, name, around, kept):
             yield from ([rule] for rule in rules)
     for name in chain:
-        yield from ([rule] for rule in _fractions(network, name, around, kept))
+        yield from ([rule] for rule in _fractions(recorder, network, name, around, kept))
 
 
 def _holders(recorder: Recorder, record: Record) -> Iterator[str]:
@@ -163,11 +163,16 @@ def enclosing(module: str) -> Iterator[str]:
 
 
 def _options(
-    network: nn.Module, name: str, axes: list[Axis], kept: Callable[[Axis], int], settings: bool = True
+    recorder: Recorder,
+    network: nn.Module,
+    name: str,
+    axes: list[Axis],
+    kept: Callable[[Axis], int],
+    settings: bool = True,
 ) -> list[list[AttributeRule]]:
     """For every integer of a module that is the size of a changed dimension: the rules that it could follow."""
     found = []
-    for key, value in integers(network.get_submodule(name), settings):
+    for key, value in recorder.looked_up(name, integers(network.get_submodule(name), settings)):
         by_size = {
             kept(axis): AttributeRule(name, key, value, value, axis[1]) for axis in reversed(axes) if axis[0] == value
         }
@@ -177,14 +182,14 @@ def _options(
 
 
 def _listed(
-    network: nn.Module, name: str, record: Record, kept: Callable[[Axis], int]
+    recorder: Recorder, network: nn.Module, name: str, record: Record, kept: Callable[[Axis], int]
 ) -> Iterator[list[AttributeRule]]:
     """Rules for a tuple or list of a module that has the sizes of the operator's outputs in order (parts of a
     split), or those of its output (a view): tried value by value, four parts of two sizes would be 16 combinations."""
     sequences = [list(axes) for axes in zip(*(value.axes() for value in record.outputs), strict=False)]
     if len(record.outputs) == 1:
         sequences = [record.outputs[0].axes()]
-    for key, value in lists(network.get_submodule(name)):
+    for key, value in recorder.looked_up(name, lists(network.get_submodule(name))):
         for sequence in sequences:
             for start in range(len(sequence) - len(value) + 1):
                 part = sequence[start : start + len(value)]
@@ -195,9 +200,11 @@ def _listed(
                         yield changed
 
 
-def _fractions(network: nn.Module, name: str, axes: list[Axis], kept: Callable[[Axis], int]) -> Iterator[AttributeRule]:
+def _fractions(
+    recorder: Recorder, network: nn.Module, name: str, axes: list[Axis], kept: Callable[[Axis], int]
+) -> Iterator[AttributeRule]:
     """Integers that divide a changed dimension (heads where batch and heads are merged), or are a multiple of it."""
-    for key, value in integers(network.get_submodule(name)):
+    for key, value in recorder.looked_up(name, integers(network.get_submodule(name))):
         for full, rows in axes:
             whole = value != full and (full % value == 0 or value % full == 0)
             if whole and value * kept((full, rows)) % full == 0:

@@ -26,6 +26,7 @@ from tas.tracing.fitness import (
 )
 from tas.tracing.freezing import freeze_fixed
 from tas.tracing.handlers import HANDLERS, unknown
+from tas.tracing.lookups import noting_lookups
 from tas.tracing.places import written
 from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.rules import Rules
@@ -53,10 +54,11 @@ def observe(
     before = structure(watched)
     recorder = Recorder(watched, HANDLERS, unknown, handlers)
     try:
-        # once before: what a process keeps of a first call (index tables by window size) later calls take from there
-        look_into(_output(watched, args, kwargs))
-        with same_draws(network):
-            output = recorder.run(args, kwargs)
+        with noting_lookups(watched) as recorder.lookups:
+            # once before: what a process keeps of a first call (index tables by size) later calls take from there
+            look_into(_output(watched, args, kwargs))
+            with same_draws(network):
+                output = recorder.run(args, kwargs)
     except BadNetwork:
         raise
     except Exception as error:

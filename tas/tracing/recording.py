@@ -9,7 +9,7 @@ from dataclasses import fields
 from functools import cached_property, partial, reduce
 from operator import or_
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +22,14 @@ from tas.tracing.findings import Findings
 from tas.tracing.identity import Rows
 from tas.tracing.leaves import tensors_of, with_paths
 from tas.tracing.literals import numbers_in
-from tas.tracing.places import loose_tensors
+from tas.tracing.lookups import EVERYTHING
+from tas.tracing.places import Key, loose_tensors
 from tas.tracing.records import Call, CallSite, Record, Site, Span, Value
 from tas.tracing.watching import Watching
 from tas.tracing.whole import Whole
 
 Handler = Callable[..., None]
+_Held = TypeVar("_Held")
 _OWN = f"{Path(__file__).parent}/"
 _TORCH = f"{Path(torch.__file__).parent}/"
 _TORCHS = ("aten", "prims", "torchvision", "")  # namespaces of operators; the last: functions that count as one
@@ -53,6 +55,7 @@ class Recorder(Watching, Findings):
         self.freed: list[Value] = []  # those of the outputs whose sizes a rule makes searchable
         self.named: set[str] = set()  # every name that a choice has had
         self.written: frozenset[tuple[str, str]] = frozenset()  # attributes with settings that a forward changes
+        self.lookups: dict[str, set[str]] = {}  # module -> the attributes of it that were looked up
         self.current: Record
         self._met = ""  # a tensor that the operator at work reads and that nothing cuts
         self.decisions: Decisions
@@ -193,6 +196,11 @@ class Recorder(Watching, Findings):
     def call_sites(self) -> frozenset[CallSite]:
         """Where functions were called."""
         return frozenset(self.applied)
+
+    def looked_up(self, module: str, held: Iterator[tuple[Key, _Held]]) -> Iterator[tuple[Key, _Held]]:
+        """Of what a module holds, that which its code could have read."""
+        known = self.lookups[module]
+        return ((key, value) for key, value in held if key[0] in known or EVERYTHING in known)
 
     @property
     def unread(self) -> list[str]:

@@ -224,7 +224,7 @@ def _merge_factors(recorder: Recorder, record: Record) -> bool:
     whole = [axis for value in record.outputs for axis in value.axes() if recorder.carries(axis[1])]
     found = [*whole, *(axis for _, rows in whole for axis in factors(recorder, rows))]
     for name in dict.fromkeys([*record.owners, *enclosing(record.module)]):
-        for key, value in integers(recorder.network.get_submodule(name)):
+        for key, value in recorder.looked_up(name, integers(recorder.network.get_submodule(name))):
             alike = [rows for n, rows in found if n == value]
             why = f"one attribute, {'.'.join(map(str, key))} of {name or 'the network'}, is both sizes"
             if sum(recorder.tie_counts(alike[0], rows, why) for rows in alike[1:]):
