@@ -45,8 +45,8 @@ def cuts_of(tensors: UnitRows, keep: Array) -> dict[str, Cut]:
 
 
 def apply_cut(tensor: Tensor, cut: Cut) -> Tensor:
-    """A view where the kept positions lead, a copy elsewhere."""
-    for dim, kept in cut.items():
+    """A view where the kept positions lead, a copy elsewhere: of no more than what stays of the other dimensions."""
+    for dim, kept in sorted(cut.items(), key=lambda item: not isinstance(item[1], int)):
         tensor = (
             tensor.narrow(dim, 0, kept) if isinstance(kept, int) else tensor.index_select(dim, kept.to(tensor.device))
         )
@@ -110,8 +110,9 @@ def _recurrent_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...
     return {}
 
 
-def cut_parameters(network: nn.Module, cuts: Mapping[str, Any]) -> None:
-    """Replace parameters and buffers by their kept part, in place; what was shared stays shared."""
+def cut_parameters(network: nn.Module, cuts: Mapping[str, Cut], share: bool) -> None:
+    """Replace parameters and buffers by their kept part, in place; what was shared stays shared. With `share`, a
+    parameter may be a view of the whole one."""
     done: dict[int, Tensor] = {}
     for module_name, module in network.named_modules():
         for store in (module._parameters, module._buffers):
@@ -120,8 +121,13 @@ def cut_parameters(network: nn.Module, cuts: Mapping[str, Any]) -> None:
                 if tensor is None or cut is None:
                     continue
                 if id(tensor) not in done:
-                    part = apply_cut(tensor.detach(), cut).clone(memory_format=torch.contiguous_format)
                     is_parameter = isinstance(tensor, nn.Parameter)
+                    part = apply_cut(tensor.detach(), cut)
+                    copied = not all(isinstance(kept, int) for kept in cut.values())
+                    if copied or (share and is_parameter):
+                        part = part.contiguous()
+                    else:
+                        part = part.clone(memory_format=torch.contiguous_format)
                     done[id(tensor)] = nn.Parameter(part, tensor.requires_grad) if is_parameter else part
                 store[key] = done[id(tensor)]
         if isinstance(module, nn.RNNBase):  # it keeps a list of its weights, which only follows assignments

@@ -126,8 +126,8 @@ class Traced:
         return found
 
     def cut(self, mask: Array, share: bool = False) -> nn.Module:
-        """A copy of the network with cut parameters and buffers, all blocks present; with `share`, the
-        parameters that lose nothing are the network's own."""
+        """A copy of the network with cut parameters and buffers, all blocks present; with `share`, for one that nothing
+        is written to, parameters are the network's own where that needs no copy."""
         cuts = self.cuts(mask)
         named = self.network.named_parameters(remove_duplicate=False)
         network = copy_sharing(self.network, [tensor for name, tensor in named if share or name in cuts])
@@ -135,7 +135,7 @@ class Traced:
             module = network.get_submodule(name)
             for key, value in attributes.items():
                 setattr(module, key, value)
-        cut_parameters(network, cuts)
+        cut_parameters(network, cuts, share)
         return network
 
     def dead(self, architecture: Mapping[str, int]) -> list[Removal]:
