@@ -15,6 +15,7 @@ import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from torch import nn
 import tas
 from tas.data import Data, Split
 from tas.distillation import distill, find_taps
-from tas.initialization import student_at
+from tas.initialization import Weights, student_at
 from tas.merging import MERGE_IMAGES
 from tas.methods.baselines import uniform
 from tas.preparation import Prepared, prepare
@@ -32,7 +33,7 @@ from tas.space import Architecture
 from tas.tracing import Traced
 from tas.training import evaluate
 
-LOSSES = {
+LOSSES: dict[str, dict[str, Any]] = {
     "cross-entropy": {"alpha": 0.0},
     "kd": {"alpha": 0.9},
     "dkd": {"alpha": 0.5, "soft": "dkd"},
@@ -84,7 +85,7 @@ def main() -> None:
 
 
 def begun(
-    prepared: Prepared, images: int, start: str, seed: int
+    prepared: Prepared, images: int, start: Weights, seed: int
 ) -> tuple[Data, Split, Traced, Architecture, nn.Module]:
     """The data of so many training images, as many held-out ones, and a student of uniform widths to be trained."""
     half, rest = search_splits(prepared.data, 0)
@@ -96,7 +97,7 @@ def begun(
     return data, held_out, source, architecture, student
 
 
-def trained(prepared: Prepared, asked: argparse.Namespace, loss: str, start: str, seed: int) -> dict:
+def trained(prepared: Prepared, asked: argparse.Namespace, loss: str, start: Weights, seed: int) -> dict:
     """Metric on held-out images before and after the training."""
     data, held_out, source, architecture, student = begun(prepared, asked.images, start, seed)
     taps = find_taps(source, architecture, [asked.taps]) if "taps" in loss else None

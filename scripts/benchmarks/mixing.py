@@ -79,7 +79,7 @@ def students(data: Data, plain_steps: int, seed: int) -> dict[str, nn.Module]:
     found["uniform widths"] = tas.extract(traced, baselines.uniform(traced.space, budget))
     found["random widths"] = tas.extract(traced, baselines.random(traced.space, budget, generator)[0])
     for network in found.values():
-        initialize(network, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+        initialize(network, torch.Generator().manual_seed(seed))
     return found
 
 
@@ -87,7 +87,14 @@ def searched(source: Any, data: Data, iterations: int, seed: int) -> tas.Archite
     """The paper's settings but for what a short search needs: as many epochs as give `iterations`, a larger rate."""
     epochs = max(1, round(iterations / (len(data.train) // 2 // BATCH)))
     rates = {"weight_lr": 0.1, "architecture_lr": 0.05}
-    plan = {"epochs": epochs, "batch": BATCH, "warm_start": False, "start": "noise", "candidates": 1, **rates}
+    plan: dict[str, Any] = {
+        "epochs": epochs,
+        "batch": BATCH,
+        "warm_start": False,
+        "start": "noise",
+        "candidates": 1,
+        **rates,
+    }
     return tas.search(source, data, tas.budget(source.space, macs=0.55), seed=seed, **plan).architecture
 
 

@@ -121,8 +121,8 @@ def _tensors(outputs: Any) -> list[Tensor]:
 def _trains(network: nn.Module, inputs: Any) -> None:
     """A step in train mode, with gradients that are numbers."""
     torch.manual_seed(0)
-    loss = sum(t.square().mean() for t in _tensors(_call(network.train(), inputs)) if t.requires_grad)
-    loss.backward()
+    losses = [t.square().mean() for t in _tensors(_call(network.train(), inputs)) if t.requires_grad]
+    torch.stack(losses).sum().backward()
     if not all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None):
         raise ValueError("a gradient of the smaller network is not finite")
 

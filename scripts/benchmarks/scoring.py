@@ -64,13 +64,15 @@ def main() -> None:
         )
         for merge in (False, True)
     )
+    assert merging.merging is not None
+    merger = merging.merging
     student = tas.extract(traced, architecture).to(arguments.device).eval()
     inputs = [inputs for inputs, _ in chosen.held_out]
-    works = {
+    works: dict[str, Work] = {
         "plain inference": lambda: plain(student, [*chosen.calibration, *inputs]),
         "score": lambda: judged(chosen, architecture),
         "score, merged": lambda: judged(merging, architecture),
-        "of it merging at new depths": lambda: replace(merging.merging, _known={}).student(architecture),
+        "of it merging at new depths": lambda: replace(merger, _known={}).student(architecture),
         "score, also raw": lambda: judged(chosen, architecture, raw=True),
         "of it extraction": lambda: tas.extract(traced, architecture).to(arguments.device),
         "of it calibration": lambda: recalibrate(student, chosen.calibration),
