@@ -93,9 +93,9 @@ def for_peers(recorder: Recorder, network: nn.Module, rule: AttributeRule, recor
     modules = dict(network.named_modules())
     kind, place = type(modules[rule.module]), _place(recorder, record, rule)
     home = next((s for s in recorder.spans if s.module == rule.module and s.first <= record.index < s.last), None)
-    twins = _in_calls(recorder, home, record) if home is not None else _of_line(recorder, record)
+    calls = _of_line(recorder, record) if home is None else _in_calls(recorder, record, home)
     found = []
-    for name, twin in twins if place is not None else ():
+    for name, twin in calls if place is not None else ():
         steps, at = place  # type: ignore[misc]
         axes = _axes_at(recorder, twin.index + steps)
         if name == rule.module or type(modules.get(name)) is not kind or at >= len(axes):
@@ -107,19 +107,28 @@ def for_peers(recorder: Recorder, network: nn.Module, rule: AttributeRule, recor
     return found
 
 
-def _in_calls(recorder: Recorder, home: Span, record: Record) -> Iterator[tuple[str, Record]]:
-    """The operator at the same place of the calls of other modules."""
+def _in_calls(recorder: Recorder, record: Record, home: Span) -> Iterator[tuple[str, Record]]:
+    return ((span.module, twin) for twin, span in twins(recorder, record, home))
+
+
+def twins(recorder: Recorder, record: Record, home: Span) -> Iterator[tuple[Record, Span]]:
+    """In the other calls of modules of the class, the operator in the same line of code, after as many like it: what
+    comes before may differ (a shift, a padding)."""
+    modules = dict(recorder.network.named_modules())
+    number = sum(1 for _ in _like(record, recorder.records[home.first : record.index]))
     for span in recorder.spans:
-        index = span.first + record.index - home.first
-        if index < min(span.last, len(recorder.records)) and recorder.records[index].operator == record.operator:
-            yield span.module, recorder.records[index]
+        if span is not home and type(modules.get(span.module)) is type(modules[home.module]):
+            inside = recorder.records[span.first : span.last]
+            yield from ((twin, span) for twin in islice(_like(record, inside), number, number + 1))
 
 
 def _of_line(recorder: Recorder, record: Record) -> Iterator[tuple[str, Record]]:
     """The operator in the same line of code, by methods of other modules."""
-    for twin in recorder.records:
-        if (twin.operator, twin.source) == (record.operator, record.source):
-            yield from ((name, twin) for name in twin.owners)
+    return ((name, twin) for twin in _like(record, recorder.records) for name in twin.owners)
+
+
+def _like(record: Record, others: Sequence[Record]) -> Iterator[Record]:
+    return (other for other in others if (other.operator, other.source) == (record.operator, record.source))
 
 
 def _axes(recorder: Recorder, record: Record) -> list[Axis]:

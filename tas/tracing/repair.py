@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tas.tracing.attributes import AttributeRule, enclosing, factors
+from tas.tracing.attributes import AttributeRule, enclosing, factors, twins
 from tas.tracing.places import integers
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Axis, Record, Span
@@ -68,7 +68,7 @@ def _follow_attribute(
             dims = [d for d, axis in axes if axis[0] == rule.was and asked[d] == now != kept(axis)]
             places = [(record, rule)] + [
                 (twin, other)
-                for twin, around in _twins(recorder, record, span)
+                for twin, around in twins(recorder, record, span)
                 for other in rules
                 if other.module == around.module and other.key == rule.key
             ]
@@ -122,7 +122,7 @@ def _tie_seen(
             if all(kept(axis) == full for _, kept in told()):
                 continue
             if _tie(recorder, record, axis, *place):
-                for twin, around in _twins(recorder, record, span):
+                for twin, around in twins(recorder, record, span):
                     for theirs in _seen(recorder, twin, around)[at : at + 1]:
                         _tie(recorder, twin, theirs, *place)
                 return True
@@ -175,7 +175,7 @@ def _tie_to_input(recorder: Recorder, record: Record) -> bool:
     for span in reversed(_enclosing(recorder, record)):
         for start, stop in ranges:
             if not all(idle[start:stop]) and _tie_input(recorder, record, span, start, stop):
-                for twin, around in _twins(recorder, record, span):
+                for twin, around in twins(recorder, record, span):
                     _tie_input(recorder, twin, around, start, stop)
                 return True
     return False
@@ -212,8 +212,8 @@ def _merge_served(recorder: Recorder, record: Record, rules: list[AttributeRule]
         kind = type(modules[rule.module]), rule.key
         if kind in merged and rule.module not in near:
             span = merged[kind]
-            twins = [] if span is None else [r for r, s in _twins(recorder, record, span) if s.module == rule.module]
-            _merge(recorder, rule, twins)
+            around = () if span is None else twins(recorder, record, span)
+            _merge(recorder, rule, [twin for twin, other in around if other.module == rule.module])
     return bool(merged)
 
 
@@ -249,7 +249,7 @@ def _tie_parts(recorder: Recorder, record: Record) -> bool:
     """Also at the same place of the other calls of modules of the class."""
     changed = _equal_parts(recorder, record)
     for span in reversed(_enclosing(recorder, record)[-1:]):
-        for twin, _ in _twins(recorder, record, span):
+        for twin, _ in twins(recorder, record, span):
             changed |= _equal_parts(recorder, twin)
     return changed
 
@@ -285,7 +285,7 @@ def _freeze_asked(
     wrong = [place for place, size, now in zip(places, asked, sizes, strict=True) if size not in (-1, now)]
     changed = _freeze(recorder, record, wrong, why)
     for span in reversed(_enclosing(recorder, record)[-1:]):
-        for twin, _ in _twins(recorder, record, span):
+        for twin, _ in twins(recorder, record, span):
             _freeze(recorder, twin, [place for place in wrong if changed], why)
     return changed
 
@@ -321,17 +321,6 @@ def _freeze_all(recorder: Recorder, record: Record, kept: Callable[[Axis], int],
 def _enclosing(recorder: Recorder, record: Record) -> list[Span]:
     """The module calls around a record, outermost first."""
     return sorted((s for s in recorder.spans if s.first <= record.index < s.last), key=lambda s: (s.first, -s.last))
-
-
-def _twins(recorder: Recorder, record: Record, span: Span) -> Iterator[tuple[Record, Span]]:
-    """The same operator at the same place of the other calls of modules of the same class."""
-    modules: Any = dict(recorder.network.named_modules())
-    for other in recorder.spans:
-        if other is span or type(modules.get(other.module)) is not type(modules[span.module]):
-            continue
-        index = other.first + record.index - span.first
-        if index < other.last and recorder.records[index].operator == record.operator:
-            yield recorder.records[index], other
 
 
 def _ranges(n: int) -> Iterator[tuple[int, int]]:
