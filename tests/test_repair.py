@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tas.tracing
@@ -175,6 +176,51 @@ def test_what_one_module_needs_is_done_for_all_of_its_class_at_once(monkeypatch:
     traced = trace(nn.Sequential(*modules), torch.randn(2, 6))
     assert proofs == [False, True]
     assert len({group.choices for group in traced.groups.values() if group.size == 4}) == 5
+
+
+class Windows(nn.Module):
+    """Attention in windows of four tokens, which are shifted and filled up where that is needed."""
+
+    def __init__(self, width: int, heads: int, shift: int) -> None:
+        super().__init__()
+        self.heads, self.shift = heads, shift
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        x, missing = x.roll(-self.shift, 1) if self.shift else x, -length % 4
+        windows = F.pad(x, (0, 0, 0, missing)) if missing else x
+        qkv = self.qkv(windows).reshape(-1, 4, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        x = self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).reshape(n, length + missing, width))[:, :length]
+        return x.roll(self.shift, 1) if self.shift else x
+
+
+class Stages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.merge, self.head = nn.Linear(6, 12), nn.Linear(24, 24), nn.Linear(24, 5)
+        self.early = nn.ModuleList([Windows(12, 3, 0), Windows(12, 3, 2)])
+        self.late = nn.ModuleList([Windows(24, 6, 0), Windows(24, 6, 2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.early:
+            x = x + block(x)
+        x = self.merge(x.unflatten(1, (-1, 2)).flatten(-2))
+        for block in self.late:
+            x = x + block(x)
+        return self.head(x.mean(1))
+
+
+def test_modules_that_do_something_more_before_are_done_at_once_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    proofs = []
+    monkeypatch.setattr(tas.tracing, "prove", lambda *given: proofs.append(prove(*given)) or proofs[-1])
+    network, x = Stages(), torch.randn(2, 12, 6)
+    traced = trace(network, x)
+    assert proofs == [False, True]
+    assert not [kept for kept in traced.space.kept if "does not follow" in kept.reason]
+    check_space(network, x)
 
 
 def test_a_trace_changes_nothing_of_the_network() -> None:
