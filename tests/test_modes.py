@@ -39,6 +39,17 @@ def test_auxiliary_heads_follow_what_they_read(reads: str) -> None:
     assert smallest.narrow[0].weight.shape[1] == traced.space.smallest()["a.0" if reads == "first" else "b.0"]
 
 
+def test_a_sum_in_train_mode_alone_ties_what_it_adds() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        first = m.a(x)
+        second = m.b(first)
+        return m.h(first + second if m.training else second)
+
+    traced = check_space(Net(run, a=conv_bn(3, 8), b=conv_bn(8, 8), h=head(8)), images())
+    assert [choice.name for choice in traced.space.choices] == ["a.0"]
+    tas.extract(traced, traced.space.smallest()).train()(images().double())
+
+
 def test_following_train_mode_leaves_no_mark() -> None:
     network = with_auxiliary_head("first")
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -9,7 +9,7 @@ from dataclasses import is_dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass, tree_leaves
 
 from tas.errors import BadNetwork
@@ -28,13 +28,13 @@ from tas.tracing.freezing import freeze_fixed
 from tas.tracing.handlers import HANDLERS, unknown
 from tas.tracing.lookups import noting_lookups
 from tas.tracing.places import written
-from tas.tracing.recording import Recorder, plain_attention
+from tas.tracing.recording import Recorder, is_real, plain_attention
 from tas.tracing.rules import Rules
 from tas.tracing.undoing import buffers_unchanged, same_draws, unchanged
 from tas.tracing.watching import Watching
 
-# what dropout, drop path and the counters of batch norms are made of
-_OF_MODES = {"bernoulli", "div", "mul", "empty", "empty_like", "new_empty", "add", "detach", "alias", "view", "copy"}
+# what dropout and drop path are made of; the counters of batch norms are sums of whole numbers
+_OF_MODES = {"bernoulli", "div", "mul", "empty", "empty_like", "new_empty", "detach", "alias", "view", "copy"}
 
 
 def observe(
@@ -88,9 +88,16 @@ class _Operators(Watching):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.rpartition("::")[2].rstrip("_")
-        if name not in _OF_MODES and "batch_norm" not in name and "dropout" not in name:
+        out = func(*args, **(kwargs or {}))
+        whole = isinstance(out, Tensor) and not is_real(out)
+        if (
+            name not in _OF_MODES
+            and "batch_norm" not in name
+            and "dropout" not in name
+            and not (whole and name == "add")
+        ):
             self.counted[name] += 1
-        return func(*args, **(kwargs or {}))
+        return out
 
 
 def _trains_otherwise(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], counted: Counter[str]) -> bool:
