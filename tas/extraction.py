@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tas.tracing import Traced
+from tas.tracing.regions import leave_out
 
 if TYPE_CHECKING:
     from tas.supernet import Supernet
@@ -29,6 +30,5 @@ def extract(
     traced: Traced = source if isinstance(source, Traced) else source.current()
     traced.space.indices(architecture)
     student = traced.cut(traced.keep_mask(architecture, keep))
-    for removal in traced.dead(architecture):
-        student.set_submodule(removal.module, removal.stand_in())
+    leave_out(student, traced.dead(architecture))
     return student

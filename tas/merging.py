@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from tas.calibration import modes_restored
 from tas.extraction import extract
 from tas.tracing import Traced, as_call
+from tas.tracing.regions import leave_out
 from tas.tracing.slicing import apply_cut
 from tas.tracing.undoing import hooked
 
@@ -71,8 +72,7 @@ class Merging:
         known = self._known.pop(tuple(depths.values()), {})
         if missing := {name: reader for name, reader in readers.items() if name not in known}:
             whole = self.traced.cut(self.traced.keep_mask(self.traced.space.original()))
-            for removal in self.traced.dead(depths):
-                whole.set_submodule(removal.module, removal.stand_in())
+            leave_out(whole, self.traced.dead(depths))
             known = {**known, **dict.fromkeys(missing), **_grams(whole, missing, self.batches)}
         self._known[tuple(depths.values())] = known
         while sum(map(_bytes, self._known.values())) > _KEPT_BYTES:  # the least lately used first, at last this one

@@ -1,8 +1,10 @@
 """Sizes in Python attributes are found by running cut networks, and set in students; look-alikes are left alone."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError, Thread
 from typing import Any
 
 import numpy as np
@@ -228,6 +230,100 @@ def test_attributes_that_are_read_behind_the_back_of_a_lookup_are_tried(
     kind: type[Remembering], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _replays(kind(lambda module: vars(module)["heads"]), monkeypatch) >= 20
+
+
+class Kept(Remembering):
+    """It keeps what follows from a width."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda module: module.heads)  # type: ignore[arg-type, return-value]
+        self.known = dict[int, int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = self.made.weight.shape[0]
+        if width not in self.known:
+            self.known[width] = self.heads
+        heads = self.made(x).unflatten(-1, (self.known[width], -1))
+        return self.head(self.out((heads * heads.mean(1, keepdim=True)).flatten(-2)).mean(1))
+
+
+class Settled(Remembering):
+    """Its settings are served by a method that looks them up past all others."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda module: module.count)  # type: ignore[arg-type, return-value]
+        self.settings = Settings()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "settings"), name)
+
+
+class Settings:
+    def __init__(self) -> None:
+        self.count = 3
+
+
+def test_attributes_that_only_cut_networks_look_up_are_found() -> None:
+    network, x = Kept(), torch.randn(2, 7, 6)
+    network(x)
+    assert [rule.key for rule in trace(network, x).attribute_rules] == [("heads",)]
+    check_space(network, x)
+
+
+def test_settings_that_a_method_serves_are_found() -> None:
+    network, x = Settled(), torch.randn(2, 7, 6)
+    assert [rule.key for rule in trace(network, x).attribute_rules] == [("settings", "count")]
+    check_space(network, x)
+
+
+def test_threads_trace_at_once_and_leave_nothing() -> None:
+    met, found = Barrier(2), list[tuple[Any, ...]]()
+
+    def read(module: nn.Module) -> int:
+        with suppress(BrokenBarrierError):
+            met.wait(1)  # both are in a forward
+        return module.heads  # type: ignore[return-value]
+
+    def traced() -> None:
+        found.append(tuple(trace(Remembering(read), torch.randn(2, 7, 6)).attribute_rules))
+
+    threads = [Thread(target=traced) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [[rule.key for rule in rules] for rules in found] == [[("heads",)]] * 2
+    assert "__getattribute__" not in vars(nn.Module)
+
+
+def _helped(x: Tensor, *sizes: int) -> Tensor:
+    heads = x.unflatten(-1, sizes)
+    return (heads * heads.mean(1, keepdim=True)).flatten(-2)
+
+
+class Helped(nn.Module):
+    """A step by a literal number comes before that by an attribute in some, by the same helper."""
+
+    def __init__(self, more: bool) -> None:
+        super().__init__()
+        self.heads, self.out = 3, nn.Linear(12, 12)
+        self.value = nn.Linear(12, 12)
+        self.first, self.joined = (nn.Linear(12, 12), nn.Linear(12, 12)) if more else (None, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.first is not None and self.joined is not None:
+            x = self.joined(_helped(self.first(x.relu()), 3, -1))
+        return self.out(_helped(self.value(x), self.heads, -1))
+
+
+def test_a_helper_that_serves_several_steps() -> None:
+    blocks = [nn.Linear(6, 12), Helped(False), nn.Linear(12, 12), Helped(True), nn.Linear(12, 12), Helped(False)]
+    network, x = nn.Sequential(*blocks, nn.Linear(12, 5)), torch.randn(2, 7, 6)
+    traced = check_space(network, x)
+    assert {rule.named() for rule in traced.attribute_rules} == {f"heads of {number}" for number in (1, 3, 5)}
 
 
 class Applied(nn.Module):

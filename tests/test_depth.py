@@ -309,6 +309,41 @@ def test_students_without_halves_are_saved_loaded_and_exported(name: str, tmp_pa
     exporting.export(loaded, tmp_path / "student.onnx", inputs=tokens())
 
 
+class TorchsOwn(nn.Module):
+    """torch's layers, whose eval mode has one operator for a whole layer, for an even number of heads."""
+
+    def __init__(self, heads: int, norm_first: bool) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 12), nn.Linear(12, 5)
+        given: dict[str, Any] = {"batch_first": True, "norm_first": norm_first}
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(12, heads, 16, **given) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("heads", [3, 4])
+@pytest.mark.parametrize(("norm_first", "run"), [(True, "layers.0..1"), (False, "layers.0.linear2..1.linear2")])
+def test_torchs_own_layers_lose_what_their_eval_mode_does_not_ask_for(
+    heads: int, norm_first: bool, run: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 6)
+    traced = tas.trace(TorchsOwn(heads, norm_first), x)
+    assert [choice.name for choice in traced.space.choices if choice.kind == "depth"] == [f"{run}.depth"]
+    groups = next(choice.name for choice in traced.space.choices if choice.name.endswith("groups"))
+    for depth, kept in itertools.product((0, 1), range(1, heads + 1)):
+        student = tas.extract(traced, {**traced.space.largest(), f"{run}.depth": depth, groups: kept}).eval()
+        exporting.save(student, tmp_path / "student")
+        loaded = exporting.load(lambda: TorchsOwn(heads, norm_first), tmp_path / "student")
+        with torch.no_grad():
+            assert torch.equal(loaded(x), student(x))
+    check_space(TorchsOwn(heads, norm_first), x)
+
+
 def test_a_block_without_its_relu_goes_on_rectifying() -> None:
     """The stream in front of the first block has negative numbers, and relu stays when the branch goes."""
     traced = tas.trace(nn.Sequential(conv_bn(3, 8), Basic(8, 8), Basic(8, 8), head(8)), images())

@@ -237,3 +237,23 @@ class Scoring(nn.Module):
 def test_a_table_read_twice_does_not_bring_its_factor_to_both_sides_of_a_product() -> None:
     traced = checked(Scoring(), (torch.arange(10).view(2, 5), torch.arange(10, 20).view(2, 5)), 0.25)
     assert [kept.name for kept in traced.space.kept] == ["items.weight[0]"]
+
+
+class Divided(nn.Module):
+    """Its weight is divided by its norm in place, at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 12), nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a.weight.data.div_(self.a.weight.data.norm())
+        return self.head(self.b(self.a(x).relu()).relu())
+
+
+def test_a_weight_that_a_forward_writes_is_that_of_the_whole_network() -> None:
+    network, x = Divided(), torch.randn(2, 6)
+    traced = tas.trace(network, x)
+    network(x)
+    assert torch.allclose(traced.network.a.weight, network.a.weight)  # type: ignore[union-attr, arg-type]
+    check_space(network, x)

@@ -25,6 +25,7 @@ from tas.errors import BadRecipe
 from tas.extraction import extract
 from tas.tracing import Traced
 from tas.tracing.recording import plain_attention
+from tas.tracing.regions import leave_out
 from tas.tracing.undoing import hooked
 
 _DRAWS = 32  # of noise: a channel behind a relu may be silent on the example inputs
@@ -152,8 +153,7 @@ class _Varying:
 
     def _masked(self, generator: torch.Generator) -> nn.Module:
         network = copy.deepcopy(self.traced.network)
-        for removal in self.traced.dead(self.architecture):
-            network.set_submodule(removal.module, removal.stand_in())
+        leave_out(network, self.traced.dead(self.architecture))
         cuts = self.traced.cuts(self.traced.keep_mask(self.architecture))
         with torch.no_grad():
             for parameter in network.parameters():

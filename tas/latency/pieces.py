@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tas.errors import BadNetwork
 from tas.space import Architecture, Choice, Factor
 from tas.tracing import Traced, batch_of
+from tas.tracing.regions import leave_out
 from tas.tracing.undoing import hooked
 
 _MOST_CHOICES = 3  # of a piece that is a module with modules inside; where it has more, they are measured one by one
@@ -108,8 +109,7 @@ def sizes_of(traced: Traced, **sizes: int) -> Architecture:
 def network_at(traced: Traced, sizes: Mapping[str, int]) -> nn.Module:
     """The network at these sizes, as `extract`, but also at the original's where rules bound a choice below."""
     network = traced.cut(traced.keep_mask(sizes))
-    for removal in traced.dead(sizes):
-        network.set_submodule(removal.module, removal.stand_in())
+    leave_out(network, traced.dead(sizes))
     return network.eval()
 
 

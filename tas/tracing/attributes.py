@@ -113,13 +113,21 @@ def _in_calls(recorder: Recorder, record: Record, home: Span) -> Iterator[tuple[
 
 def twins(recorder: Recorder, record: Record, home: Span) -> Iterator[tuple[Record, Span]]:
     """In the other calls of modules of the class, the operator in the same line of code, after as many like it: what
-    comes before may differ (a shift, a padding)."""
+    comes before may differ (a shift, a padding). In the module's own forward it is the lines from there on that count:
+    a helper's line serves several steps."""
     modules = dict(recorder.network.named_modules())
-    number = sum(1 for _ in _like(record, recorder.records[home.first : record.index]))
+
+    def like(span: Span, end: int) -> Iterator[Record]:
+        inside = recorder.records[span.first : end]
+        if record.module != home.module:
+            return _like(record, inside)
+        mine = (record.operator, record.path)
+        return (other for other in inside if other.module == span.module and (other.operator, other.path) == mine)
+
+    number = sum(1 for _ in like(home, record.index))
     for span in recorder.spans:
         if span is not home and type(modules.get(span.module)) is type(modules[home.module]):
-            inside = recorder.records[span.first : span.last]
-            yield from ((twin, span) for twin in islice(_like(record, inside), number, number + 1))
+            yield from ((twin, span) for twin in islice(like(span, span.last), number, number + 1))
 
 
 def _of_line(recorder: Recorder, record: Record) -> Iterator[tuple[str, Record]]:

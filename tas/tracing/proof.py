@@ -22,6 +22,7 @@ from tas.tracing.attributes import AttributeRule, candidates, for_peers, in_unit
 from tas.tracing.copying import copy_sharing
 from tas.tracing.dynamic import outputs_under
 from tas.tracing.identity import Array
+from tas.tracing.lookups import noting_lookups
 from tas.tracing.places import Key, set_integer
 from tas.tracing.recording import Recorder, plain_attention
 from tas.tracing.records import Axis, Record
@@ -79,7 +80,7 @@ class _Proof:
         self.rules, self.disproved = rules, disproved  # those in force; those that failed at some architecture
         self.doubted = doubted  # those in force that may be coincidences
         self.new: list[AttributeRule] = []
-        self.network = traced.cut(mask, share=True).eval()
+        self.network = traced.cut(mask, share=not recorder.overwrites).eval()
         self._sizes: dict[int, tuple[Any, int]] = {}
 
     def kept(self, axis: Axis) -> int:
@@ -94,7 +95,10 @@ class _Proof:
     def holds(self, others: Iterator[Array]) -> bool:
         """Whether the architecture runs as predicted, with rules found on the way; False where identities changed: what
         the code asks for at `others` then tells what it reads."""
-        replay = self._replay()
+        with noting_lookups(self.network) as seen:  # code may go another way, and fill caches again, in a cut network
+            replay = self._replay()
+        for name, names in seen.items():
+            self.recorder.lookups[name] |= names
         while replay.error is not None or (replay.strayed and not self._equals_masked(replay)):
             found = self._mend(replay)
             if found is None:

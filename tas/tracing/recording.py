@@ -9,6 +9,7 @@ from dataclasses import fields
 from functools import cached_property, partial, reduce
 from operator import or_
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from tas.tracing.findings import Findings
 from tas.tracing.identity import Rows
 from tas.tracing.leaves import tensors_of, with_paths
 from tas.tracing.literals import numbers_in
-from tas.tracing.lookups import EVERYTHING
+from tas.tracing.lookups import EVERYTHING, Lookups
 from tas.tracing.places import Key, loose_tensors
 from tas.tracing.records import Call, CallSite, Record, Site, Span, Value
 from tas.tracing.watching import Watching
@@ -32,6 +33,8 @@ Handler = Callable[..., None]
 _Held = TypeVar("_Held")
 _OWN = f"{Path(__file__).parent}/"
 _TORCH = f"{Path(torch.__file__).parent}/"
+_switched: list[bool] = []  # whether each use of `plain_attention` that lasts found the fused path on
+_switching = Lock()
 _TORCHS = ("aten", "prims", "torchvision", "")  # namespaces of operators; the last: functions that count as one
 
 
@@ -55,7 +58,7 @@ class Recorder(Watching, Findings):
         self.freed: list[Value] = []  # those of the outputs whose sizes a rule makes searchable
         self.named: set[str] = set()  # every name that a choice has had
         self.written: frozenset[tuple[str, str]] = frozenset()  # attributes with settings that a forward changes
-        self.lookups: dict[str, set[str]] = {}  # module -> the attributes of it that were looked up
+        self.lookups: Lookups = {}  # the attributes that were looked up
         self.current: Record
         self._met = ""  # a tensor that the operator at work reads and that nothing cuts
         self.decisions: Decisions
@@ -202,6 +205,11 @@ class Recorder(Watching, Findings):
         known = self.lookups[module]
         return ((key, value) for key, value in held if key[0] in known or EVERYTHING in known)
 
+    @cached_property
+    def overwrites(self) -> bool:
+        """Whether the forward writes into a parameter."""
+        return any(_storage(parameter) in self._written for parameter in self.network.parameters())
+
     @property
     def unread(self) -> list[str]:
         """The parameters that the forward never reads."""
@@ -247,8 +255,8 @@ class Recorder(Watching, Findings):
         out = func(*args, **kwargs)
         args = args if shown is None else (shown, *args[1:])
         index = len(self.records)
-        (source, owners), numbers = self._called_from(), numbers_in(operator, (args, given))
-        self.current = Record(index, operator, self.stack[-1], source, values, tuple(before), owners, numbers)
+        (source, owners, path), numbers = self._called_from(), numbers_in(operator, (args, given))
+        self.current = Record(index, operator, self.stack[-1], source, values, tuple(before), owners, numbers, path)
         for tensor in inputs:
             known = self._origin.get(tensor)
             if known is not None:
@@ -267,14 +275,16 @@ class Recorder(Watching, Findings):
         self.records.append(self.current)
         return out
 
-    def _called_from(self) -> tuple[str, tuple[str, ...]]:
+    def _called_from(self) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
         """The innermost line of Python that is neither torch's nor ours, as file:line; and the modules whose methods
         were at work since the running module's forward began, innermost first."""
-        running, frame, line, owners = self.stack[-1], sys._getframe(2), "", list[str]()
+        running, frame, line, owners, path = self.stack[-1], sys._getframe(2), "", list[str](), list[str]()
         within = True
         while frame is not None and (within or not line):
             code = frame.f_code
             others = code.co_filename.startswith((_TORCH, _OWN, "<"))
+            if within and not code.co_filename.startswith(_OWN):
+                path.append(f"{code.co_filename}:{frame.f_lineno}")
             if not line and not others:
                 line = f"{Path(code.co_filename).name}:{frame.f_lineno}"
             if within and code.co_argcount and (not others or code.co_name == "forward"):
@@ -282,7 +292,7 @@ class Recorder(Watching, Findings):
                 within = name != running
                 owners += [name] if within and name != "?" and name not in owners else []
             frame = frame.f_back  # type: ignore[assignment]
-        return line or "?", tuple(owners)
+        return line or "?", tuple(owners), tuple(path)
 
     def _as_it_was(self, tensor: Tensor) -> Tensor:
         """A view with the shape and identities that a tensor has before its shape is changed in place."""
@@ -322,13 +332,16 @@ class Recorder(Watching, Findings):
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Off with the fused transformer path: it is one opaque operator."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    """Off with the fused transformer path: it is one opaque operator. The setting is the process's, of all threads."""
+    with _switching:
+        _switched.append(torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        with _switching:
+            found = _switched.pop()  # that of the first one is left for the last
+            torch.backends.mha.set_fastpath_enabled(found)
 
 
 def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -80,6 +80,7 @@ class Record:
     input_before: tuple[int, ...]  # for every input the bit set of the records that it descends from
     owners: tuple[str, ...] = ()  # modules whose methods called it, other than by a forward of theirs; innermost first
     numbers: tuple[float, ...] = ()  # among its arguments
+    path: tuple[str, ...] = ()  # the lines at work since the running module's forward began, innermost first
     outputs: tuple[Value, ...] = ()
     flow: Flow = "other"
     products: list[list[Axis]] = field(default_factory=list)  # one multiply-accumulate per point of these axes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,27 @@ class Removal:
 
     def stand_in(self) -> nn.Module:
         return stand_in(self.zeros, self.argument, self.nones, self.alone)
+
+
+def leave_out(network: nn.Module, removals: Iterable[Removal]) -> None:
+    """Put what stands in for modules in their places."""
+    removals = list(removals)
+    for name, attributes in unfused(network, removals).items():
+        vars(network.get_submodule(name)).update(attributes)
+    for removal in removals:
+        network.set_submodule(removal.module, removal.stand_in())
+
+
+def unfused(network: nn.Module, removals: Sequence[Removal]) -> dict[str, dict[str, int]]:
+    """By module, attributes with which torch's own transformer does not look for its one operator for a whole layer,
+    for which it asks for the weights of all parts. Whole numbers, as students on disk keep no others."""
+    fused = ((nn.TransformerEncoderLayer, "activation_relu_or_gelu"), (nn.TransformerEncoder, "use_nested_tensor"))
+    return {
+        name: {attribute: 0}
+        for name, module in network.named_modules()
+        for kind, attribute in fused
+        if isinstance(module, kind) and any(removal.module.startswith(f"{name}.") for removal in removals)
+    }
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from tas.tracing.copying import copy_sharing
 from tas.tracing.dynamic import outputs_under
+from tas.tracing.recording import plain_attention
 from tas.tracing.records import Site
-from tas.tracing.regions import Region
+from tas.tracing.regions import Region, leave_out, unfused
 from tas.tracing.traced import Traced
 from tas.tracing.undoing import same_draws
 
@@ -35,6 +36,7 @@ def skips_exactly(traced: Traced, folds: Mapping[str, tuple[Site, ...]], regions
     alike = {name for name, p in network.named_parameters() if _is_constant(p)}
     without = copy_sharing(network, [p for name, p in network.named_parameters() if name not in alike]).eval()
     noise = torch.Generator().manual_seed(0)
+    removed = [removal for region in regions for removal in region.removed]
     with torch.no_grad():  # zero-initialised heads and gammas would make everything equal
         for name, parameter in without.named_parameters():
             if name in alike:
@@ -43,18 +45,20 @@ def skips_exactly(traced: Traced, folds: Mapping[str, tuple[Site, ...]], regions
         for name, parameter in scaled.named_parameters():
             if name in names:
                 parameter.zero_()
-        for removal in (removal for region in regions for removal in region.removed):
-            without.set_submodule(removal.module, removal.stand_in())
-        try:
+    leave_out(without, removed)
+    if unfused(without, removed) and not _runs(without, args, kwargs):  # it asks for the attention as well
+        return False
+    try:
+        with torch.no_grad(), plain_attention():
             outputs = [outputs_under(traced.decisions, n, args, kwargs) for n in (scaled, without)]
-        except Exception:  # the network needs something else of the module: it cannot be left out
-            return False
+    except Exception:  # the network needs something else of the module: it cannot be left out
+        return False
     if len(outputs[0]) != len(outputs[1]):  # what is left out decides something itself (a mask of windows)
-        with torch.no_grad():
+        with torch.no_grad(), plain_attention():
             outputs = [tree_leaves(n(*args, **kwargs)) for n in (scaled, without)]
     pairs = zip(*outputs, strict=True)
     same = all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))
-    return same and (_trains(without, args, kwargs) or not _trains(scaled, args, kwargs))
+    return same and (_runs(without.train(), args, kwargs) or not _runs(scaled.train(), args, kwargs))
 
 
 def _is_constant(parameter: Tensor) -> bool:
@@ -63,11 +67,11 @@ def _is_constant(parameter: Tensor) -> bool:
     return bool(ahead.numel() and ahead.min() == ahead.max() and parameter.min() == parameter.max())
 
 
-def _trains(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether it runs in train mode, where code may ask for what is in a module that was left out."""
+def _runs(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether it runs as it is, where code may ask for what is in a module that was left out."""
     with torch.no_grad(), same_draws(network):
         try:
-            network.train()(*args, **kwargs)
+            network(*args, **kwargs)
         except Exception:
             return False
     return True
