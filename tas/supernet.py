@@ -202,7 +202,8 @@ class Supernet(nn.Module):
     def _as_drawn(self, attributes: Mapping[str, dict[str, Any]], dead: list[Removal]) -> Iterator[None]:
         """With the layers' attributes as the cuts need them, and without the dead blocks and branches."""
         gone = [removal.module for removal in dead]
-        attributes = {**attributes, **unfused(self.network, dead)}
+        for name, off in unfused(self.network, dead).items():
+            attributes = {**attributes, name: {**attributes.get(name, {}), **off}}
         modules = {name: self.network.get_submodule(name) for name in (*attributes, *gone)}
         before = [(modules[name], {key: getattr(modules[name], key) for key in a}) for name, a in attributes.items()]
         try:
