@@ -86,6 +86,11 @@ def saved(folder: str | Path) -> tuple[nn.Module, Network]:
             named = ", ".join(map(str, inside[:4]))
             raise BadNetwork(f"a network lies in a folder with a {RECORD}, {folder} is a run: name one in it, {named}")
     known = facts(folder)
+    if "network" not in known:
+        raise BadNetwork(
+            f"{folder} does not say which network its student was cut from: load it by tas.load(factory, folder), or "
+            'save it with tas.save(student, folder, network={"name": "module:factory"})'
+        )
     section = Network.model_validate_json(json.dumps(known["network"]))
     return load(lambda: rebuild(section, known.get("architecture")), folder), section
 

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from tas.calibration import modes_restored
 from tas.extraction import extract
 from tas.tracing import Traced, as_call
+from tas.tracing.recording import plain_attention
 from tas.tracing.regions import leave_out
 from tas.tracing.slicing import apply_cut
 from tas.tracing.undoing import hooked
@@ -142,7 +143,7 @@ def _grams(network: nn.Module, readers: Mapping[str, _Reader], batches: Sequence
     hooks = [
         network.get_submodule(name).register_forward_pre_hook(partial(add, name), with_kwargs=True) for name in readers
     ]
-    with hooked(hooks), modes_restored(network), torch.no_grad():
+    with hooked(hooks), modes_restored(network), torch.no_grad(), plain_attention():
         network.eval()
         for inputs in batches:
             args, kwargs = as_call(inputs)

@@ -28,8 +28,8 @@ from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
 from tas.tracing.copying import copy_sharing
 from tas.tracing.identity import Array, Rows
-from tas.tracing.regions import Removal, unfused
-from tas.tracing.slicing import Cut, apply_cut, write_cut
+from tas.tracing.regions import Removal
+from tas.tracing.slicing import Cut, apply_cut, unfused, write_cut
 from tas.tracing.undoing import unchanged
 
 _REMEMBERED = 64  # plans of architectures that are kept: a score runs one many times, a search each once
@@ -202,7 +202,7 @@ class Supernet(nn.Module):
     def _as_drawn(self, attributes: Mapping[str, dict[str, Any]], dead: list[Removal]) -> Iterator[None]:
         """With the layers' attributes as the cuts need them, and without the dead blocks and branches."""
         gone = [removal.module for removal in dead]
-        for name, off in unfused(self.network, dead).items():
+        for name, off in unfused(self.network, gone).items():
             attributes = {**attributes, name: {**attributes.get(name, {}), **off}}
         modules = {name: self.network.get_submodule(name) for name in (*attributes, *gone)}
         before = [(modules[name], {key: getattr(modules[name], key) for key in a}) for name, a in attributes.items()]

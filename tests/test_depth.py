@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import tas
 from tas import cost, exporting
+from tas.initialization import student_at
 from tas.stand_in import stand_in
 from tas.testing import check_space
 
@@ -342,6 +343,38 @@ def test_torchs_own_layers_lose_what_their_eval_mode_does_not_ask_for(
         with torch.no_grad():
             assert torch.equal(loaded(x), student(x))
     check_space(TorchsOwn(heads, norm_first), x)
+
+
+class Padded(nn.Module):
+    """torch's encoder, which in eval mode without gradients packs the tokens that are not padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(20, 8), nn.Linear(8, 3)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 4, 16, batch_first=True), 2)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.encoder(self.words(words), src_key_padding_mask=words == 0)
+        there = (words != 0)[..., None]
+        return self.head((x * there).sum(1) / there.sum(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_students_of_torchs_encoder_run_with_padding_and_without_gradients(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    words = torch.randint(1, 20, (4, 6))
+    words[0, 4:] = 0
+    traced = tas.trace(Padded(), words)
+    groups = next(choice.name for choice in traced.space.choices if choice.name.endswith("groups"))
+    for kept in range(1, 5):
+        a = {**traced.space.largest(), groups: kept}
+        exporting.save(tas.extract(traced, a), tmp_path / "student")
+        students = exporting.load(Padded, tmp_path / "student"), student_at(traced, a, "merge", 0, [words]).eval()
+        for student in students:
+            with torch.no_grad():
+                without = student(words)
+            assert torch.allclose(without, student(words), atol=1e-5)
+    check_space(Padded(), words)
 
 
 def test_a_block_without_its_relu_goes_on_rectifying() -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from toys import network
 
 import tas
 from tas import exporting, loading
+from tas.comparison import saved
 from tas.errors import BadNetwork, BadRecipe
 
 
@@ -218,6 +220,19 @@ def test_the_card_says_what_is_known_and_nothing_else(tmp_path: Path) -> None:
     assert "## " in text
     assert "What it reaches" not in text
     assert "Where it comes from" not in text
+
+
+def test_what_a_student_was_cut_from_is_asked_for_in_words(tmp_path: Path) -> None:
+    given: Any = "package:build"
+    with pytest.raises(BadRecipe, match="network says how the original is built"):
+        tas.save(nn.Linear(3, 2), tmp_path / "student", network=given)
+    assert not (tmp_path / "student").exists()
+    tas.save(nn.Linear(3, 2), tmp_path / "student")
+    with pytest.raises(BadNetwork, match="does not say which network its student was cut from"):
+        saved(tmp_path / "student")
+    instance: Any = nn.Linear(3, 2)
+    with pytest.raises(BadNetwork, match="a function or class that builds the original, got a Linear"):
+        tas.load(instance, tmp_path / "student")
 
 
 def test_only_a_students_own_folder_is_replaced(tmp_path: Path) -> None:

@@ -130,7 +130,8 @@ def _split_of(name: str, source: Any, size: int | None, workers: int) -> Split:
         split = Split(name, Examples(told, workers))
         first = told[0]
         if not isinstance(first, (tuple, list)) or len(first) != 2:
-            raise BadData(f"a Dataset yields pairs (input, target), {name!r} yields {type(first).__name__}")
+            several = f" of {len(first)}" if isinstance(first, (tuple, list)) else ""
+            raise BadData(f"a Dataset yields pairs (input, target), {name!r} yields {type(first).__name__}{several}")
         if hasattr(first[0], "convert"):  # a PIL image
             return from_pictures(name, told, mode_of(first[0]), size, workers)
         return split

@@ -31,9 +31,15 @@ def save(student: nn.Module, folder: str | Path, **facts: Any) -> None:
 
     The JSON holds every module's class and sizes (its Python attributes that are, or hold, integers: from them `load`
     rebuilds the student), the versions, and `facts`: JSON values such as the architecture, the metrics, the provenance.
+    `network`, where it is given, is what commands build the original by: `{"name": "module:factory", "kwargs": {}}`.
     `BadRecipe` where the folder cannot be written, or holds other things than a student, which would be lost.
     """
     folder = Path(folder)
+    if not isinstance(facts.get("network", {}), Mapping):
+        raise BadRecipe(
+            'network says how the original is built, {"name": "module:factory", "kwargs": {}}, '
+            f"got {facts['network']!r}"
+        )
     require_place(folder)
     record = {"versions": _versions(), **facts, "modules": _modules(student)}
     try:
@@ -82,6 +88,12 @@ def load(network_factory: Callable[[], nn.Module], folder: str | Path) -> nn.Mod
     `BadNetwork` where the folder holds no student or the factory builds another network. Nothing in the folder is
     executed or unpickled.
     """
+    if isinstance(network_factory, nn.Module):
+        kind = type(network_factory).__name__
+        raise BadNetwork(
+            f"the first argument is a function or class that builds the original, got a {kind}: give that class, or a "
+            "function that makes a new one"
+        )
     try:
         return loading.load(network_factory, folder)
     except (OSError, ValueError, KeyError, SafetensorError) as problem:

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tas.errors import BadNetwork
 from tas.space import Architecture, Choice, Factor
 from tas.tracing import Traced, batch_of
+from tas.tracing.recording import plain_attention
 from tas.tracing.regions import leave_out
 from tas.tracing.undoing import hooked
 
@@ -136,7 +137,7 @@ def _calls(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     """The calls of modules that call no other one, and those of the `units`."""
     open_calls: list[tuple[Stretch, int]] = []
     found: list[Stretch] = []
-    with _noting(network, open_calls, found, units), torch.no_grad():
+    with _noting(network, open_calls, found, units), torch.no_grad(), plain_attention():
         network(*args, **kwargs)
     if not found:
         raise BadNetwork("a latency table is made of modules that are called, this network calls none")

@@ -59,6 +59,17 @@ def law_2(traced: Traced, chosen: list[Architecture], inputs: Any) -> None:
         assert formula == owned, f"law 2: {formula:,} parameters against {owned:,} at {dict(architecture)}"
         layers = cost.whole("macs", sum(cost.by_layer(traced.space, architecture).values()))
         assert layers == counted, f"law 2: the layers add up to {layers:,} MACs, not {counted:,}"
+        _runs_where_it_is_used(student, inputs, architecture)
+
+
+def _runs_where_it_is_used(student: nn.Module, inputs: Any, architecture: Architecture) -> None:
+    """In eval mode and without gradients, where torch's own layers take other operators."""
+    args, kwargs = as_call(inputs)
+    try:
+        with torch.no_grad(), unchanged(student.modules()), same_noise():
+            student(*args, **kwargs)
+    except Exception as error:
+        raise AssertionError(f"law 2: without gradients the student fails at {dict(architecture)}: {error}") from error
 
 
 def _owned(network: nn.Module) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from tas.stand_in import stand_in
 from tas.tracing.identity import Rows
 from tas.tracing.recording import Recorder
 from tas.tracing.records import Call, Record, Value
+from tas.tracing.slicing import unfused
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,10 @@ class Removal:
 def leave_out(network: nn.Module, removals: Iterable[Removal]) -> None:
     """Put what stands in for modules in their places."""
     removals = list(removals)
-    for name, attributes in unfused(network, removals).items():
+    for name, attributes in unfused(network, [removal.module for removal in removals]).items():
         vars(network.get_submodule(name)).update(attributes)
     for removal in removals:
         network.set_submodule(removal.module, removal.stand_in())
-
-
-def unfused(network: nn.Module, removals: Sequence[Removal]) -> dict[str, dict[str, int]]:
-    """By module, attributes with which torch's own transformer does not look for its one operator for a whole layer,
-    for which it asks for the weights of all parts. Whole numbers, as students on disk keep no others."""
-    fused = ((nn.TransformerEncoderLayer, "activation_relu_or_gelu"), (nn.TransformerEncoder, "use_nested_tensor"))
-    return {
-        name: {attribute: 0}
-        for name, module in network.named_modules()
-        for kind, attribute in fused
-        if isinstance(module, kind) and any(removal.module.startswith(f"{name}.") for removal in removals)
-    }
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from tas.tracing.copying import copy_sharing
 from tas.tracing.dynamic import outputs_under
 from tas.tracing.recording import plain_attention
 from tas.tracing.records import Site
-from tas.tracing.regions import Region, leave_out, unfused
+from tas.tracing.regions import Region, leave_out
+from tas.tracing.slicing import unfused
 from tas.tracing.traced import Traced
 from tas.tracing.undoing import same_draws
 
@@ -46,7 +47,9 @@ def skips_exactly(traced: Traced, folds: Mapping[str, tuple[Site, ...]], regions
             if name in names:
                 parameter.zero_()
     leave_out(without, removed)
-    if unfused(without, removed) and not _runs(without, args, kwargs):  # it asks for the attention as well
+    if unfused(without, [removal.module for removal in removed]) and not _runs(
+        without, args, kwargs
+    ):  # it asks for the attention as well
         return False
     try:
         with torch.no_grad(), plain_attention():

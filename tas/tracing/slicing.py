@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,19 @@ def layer_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], g
     if isinstance(module, nn.PReLU) and weight is not None:
         return {"num_parameters": weight[0]}
     return _recurrent_attributes(module, shapes)
+
+
+def unfused(network: nn.Module, parts: Collection[str]) -> dict[str, dict[str, int]]:
+    """By module, attributes with which torch's own transformer does not look for its operators for whole layers, which
+    ask for the weights of all parts and for an even number of heads, around these parts. Whole numbers, as students on
+    disk keep no others."""
+    fused = ((nn.TransformerEncoderLayer, "activation_relu_or_gelu"), (nn.TransformerEncoder, "use_nested_tensor"))
+    return {
+        name: {attribute: 0}
+        for name, module in (network.named_modules() if parts else ())
+        for kind, attribute in fused
+        if isinstance(module, kind) and any(part.startswith(f"{name}.") for part in parts)
+    }
 
 
 def _recurrent_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

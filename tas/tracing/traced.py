@@ -19,7 +19,7 @@ from tas.tracing.identity import Array, Rows
 from tas.tracing.places import with_integer
 from tas.tracing.records import Axis, Site
 from tas.tracing.regions import Removal
-from tas.tracing.slicing import Cut, cut_parameters, cut_size, cuts_of, layer_attributes
+from tas.tracing.slicing import Cut, cut_parameters, cut_size, cuts_of, layer_attributes, unfused
 from tas.tracing.units import Group
 
 
@@ -119,6 +119,9 @@ class Traced:
                 reads, inside = map(kept, self.grouped[name])
                 groups = reads // inside
             found[name] = layer_attributes(module, shapes, groups)
+        odd = [name for name, own in found.items() if own.get("num_heads", 0) % 2]
+        for name, off in unfused(network, odd).items():
+            found.setdefault(name, {}).update(off)
         for rule in self.attribute_rules:
             own, (name, *steps) = found.setdefault(rule.module, {}), rule.key
             old = own.get(name, getattr(network.get_submodule(rule.module), name))
