@@ -276,8 +276,8 @@ class Recorder(Watching, Findings):
         return out
 
     def _called_from(self) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-        """The innermost line of Python that is neither torch's nor ours, as file:line; and the modules whose methods
-        were at work since the running module's forward began, innermost first."""
+        """The innermost line of Python that is neither torch's nor ours, as file:line; and since the running module's
+        forward began, innermost first, the modules whose methods were at work and the lines."""
         running, frame, line, owners, path = self.stack[-1], sys._getframe(2), "", list[str](), list[str]()
         within = True
         while frame is not None and (within or not line):

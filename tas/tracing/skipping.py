@@ -47,9 +47,8 @@ def skips_exactly(traced: Traced, folds: Mapping[str, tuple[Site, ...]], regions
             if name in names:
                 parameter.zero_()
     leave_out(without, removed)
-    if unfused(without, [removal.module for removal in removed]) and not _runs(
-        without, args, kwargs
-    ):  # it asks for the attention as well
+    parts = [removal.module for removal in removed]
+    if unfused(without, parts) and not _runs(without, args, kwargs):  # torch's layers ask for the attention as well
         return False
     try:
         with torch.no_grad(), plain_attention():
