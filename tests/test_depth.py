@@ -377,6 +377,21 @@ def test_students_of_torchs_encoder_run_with_padding_and_without_gradients(tmp_p
     check_space(Padded(), words)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_students_of_torchs_encoder_itself_run_with_padding() -> None:
+    torch.manual_seed(0)
+    network = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 4, 16, batch_first=True), 2)
+    padding = torch.zeros(4, 6, dtype=torch.bool)
+    padding[0, 4:] = True
+    inputs = {"src": torch.randn(4, 6, 8), "src_key_padding_mask": padding}
+    traced = tas.trace(network, inputs)
+    assert "depth" in {choice.kind for choice in traced.space.choices}
+    student = tas.extract(traced, traced.space.smallest()).eval()
+    with torch.no_grad():
+        without = student(**inputs)
+    assert torch.allclose(without[~padding], student(**inputs)[~padding], atol=1e-5)
+
+
 def test_a_block_without_its_relu_goes_on_rectifying() -> None:
     """The stream in front of the first block has negative numbers, and relu stays when the branch goes."""
     traced = tas.trace(nn.Sequential(conv_bn(3, 8), Basic(8, 8), Basic(8, 8), head(8)), images())

@@ -46,9 +46,9 @@ def skips_exactly(traced: Traced, folds: Mapping[str, tuple[Site, ...]], regions
         for name, parameter in scaled.named_parameters():
             if name in names:
                 parameter.zero_()
+    fused = unfused(without, [removal.module for removal in removed])
     leave_out(without, removed)
-    parts = [removal.module for removal in removed]
-    if unfused(without, parts) and not _runs(without, args, kwargs):  # torch's layers ask for the attention as well
+    if fused and not _runs(without, args, kwargs):  # torch's layers ask for the attention as well
         return False
     try:
         with torch.no_grad(), plain_attention():

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tas.tracing.attributes import enclosing
 from tas.tracing.identity import Array, Rows
 
 Cut = dict[int, Tensor | int]  # by dimension: kept positions, or how many of the first ones
@@ -105,11 +106,12 @@ def unfused(network: nn.Module, parts: Collection[str]) -> dict[str, dict[str, i
     ask for the weights of all parts and for an even number of heads, around these parts. Whole numbers, as students on
     disk keep no others."""
     fused = ((nn.TransformerEncoderLayer, "activation_relu_or_gelu"), (nn.TransformerEncoder, "use_nested_tensor"))
+    around = dict.fromkeys(name for part in parts for name in enclosing(part))
     return {
         name: {attribute: 0}
-        for name, module in (network.named_modules() if parts else ())
+        for name in around
         for kind, attribute in fused
-        if isinstance(module, kind) and any(part.startswith(f"{name}.") for part in parts)
+        if isinstance(network.get_submodule(name), kind)
     }
 
 
