@@ -1,9 +1,11 @@
 """What cannot be searched is told in one line or kept; it never becomes a wrong student."""
 
+import functools
 import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,6 +122,52 @@ def test_a_forward_that_counts_its_calls() -> None:
         return m.h(m.b(x) if m.calls % 2 else x)
 
     assert "two runs differ" in refused(net(run, calls=0))
+
+
+def test_a_forward_that_counts_its_calls_elsewhere() -> None:
+    calls: list[int] = []
+    beside = SimpleNamespace(calls=0)
+
+    def outside(m: Any, x: Tensor) -> Tensor:
+        calls.append(1)
+        return m.h(m.b(m.a(x)) * (1 + len(calls) % 2))
+
+    def in_an_object(m: Any, x: Tensor) -> Tensor:
+        m.beside.calls += 1
+        return m.h(m.b(m.a(x)) * (1 + m.beside.calls % 2))
+
+    def in_a_list(m: Any, x: Tensor) -> Tensor:
+        m.list.append(1)
+        return m.h(m.b(m.a(x)) * len(m.list))
+
+    for network in (net(outside), net(in_an_object, beside=beside), net(in_a_list, list=[])):
+        assert "two runs differ" in refused(network)
+
+
+def test_the_whole_network_runs_once_more_only_where_a_forward_leaves_something() -> None:
+    """Before it is recorded, then, and in train mode; once more if it left something."""
+    sizes: list[int] = []
+
+    def runs(m: Any, x: Tensor) -> Tensor:
+        sizes.append(sum(p.numel() for p in m.parameters()))
+        if hasattr(m, "last"):
+            m.last = x.mean()
+        return m.h(m.b(m.a(x)))
+
+    @functools.lru_cache
+    def table(size: int) -> Tensor:
+        return torch.arange(size).sin()
+
+    def fills_a_table(m: Any, x: Tensor) -> Tensor:
+        return runs(m, x) + table(x.shape[-1]).sum() * 0
+
+    times = []
+    for network in (net(runs), net(runs, last=None), net(fills_a_table)):
+        tas.trace(network, images())
+        times.append(sizes.count(max(sizes)))
+        sizes.clear()
+    # what a first call runs alone is told from what train mode runs by another run in either mode
+    assert times == [3, 4, 5]
 
 
 def test_a_forward_that_builds_or_replaces_layers() -> None:

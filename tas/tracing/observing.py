@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from tas.tracing.lookups import noting_lookups
 from tas.tracing.places import written
 from tas.tracing.recording import Recorder, is_real, plain_attention
 from tas.tracing.rules import Rules
-from tas.tracing.undoing import buffers_unchanged, same_draws, unchanged
+from tas.tracing.undoing import buffers_unchanged, held, holds_still, same_draws, unchanged
 from tas.tracing.watching import Watching
 
 # what dropout and drop path are made of; the counters of batch norms are sums of whole numbers
@@ -56,7 +57,9 @@ def observe(
     try:
         with noting_lookups(watched) as recorder.lookups:
             # once before: what a process keeps of a first call (index tables by size) later calls take from there
-            look_into(_output(watched, args, kwargs))
+            other, counted = _counted(watched, args, kwargs)
+            look_into(other)
+            kept = held(watched.modules())
             with same_draws(network):
                 output = recorder.run(args, kwargs)
     except BadNetwork:
@@ -69,10 +72,12 @@ def observe(
     check_output(output)
     check_steady(before, watched)
     recorder.written = written(network, watched)
-    with _Operators() as seen:
-        again = _output(watched, args, kwargs)
-    check_repeats(output, again)
-    if recorder.unread or _trains_otherwise(watched, args, kwargs, seen.counted):
+    if not holds_still(kept):  # another call goes on from what this one left, the one before did not
+        other, counted = _counted(watched, args, kwargs)
+    check_repeats(output, other)
+    trains_otherwise = partial(_trains_otherwise, watched, args, kwargs)
+    # a first call may run more than all later ones
+    if recorder.unread or (trains_otherwise(counted) and trains_otherwise(_counted(watched, args, kwargs)[1])):
         _follow_training(recorder, args, kwargs)
     recorder.freeze_unneeded()
     freeze_fixed(recorder, rules)
@@ -126,9 +131,11 @@ def _in_train_mode(network: nn.Module) -> Iterator[None]:
         yield
 
 
-def _output(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    with torch.no_grad(), plain_attention(), unchanged(network.modules()), same_draws(network):
-        return network(*args, **kwargs)
+def _counted(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Counter[str]]:
+    """The output, and how often each operator ran."""
+    with torch.no_grad(), plain_attention(), unchanged(network.modules()), same_draws(network), _Operators() as seen:
+        output = network(*args, **kwargs)
+    return output, seen.counted
 
 
 def look_into(tree: Any) -> None:

@@ -12,6 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from tas.tracing.places import MODULES_OWN
 
+Store = dict[Any, Any] | list[Any]
+Held = tuple[nn.Module, dict[str, Any], list[tuple[Any, Store]]]
 _HOOKS = {name for name in MODULES_OWN if "hooks" in name and "state_dict" not in name and "backward" not in name}
 
 
@@ -40,7 +42,7 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Puts back what a forward leaves in its modules: caches filled in eval mode hold sizes of this forward, hooks are
     hung on. Lists and dicts stay the same objects, since handles of hooks refer to them."""
-    before = [(m, dict(vars(m)), [(v, _content(v)) for k, v in vars(m).items() if _is_store(k, v)]) for m in modules]
+    before = held(modules)
     try:
         yield
     finally:
@@ -52,7 +54,28 @@ def unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
                 store.extend(content) if isinstance(store, list) else store.update(content)
 
 
-def _content(store: dict[Any, Any] | list[Any]) -> dict[Any, Any] | list[Any]:
+def held(modules: Iterable[nn.Module]) -> list[Held]:
+    """What modules hold now: the attributes of each, and what their lists and dicts hold."""
+    return [(m, dict(vars(m)), [(v, _content(v)) for k, v in vars(m).items() if _is_store(k, v)]) for m in modules]
+
+
+def holds_still(before: list[Held]) -> bool:
+    """Whether modules hold the very same objects as `before`."""
+    return all(
+        _are_same(values, vars(module)) and all(_are_same(content, store) for store, content in stores)
+        for module, values, stores in before
+    )
+
+
+def _are_same(before: Any, now: Any) -> bool:
+    if len(before) != len(now):
+        return False
+    if isinstance(before, list):
+        return all(a is b for a, b in zip(before, now, strict=True))
+    return all(key in now and now[key] is value for key, value in before.items())
+
+
+def _content(store: Store) -> Store:
     """What a store holds now; `copy.copy` takes ten times as long, and every module has five of them."""
     return dict(store) if isinstance(store, dict) else list(store)
 
