@@ -350,7 +350,7 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write report.html of a run folder again, or one page that sets several runs beside each other."""
+    """Write the pages of a run folder again, or one page that sets several runs beside each other."""
     from tas import commands
 
     commands.report(folders, out, as_json)

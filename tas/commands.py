@@ -184,6 +184,8 @@ def join(folder: Path, overrides: list[str], as_json: bool) -> None:
 def report(folders: list[Path], out: Path | None, as_json: bool) -> None:
     """The page of one run, in its folder, or one about several."""
     from tas.reporting import write_report, write_runs
+    from tas.reporting.comparison import write_comparison
+    from tas.reporting.page import COMPARISON
 
     if len(folders) > 1:
         page = out or Path("runs.html")
@@ -192,8 +194,10 @@ def report(folders: list[Path], out: Path | None, as_json: bool) -> None:
         return
     if out is not None:
         raise BadRecipe("--out is for a page about several runs; that of one run is report.html in its folder")
-    page = write_report(folders[0])
-    show(as_json, {"report": str(page)}, str(page))
+    pages = {"report": str(write_report(folders[0]))}
+    if (folders[0] / COMPARISON).is_file():
+        pages["comparison"] = str(write_comparison(folders[0]))
+    show(as_json, pages, *pages.values())
 
 
 def export(

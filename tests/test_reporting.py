@@ -108,7 +108,7 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
     for name in ("metrics.json", "architecture.json", "candidates.jsonl", "search.jsonl", "space.json"):
         (tmp_path / name).unlink()
     page = write_report(tmp_path).read_text()
-    assert "not finished" in page
+    assert "No student of this folder is finished" in page
     assert "<svg" not in page
 
 

@@ -11,7 +11,7 @@ from tas.files import json_text, read_json, write_text
 from tas.reporting import pictures
 from tas.reporting.forgetting import forgetting_parts
 from tas.reporting.numbers import decimal, epochs, figures, short
-from tas.reporting.page import write_page
+from tas.reporting.page import COMPARED, COMPARISON, write_page
 from tas.reporting.tables import Table
 
 _STARTS = {
@@ -32,25 +32,24 @@ _FACTS = {
 
 def write_comparison(folder: str | Path) -> Path:
     """Write page and curves of a run folder's comparison again; returns the page. `BadRecipe` where there is none."""
-    place = Path(folder) / "compare"
-    found = read_json(place / "comparison.json")
+    page, found = Path(folder) / COMPARED, read_json(Path(folder) / COMPARISON)
     if found is None:
         raise BadRecipe(f"{folder} holds no comparison; `tas compare` makes one")
     curves = pictures.curves(found["rows"], found["original"], found["metric"])
-    write_text(place / "curves.svg", pictures.standalone(curves))
+    write_text(page.with_name("curves.svg"), pictures.standalone(curves))
     content = {
         "title": f"{found['title']}: comparison",
         "summary": protocol(found),
         "tables": {budget: comparison_rows(found, budget) for budget in found["budgets"] if _of(found, budget)},
         "cautions": cautions(found),
         "curves": curves,
-        "forgetting": forgetting_parts(place) if found["forgetting"] else None,
+        "forgetting": forgetting_parts(page.parent) if found["forgetting"] else None,
         "seeds": seed_rows(found),
         "environment": found["environment"],
         "recipe": found["recipe"],
     }
-    write_page(place / "comparison.html", "comparison.html.jinja", content)
-    return place / "comparison.html"
+    write_page(page, "comparison.html.jinja", content)
+    return page
 
 
 def comparison_rows(found: Mapping[str, Any], budget: str) -> Table:

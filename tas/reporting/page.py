@@ -11,6 +11,8 @@ from tas.files import read_json, read_lines, write_text
 from tas.reporting import numbers, pictures, tables
 from tas.reporting.synthesis import synthesis_parts
 
+COMPARISON, COMPARED = "compare/comparison.json", "compare/comparison.html"  # in a run folder: figures, and their page
+
 
 def write_report(folder: str | Path) -> Path:
     """Write `report.html` into a run folder and return its path; stages that have not run yet are left out.
@@ -53,6 +55,7 @@ def _content(folder: Path) -> dict[str, Any]:
     return {
         "title": run["title"],
         "summary": _summary(metrics, metric),
+        "compared": COMPARED if (folder / COMPARISON).is_file() else "",
         "result": tables.page_rows(metrics, metric) if metrics else None,
         "synthesis": synthesis_parts(folder, run["stages"].get("synthesize")),
         "correlations": _correlations(agreement) if agreement else None,
@@ -94,7 +97,7 @@ def _course(rows: list[dict[str, Any]], limits: dict[str, float]) -> str:
 def _summary(metrics: dict[str, Any] | None, metric: str) -> str:
     students = [row for name, row in (metrics or {}).items() if name.partition(" ")[0] == "student"]
     if not metrics or not students:
-        return "This run is not finished."
+        return "No student of this folder is finished."
     original = metrics["original"]
     if len(students) > 1:
         kept = _listed(f"{student['macs'] / original['macs']:.1%}" for student in students)
