@@ -23,7 +23,7 @@ from tas.data import Split
 from tas.describing import costs
 from tas.errors import BadRecipe
 from tas.files import is_number, read_lines, write_json, write_lines, write_text
-from tas.folder import check_owner
+from tas.folder import check_owner, reuse
 from tas.judging import drawn
 from tas.preparation import prepare
 from tas.recipe import Recipe
@@ -64,7 +64,8 @@ def correlate(
     judged_on(prepared.data)
     if len(prepared.budgets) > 1:  # costs would explain what scores should
         raise BadRecipe(
-            f"a correlation is made at one budget, the recipe has {list(prepared.budgets)}: --set budget=50%"
+            f"a correlation is made at one budget, the recipe has {list(prepared.budgets)}: --set budget=50%, and "
+            f"another --out than that of its run. {reuse(Path(folder))}".rstrip()
         )
     chosen = drawn(prepared.space, prepared.budget, count, recipe.seed, learned)
     if len(chosen) < 3:

@@ -158,7 +158,7 @@ def check_owner(path: str | Path, recipe: Recipe) -> None:
             values.pop(name, None)
     found = difference(before, now)
     if found and not _nothing_done(path):
-        use = _reuse(path) if before["network"]["name"] == now["network"]["name"] else ""
+        use = reuse(path) if before["network"]["name"] == now["network"]["name"] else ""
         raise BadRecipe(f"{path} belongs to another recipe: {found}; choose another --out. {use}".rstrip())
 
 
@@ -170,7 +170,7 @@ def _nothing_done(path: Path) -> bool:
     return not any(stage["done"] for stage in stages.values()) and left <= only | {"checkpoints"}
 
 
-def _reuse(path: Path) -> str:
+def reuse(path: Path) -> str:
     """How another folder goes on from what is done in this one."""
     trained, found = path / "original" / "student.safetensors", path / "architecture.json"
     said = [f"its original: --set network.weights={trained}"] if trained.is_file() else []

@@ -47,6 +47,7 @@ def test_amounts_have_units(text: str, number: float) -> None:
         ("search={method: tuned, ranges: {weight_rl: [0.1, 1]}}", "did you mean 'weight_lr'?"),
         ("search={method: optuna, storage: nowhere}", "search.storage is journal:PATH or a URL"),
         ("search={method: adaptive_bn, keep: 1.0}", "search.keep lies between 0 and 1"),
+        ("network.shape={ids: [1, 16]}", "got a mapping: inputs with names are network.inputs, such as"),
         ("search.epochs=2.5", "search.epochs should be a valid integer"),
         ("search.epochs=true", "search.epochs should be a valid integer"),
         ('search.epochs="2"', "search.epochs should be a valid integer"),
@@ -186,6 +187,20 @@ def test_the_first_difference_of_two_recipes_is_named() -> None:
     one, other = (recipe.parse(BASE, [f"distill.epochs={n}"]).model_dump() for n in (3, 4))
     assert recipe.difference(one, other) == "distill.epochs was 3, is 4"
     assert recipe.difference(one, one) == ""
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        ({"budget": [{"macs": 0.5, "params": None}]}, {"budget": [{"macs": 0.3, "params": None}]}, "budget.0.macs was"),
+        ({"budget": {"macs": 0.5, "slack": None}}, {"budget": [{"macs": 0.3}]}, "was {macs: 0.5}, is [{macs: 0.3}]"),
+        ({"synthesize": None}, {"synthesize": {"images": 8}}, "synthesize was null, is {images: 8}"),
+        ({"flip": True}, {"flip": False}, "flip was true, is false"),
+        ({"seeds": [0, 1]}, {"seeds": [0, 1, 2]}, "seeds was [0, 1], is [0, 1, 2]"),
+    ],
+)
+def test_differences_are_told_in_the_words_of_a_recipe(one: Any, other: Any, told: str) -> None:
+    assert told in recipe.difference(one, other)
 
 
 @pytest.mark.parametrize(("section", "function"), [(DataSource, data.load), (ObjectiveNames, objectives.objective)])

@@ -77,16 +77,22 @@ def _filled(name: str, **values: Any) -> str:
     return Template((Path(__file__).parent / name).read_text()).substitute(values)
 
 
-def difference(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> str:
-    """The first key in which two dumped recipes differ, with both values; "" where they agree."""
-    for key in dict.fromkeys([*one, *other]):
-        left, right = one.get(key), other.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            if deeper := difference(left, right, f"{prefix}{key}."):
-                return deeper
-        elif left != right:
-            return f"{prefix}{key} was {left!r}, is {right!r}"
-    return ""
+def difference(one: Any, other: Any, key: str = "") -> str:
+    """Where two dumped recipes first differ, with both values as YAML has them; "" where they agree."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        parts = [(f"{key}.{name}" if key else name, name) for name in dict.fromkeys([*one, *other])]
+        return next(filter(None, (difference(one.get(name), other.get(name), path) for path, name in parts)), "")
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return next(filter(None, map(difference, one, other, (f"{key}.{at}" for at in range(len(one))))), "")
+    return "" if one == other else f"{key} was {_as_yaml(one)}, is {_as_yaml(other)}"
+
+
+def _as_yaml(value: Any) -> str:
+    """On one line; of a section, what it says."""
+    said = {name: part for name, part in value.items() if part is not None} if isinstance(value, Mapping) else value
+    if isinstance(said, list):
+        return f"[{', '.join(map(_as_yaml, said))}]"
+    return yaml.safe_dump(said, default_flow_style=True, sort_keys=False, width=1000).removesuffix("...\n").strip()
 
 
 # what pydantic calls after JSON, in the words of YAML

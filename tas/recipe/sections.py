@@ -56,6 +56,16 @@ class Network(Section):
     inputs: tuple[str, ...] = ()
     supernet: str | None = None
 
+    @field_validator("shape", mode="before")
+    @classmethod
+    def _of_one_input(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            raise BadRecipe(
+                "network.shape is the sizes of one input, such as [1, 3, 224, 224], got a mapping: inputs with names "
+                'are network.inputs, such as ["pixels=1,3,224,224", "ids=1,16:int64"]'
+            )
+        return tuple(value) if isinstance(value, list) else value  # strict, it takes no list from here
+
     @model_validator(mode="after")
     def _described_once(self) -> Network:
         parse_inputs(self.inputs)
