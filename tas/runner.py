@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +90,7 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
         write_json(path, metrics)
     if until == "search":
         return metrics
+    _warn_of_equals(current, found)
     data, objective = current.prepared.data, current.prepared.objective
     for label, architecture in found.items():
         rivals = {"student": [architecture] * current.recipe.report.repeats, **baselines(current, budgets[label])}
@@ -107,6 +109,12 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
                 "and of uniform widths are the same network."
             )
     return metrics
+
+
+def _warn_of_equals(current: Run, found: Mapping[str, Mapping[str, int]]) -> None:
+    for one, other in combinations(found, 2):
+        if found[one] == found[other]:
+            current.warn(f"The same architecture was chosen for {one} and {other}: their rows are the same network.")
 
 
 def _measured(taken: Mapping[str, float]) -> dict[str, float]:

@@ -66,6 +66,17 @@ def test_every_budget_has_an_architecture_a_student_and_its_baselines(finished: 
     assert not (folder / "checkpoints").exists()
 
 
+def test_budgets_that_chose_one_architecture_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = values_of(tmp_path)
+    smallest, largest = (found() for found in (prepare(chosen).space.smallest, prepare(chosen).space.largest))
+    found = dict(zip(LABELS, (smallest, largest, smallest), strict=True))
+    monkeypatch.setattr("tas.runner.searched", lambda *_: found)
+    run(chosen, tmp_path / "run", display=QUIET)
+    told = json.loads((tmp_path / "run" / "run.json").read_text())["warnings"]
+    (same,) = [each for each in told if "The same architecture" in each]
+    assert f"{LABELS[0]} and {LABELS[2]}: their rows are the same network" in same
+
+
 def test_candidates_say_what_they_were_chosen_for_and_the_front_is_one(finished: tuple[Recipe, Path]) -> None:
     folder = finished[1]
     rows, chosen = lines(folder / "candidates.jsonl"), json.loads((folder / "architectures.json").read_text())
