@@ -272,3 +272,55 @@ def test_views_in_place_and_quotients_of_numbers() -> None:
 
     traced = check_space(Net(run, a=nn.Linear(4, 8), b=nn.Linear(8, 3)), torch.randn(2, 5, 4))
     assert [choice.name for choice in traced.space.choices] == ["a"]
+
+
+class _Child(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.conv(x))
+
+
+def _asks_itself(m: Any, x: Tensor) -> bool:
+    return bool(m.training)
+
+
+def _asks_a_part(m: Any, x: Tensor) -> bool:
+    return bool(m.child.drop.training)
+
+
+def _asks_behind_the_back(m: Any, x: Tensor) -> bool:
+    return bool(vars(m)["training"])
+
+
+def _was_told(m: Any, x: Tensor) -> bool:
+    return bool(m.noisy)
+
+
+class _Told(Net):
+    """Keeps by itself what mode it is in."""
+
+    noisy = False
+
+    def train(self, mode: bool = True) -> "_Told":
+        self.noisy = mode
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("asks", [_asks_itself, _asks_a_part, _asks_behind_the_back, _was_told])
+def test_what_train_mode_adds_is_followed_however_code_asks_for_the_mode(asks: Callable[[Any, Tensor], bool]) -> None:
+    """In train mode the features of both ends are summed, so they must lose the same channels."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        first = m.first(x)
+        last = m.last(m.child(first))
+        return m.head(last + first if asks(m, x) else last)
+
+    kind = _Told if asks is _was_told else Net
+    network = kind(run, first=conv(3, 8), child=_Child(), last=conv(8, 8), head=head(8))
+    traced = tas.trace(network, images())
+    widths = [choice for choice in traced.space.choices if "first" in choice.name or "last" in choice.name]
+    assert len(widths) == 1, [choice.name for choice in traced.space.choices]

@@ -14,7 +14,13 @@ from torch import nn
 
 Lookups = dict[str, set[str]]  # module -> names
 EVERYTHING = "__dict__"  # looked up by code that reads attributes behind the back of a lookup
-_OTHERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/")  # torch's code and ours
+MODE = "training"
+_TORCH, _OURS = Path(torch.__file__).parent, f"{Path(__file__).parent}/"
+# what code may look up without a note: torch's of every module, and that of layers that only drop or renew statistics
+_UNNOTED = {
+    EVERYTHING: (f"{_TORCH}/", _OURS),
+    MODE: (*(f"{_TORCH}/nn/modules/{name}.py" for name in ("activation", "batchnorm", "dropout")), _OURS),
+}
 _noting: list[dict[int, set[str]]] = []  # what is noted now, by the identity of modules; threads may trace at once
 _changing = Lock()
 _plain = nn.Module.__getattribute__
@@ -51,9 +57,14 @@ def _has_own_lookups(kind: type[nn.Module]) -> bool:
     return not own.isdisjoint(("__getattribute__", "__getattr__"))
 
 
+def _called_from(files: tuple[str, ...]) -> bool:
+    """Whether the code of the lookup is in one of these."""
+    return sys._getframe(2).f_code.co_filename.startswith(files)
+
+
 def _look_up(module: nn.Module, name: str) -> Any:
     for names in _noting:
         known = names.get(id(module))
-        if known is not None and (name != EVERYTHING or not sys._getframe(1).f_code.co_filename.startswith(_OTHERS)):
+        if known is not None and not (name in _UNNOTED and _called_from(_UNNOTED[name])):
             known.add(name)
     return _plain(module, name)

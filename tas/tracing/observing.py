@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from tas.tracing.fitness import (
 )
 from tas.tracing.freezing import freeze_fixed
 from tas.tracing.handlers import HANDLERS, unknown
-from tas.tracing.lookups import noting_lookups
+from tas.tracing.lookups import EVERYTHING, MODE, noting_lookups
 from tas.tracing.places import written
 from tas.tracing.recording import Recorder, is_real, plain_attention
 from tas.tracing.rules import Rules
@@ -75,9 +74,7 @@ def observe(
     if not holds_still(kept):  # another call goes on from what this one left, the one before did not
         other, counted = _counted(watched, args, kwargs)
     check_repeats(output, other)
-    trains_otherwise = partial(_trains_otherwise, watched, args, kwargs)
-    # a first call may run more than all later ones
-    if recorder.unread or (trains_otherwise(counted) and trains_otherwise(_counted(watched, args, kwargs)[1])):
+    if recorder.unread or (_asks_for_mode(recorder) and _trains_otherwise(watched, args, kwargs, counted)):
         _follow_training(recorder, args, kwargs)
     recorder.freeze_unneeded()
     freeze_fixed(recorder, rules)
@@ -105,13 +102,22 @@ class _Operators(Watching):
         return out
 
 
+def _asks_for_mode(recorder: Recorder) -> bool:
+    """Whether code could do otherwise in train mode, but for torch's own layers that drop or take other statistics."""
+    kinds: set[Any] = {type(module) for module in recorder.network.modules()}
+    asked = any(not names.isdisjoint((MODE, EVERYTHING)) for names in recorder.lookups.values())
+    return asked or any(kind.train is not nn.Module.train or kind.eval is not nn.Module.eval for kind in kinds)
+
+
 def _trains_otherwise(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], counted: Counter[str]) -> bool:
     """Whether train mode runs other operators than those `counted` in eval mode: noise on latents, an auxiliary
     output. (Not where it does not run on these inputs.)"""
+    training = counted
     with _in_train_mode(network), suppress(Exception), torch.no_grad(), plain_attention(), _Operators() as seen:
         network(*args, **kwargs)
-        return seen.counted != counted
-    return False
+        training = seen.counted
+    # a first call may have run more than all later ones
+    return training != counted and training != _counted(network, args, kwargs)[1]
 
 
 def _follow_training(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
