@@ -158,6 +158,7 @@ def compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
     """Searches and baselines at equal budgets, epochs, data and start."""
     from tas import comparing
     from tas.reporting import comparison, forgetting
+    from tas.reporting.page import COMPARED, COMPARISON
 
     found = _interruptible(folder, lambda: comparing.compare(recipe, folder))
     shown: list[Any] = []
@@ -168,8 +169,7 @@ def compare(recipe: Recipe, folder: Path, as_json: bool) -> None:
         forgot = forgetting.read(folder / "compare")
         shown += ["What did pruning forget?", forgetting.summary_rows(forgot), *forgetting.explanation(forgot)]
         found["forgotten"] = forgot
-    names = ("comparison.json", "forgetting.json", "curves.svg", "comparison.html")
-    paths = _paths(folder, tuple(f"compare/{name}" for name in names))
+    paths = _paths(folder, (COMPARISON, "compare/forgetting.json", "compare/curves.svg", COMPARED))
     show(as_json, {**found, "folder": str(folder)}, *shown, paths)
 
 
@@ -182,7 +182,7 @@ def join(folder: Path, overrides: list[str], as_json: bool) -> None:
 
 
 def report(folders: list[Path], out: Path | None, as_json: bool) -> None:
-    """The page of one run, in its folder, or one about several."""
+    """The page of one run, in its folder, with that of a comparison there, or one about several."""
     from tas.reporting import write_report, write_runs
     from tas.reporting.comparison import write_comparison
     from tas.reporting.page import COMPARISON

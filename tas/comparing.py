@@ -27,7 +27,9 @@ from tas.outcomes import original_of_cells, rows_of
 from tas.populations import originals, require_populations, write_forgotten
 from tas.preparation import prepare
 from tas.recipe import SEARCHES, Recipe, dump
+from tas.reporting import write_report
 from tas.reporting.comparison import write_comparison
+from tas.reporting.page import COMPARISON
 from tas.reporting.progress import Display
 from tas.searching import warn_of_scores
 from tas.space import Architecture
@@ -67,10 +69,11 @@ def compare(recipe: Recipe, folder: str | Path, display: Display | None = None) 
         current.events.close()
         if found.get("cells"):
             found["rows"] = rows_of(found)
-            write_json(works[0].path / "comparison.json", found)
             if recipe.compare.forgetting:
                 write_forgotten(works, found["cells"])
+            write_json(current.folder.path / COMPARISON, found)
             write_comparison(current.folder.path)
+            write_report(current.folder.path)  # it leads there
     return found
 
 

@@ -64,8 +64,8 @@ def correlate(
     judged_on(prepared.data)
     if len(prepared.budgets) > 1:  # costs would explain what scores should
         raise BadRecipe(
-            f"a correlation is made at one budget, the recipe has {list(prepared.budgets)}: --set budget=50%, and "
-            f"another --out than that of its run. {reuse(Path(folder))}".rstrip()
+            f"a correlation is made at one budget, the recipe has {list(prepared.budgets)}: --set budget=50% and a "
+            f"folder for it alone, --out. {reuse(Path(folder))}".rstrip()
         )
     chosen = drawn(prepared.space, prepared.budget, count, recipe.seed, learned)
     if len(chosen) < 3:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from tas.comparison import baselines, distilled
 from tas.cost import feasible
 from tas.describing import costs_of_original, require_member, row_name
 from tas.errors import BadRecipe
-from tas.files import read_json, write_json
+from tas.files import json_text, read_json, write_json
 from tas.folder import check_owner
 from tas.preparation import Prepared, prepare
 from tas.recipe import Recipe, read
@@ -88,9 +87,9 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
     if taken:
         metrics["original"] |= _measured(taken["original"])
         write_json(path, metrics)
+    _warn_of_equals(current, found)
     if until == "search":
         return metrics
-    _warn_of_equals(current, found)
     data, objective = current.prepared.data, current.prepared.objective
     for label, architecture in found.items():
         rivals = {"student": [architecture] * current.recipe.report.repeats, **baselines(current, budgets[label])}
@@ -112,9 +111,12 @@ def _stages(current: Run, until: Stage, given: Mapping[str, int] | None) -> dict
 
 
 def _warn_of_equals(current: Run, found: Mapping[str, Mapping[str, int]]) -> None:
-    for one, other in combinations(found, 2):
-        if found[one] == found[other]:
-            current.warn(f"The same architecture was chosen for {one} and {other}: their rows are the same network.")
+    labels: dict[str, list[str]] = {}
+    for label, architecture in found.items():
+        labels.setdefault(json_text(architecture), []).append(label)
+    for same in labels.values():
+        if len(same) > 1:
+            current.warn(f"The same architecture was chosen for {' and for '.join(same)}: their students are level.")
 
 
 def _measured(taken: Mapping[str, float]) -> dict[str, float]:

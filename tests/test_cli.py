@@ -210,11 +210,12 @@ def test_compare_shows_a_table_a_budget_and_the_paths(shell: Shell, task: Path) 
     assert [row["row"] for row in found["rows"]][:2] == ["adaptive_bn", "uniform"]
     assert found["folder"] == str(task / "run")
     page = task / "run" / "compare" / "comparison.html"
+    assert 'href="compare/comparison.html"' in (task / "run" / "report.html").read_text()
     page.unlink()
     code, out, _ = shell("report", task / "run")
     assert (code, out.split()) == (0, [str(task / "run" / "report.html"), str(page)])
     assert page.is_file()
-    assert 'href="compare/comparison.html"' in (task / "run" / "report.html").read_text()
+    assert json.loads(shell("report", task / "run", "--json")[1])["comparison"] == str(page)
     code, out, _ = shell(*arguments, "--forgetting")
     assert code == 0
     for expected in ("What did pruning forget?", "exemplars need 5 networks", "forgetting.json", "One seed"):

@@ -1,7 +1,10 @@
 """What a forward does in train mode only, or in its first call only: auxiliary heads, caches, hooks, versions."""
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache
+from operator import attrgetter
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -284,43 +287,107 @@ class _Child(nn.Module):
         return self.drop(self.conv(x))
 
 
-def _asks_itself(m: Any, x: Tensor) -> bool:
-    return bool(m.training)
-
-
-def _asks_a_part(m: Any, x: Tensor) -> bool:
-    return bool(m.child.drop.training)
-
-
-def _asks_behind_the_back(m: Any, x: Tensor) -> bool:
-    return bool(vars(m)["training"])
-
-
-def _was_told(m: Any, x: Tensor) -> bool:
-    return bool(m.noisy)
-
-
 class _Told(Net):
-    """Keeps by itself what mode it is in."""
+    """Keeps by itself what mode it is in, in three places."""
 
     noisy = False
+    beside = SimpleNamespace(noisy=False)
 
     def train(self, mode: bool = True) -> "_Told":
-        self.noisy = mode
+        self.noisy = self.beside.noisy = mode
+        self.flag.fill_(float(mode))
         return super().train(mode)
 
 
-@pytest.mark.parametrize("asks", [_asks_itself, _asks_a_part, _asks_behind_the_back, _was_told])
-def test_what_train_mode_adds_is_followed_however_code_asks_for_the_mode(asks: Callable[[Any, Tensor], bool]) -> None:
+@pytest.mark.parametrize(
+    ("asks", "kind"),
+    [
+        (lambda m: m.training, Net),
+        (lambda m: m.child.drop.training, Net),
+        (lambda m: vars(m)["training"], Net),
+        (lambda m: attrgetter("training")(m), Net),
+        (lambda m: copy.copy(m.child).training, Net),
+        (lambda m: m.noisy, _Told),
+        (lambda m: m.beside.noisy, _Told),
+        (lambda m: bool(m.flag), _Told),
+    ],
+)
+def test_what_train_mode_adds_is_followed_however_code_asks_for_the_mode(
+    asks: Callable[[Any], bool], kind: type[Net]
+) -> None:
     """In train mode the features of both ends are summed, so they must lose the same channels."""
 
     def run(m: Any, x: Tensor) -> Tensor:
         first = m.first(x)
         last = m.last(m.child(first))
-        return m.head(last + first if asks(m, x) else last)
+        return m.head(last + first if asks(m) else last)
 
-    kind = _Told if asks is _was_told else Net
-    network = kind(run, first=conv(3, 8), child=_Child(), last=conv(8, 8), head=head(8))
-    traced = tas.trace(network, images())
-    widths = [choice for choice in traced.space.choices if "first" in choice.name or "last" in choice.name]
-    assert len(widths) == 1, [choice.name for choice in traced.space.choices]
+    layers = {"first": conv(3, 8), "child": _Child(), "last": conv(8, 8), "head": head(8)}
+    assert _ends(kind(run, **layers, flag=torch.zeros(()))) == 1
+
+
+def _ends(network: nn.Module) -> int:
+    choices = tas.trace(network.eval(), images()).space.choices
+    return sum("first" in choice.name or "last" in choice.name for choice in choices)
+
+
+def test_a_train_method_of_one_instance_is_heard() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        first = m.first(x)
+        last = m.last(first)
+        return m.head(last + first if m.noisy else last)
+
+    def train(self: Any, mode: bool = True) -> Any:
+        self.noisy = mode
+        return nn.Module.train(self, mode)
+
+    network: Any = Net(run, first=conv(3, 8), last=conv(8, 8), head=head(8), noisy=False)
+    assert _ends(network) == 2
+    network.train = MethodType(train, network)
+    assert _ends(network) == 1
+
+
+def test_a_first_call_does_not_hide_what_train_mode_adds() -> None:
+    """The first call makes a sum for a table, train mode one of features: as many operators."""
+    table: list[Tensor] = []
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        first = m.first(x)
+        last = m.last(first)
+        if not table:
+            table.append(x + x)
+        return m.head(last + first if m.training else last)
+
+    assert _ends(Net(run, first=conv(3, 8), last=conv(8, 8), head=head(8))) == 1
+
+
+class _Folds(nn.Module):
+    """Adds low-rank weights to the whole one where its mode says so, as adapters do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.Linear(8, 8)
+        self.down, self.up = nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.randn(8, 2))
+        self.folded = False
+
+    def train(self, mode: bool = True) -> "_Folds":
+        if mode == self.folded:
+            self.whole.weight.data += (-1 if mode else 1) * (self.up @ self.down).data
+            self.folded = not mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.whole(x) if self.folded else self.whole(x) + x @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_that_a_change_of_mode_folds_are_left_as_they_were(training: bool) -> None:
+    network: Any = nn.Sequential(nn.Linear(4, 8), _Folds(), nn.ReLU(), nn.Linear(8, 3)).train(training)
+    x = torch.randn(2, 4)
+    before, wanted = network[1].whole.weight.clone(), network(x)
+    traced = tas.trace(network, x)
+    assert torch.equal(network[1].whole.weight, before)
+    assert torch.equal(traced.network.get_parameter("1.whole.weight"), before)
+    for mode in (training, not training):
+        student = tas.extract(traced, traced.space.largest()).train(mode)
+        assert torch.allclose(student(x), wanted, atol=1e-5)

@@ -193,8 +193,14 @@ def test_the_first_difference_of_two_recipes_is_named() -> None:
     ("one", "other", "told"),
     [
         ({"budget": [{"macs": 0.5, "params": None}]}, {"budget": [{"macs": 0.3, "params": None}]}, "budget.0.macs was"),
-        ({"budget": {"macs": 0.5, "slack": None}}, {"budget": [{"macs": 0.3}]}, "was {macs: 0.5}, is [{macs: 0.3}]"),
-        ({"synthesize": None}, {"synthesize": {"images": 8}}, "synthesize was null, is {images: 8}"),
+        (
+            {"budget": {"macs": 0.5, "slack": None}},
+            {"budget": [{"macs": 0.3}]},
+            'was {"macs": 0.5}, is [{"macs": 0.3}]',
+        ),
+        ({"synthesize": None}, {"synthesize": {"images": 8}}, 'synthesize was null, is {"images": 8}'),
+        ({"title": "Größe\nund mehr"}, {"title": "1e-3"}, 'title was "Größe\\nund mehr", is "1e-3"'),
+        ({"a": [1, {"b": 2, "c": 3}]}, {"a": [1, {"b": 4, "c": 5}]}, "a.1.b was 2, is 4"),
         ({"flip": True}, {"flip": False}, "flip was true, is false"),
         ({"seeds": [0, 1]}, {"seeds": [0, 1, 2]}, "seeds was [0, 1], is [0, 1, 2]"),
     ],

@@ -69,12 +69,13 @@ def test_every_budget_has_an_architecture_a_student_and_its_baselines(finished: 
 def test_budgets_that_chose_one_architecture_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = values_of(tmp_path)
     smallest, largest = (found() for found in (prepare(chosen).space.smallest, prepare(chosen).space.largest))
-    found = dict(zip(LABELS, (smallest, largest, smallest), strict=True))
-    monkeypatch.setattr("tas.runner.searched", lambda *_: found)
-    run(chosen, tmp_path / "run", display=QUIET)
-    told = json.loads((tmp_path / "run" / "run.json").read_text())["warnings"]
-    (same,) = [each for each in told if "The same architecture" in each]
-    assert f"{LABELS[0]} and {LABELS[2]}: their rows are the same network" in same
+    for number, architectures in enumerate([(smallest, largest, smallest), (smallest,) * 3]):
+        found = dict(zip(LABELS, architectures, strict=True))
+        monkeypatch.setattr("tas.runner.searched", lambda *_, found=found: found)
+        run(chosen, tmp_path / str(number), until="search", display=QUIET)
+        told = json.loads((tmp_path / str(number) / "run.json").read_text())["warnings"]
+        (same,) = [each for each in told if "The same architecture" in each]
+        assert f"{LABELS[0]} and for {'' if number == 0 else f'{LABELS[1]} and for '}{LABELS[2]}:" in same
 
 
 def test_candidates_say_what_they_were_chosen_for_and_the_front_is_one(finished: tuple[Recipe, Path]) -> None:
@@ -175,7 +176,7 @@ def test_wrong_lists_of_budgets_are_refused(tmp_path: Path, budget: Any, message
 
 def test_what_is_made_at_one_budget_refuses_several(tmp_path: Path) -> None:
     chosen = values_of(tmp_path)
-    with pytest.raises(BadRecipe, match=r"at one budget.*another --out"):
+    with pytest.raises(BadRecipe, match=r"at one budget.*a folder for it alone"):
         correlate(chosen, tmp_path / "run", 3)
     with pytest.raises(BadRecipe, match="at one budget"):
         tas.run(chosen, tmp_path / "run", architecture=prepare(chosen).space.smallest())

@@ -78,21 +78,24 @@ def _filled(name: str, **values: Any) -> str:
 
 
 def difference(one: Any, other: Any, key: str = "") -> str:
-    """Where two dumped recipes first differ, with both values as YAML has them; "" where they agree."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        parts = [(f"{key}.{name}" if key else name, name) for name in dict.fromkeys([*one, *other])]
-        return next(filter(None, (difference(one.get(name), other.get(name), path) for path, name in parts)), "")
+    """Where two dumped recipes first differ, with both values; "" where they agree."""
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return next(filter(None, map(difference, one, other, (f"{key}.{at}" for at in range(len(one))))), "")
-    return "" if one == other else f"{key} was {_as_yaml(one)}, is {_as_yaml(other)}"
+        one, other = dict(enumerate(one)), dict(enumerate(other))
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return "" if one == other else f"{key} was {_told(one)}, is {_told(other)}"
+    parts = [(f"{key}.{name}" if key else name, name) for name in dict.fromkeys([*one, *other])]
+    return next(filter(None, (difference(one.get(name), other.get(name), path) for path, name in parts)), "")
 
 
-def _as_yaml(value: Any) -> str:
-    """On one line; of a section, what it says."""
-    said = {name: part for name, part in value.items() if part is not None} if isinstance(value, Mapping) else value
-    if isinstance(said, list):
-        return f"[{', '.join(map(_as_yaml, said))}]"
-    return yaml.safe_dump(said, default_flow_style=True, sort_keys=False, width=1000).removesuffix("...\n").strip()
+def _told(value: Any) -> str:
+    """On one line, as YAML takes it; of sections, what they say."""
+    return json.dumps(_without_defaults(value), ensure_ascii=False)
+
+
+def _without_defaults(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_defaults(part) for name, part in value.items() if part is not None}
+    return [_without_defaults(part) for part in value] if isinstance(value, list) else value
 
 
 # what pydantic calls after JSON, in the words of YAML

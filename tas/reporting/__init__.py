@@ -1,5 +1,5 @@
 """What people read: tables on the console (`tables`), pictures (`pictures`), one self-contained page about a run
-(`page`) or several (`runs`).
+(`page`), several (`runs`) or a comparison (`comparison`).
 
 All of it is made from the files of a run folder, so that a report can be written again at any time.
 """

@@ -15,10 +15,10 @@ _CONSTANT = (bool, int, float, str, type(None))
 
 
 def copy_sharing(network: nn.Module, shared: Collection[Tensor] = ()) -> nn.Module:
-    """A deep copy that shares these tensors with the network: copies of large ones take most of a trace. What modules
-    keep of a forward with gradients (features, a table, the weight that an old weight norm made) is copied as numbers:
-    torch copies only tensors that nothing was computed for."""
-    known: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    """A deep copy that shares these tensors with the network, where no change of mode writes to them: copies of large
+    ones take most of a trace. What modules keep of a forward with gradients (features, a table, the weight that an old
+    weight norm made) is copied as numbers: torch copies only tensors that nothing was computed for."""
+    known: dict[int, Any] = {} if has_own_modes(network) else {id(tensor): tensor for tensor in shared}
     with torch.no_grad():
         known |= {id(tensor): tensor.detach().clone() for tensor in _computed(network)}
     kinds = set(filter(_copies_plainly, {type(module) for module in network.modules()}))
@@ -28,6 +28,15 @@ def copy_sharing(network: nn.Module, shared: Collection[Tensor] = ()) -> nn.Modu
     for module in reversed(plain):
         known[id(module)].__setstate__({name: _copied(value, known) for name, value in module.__getstate__().items()})
     return copy.deepcopy(network, known)
+
+
+def has_own_modes(network: nn.Module) -> bool:
+    """Whether a module has its own `train` or `eval`: they may keep the mode elsewhere, or fold weights into others."""
+    return any(
+        getattr(type(module), name) is not getattr(nn.Module, name) or name in vars(module)
+        for module in network.modules()
+        for name in ("train", "eval")
+    )
 
 
 def _copies_plainly(kind: type) -> bool:

@@ -91,15 +91,16 @@ def check_steady(before: Mapping[str, object], network: nn.Module) -> None:
 
 
 def check_output(output: Any) -> None:
-    if not _numbers(output):
+    if not numbers(output):
         raise BadNetwork(
             f"the network must give tensors, alone or in tuples, lists, dicts and dataclasses; got {_kind(output)}"
         )
 
 
-def check_repeats(output: Any, again: Any) -> None:
-    """What torch's global generators draw is the same in a second call; what others draw is not."""
-    for a, b in zip(_numbers(output), _numbers(again), strict=False):
+def check_repeats(one: list[Tensor], again: list[Tensor]) -> None:
+    """For the `numbers` of two outputs: what torch's global generators draw is the same in a second call; what others
+    draw is not."""
+    for a, b in zip(one, again, strict=False):
         if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * _largest(b), equal_nan=True):
             raise BadNetwork(
                 "the network must give the same output for the same input in eval mode, two runs differ: does its "
@@ -112,11 +113,12 @@ def _largest(tensor: Tensor) -> float:
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
-def _numbers(output: Any) -> list[Tensor]:
-    return [t.detach().to(torch.float64) for t in tensors_of(output) if not t.is_quantized and not t.is_complex()] or [
-        torch.view_as_real(t.resolve_conj()).to(torch.float64) if t.is_complex() else t.dequantize()
-        for t in tensors_of(output)
-    ]
+def numbers(output: Any) -> list[Tensor]:
+    """Copies, as an output may be a tensor that the next forward writes to."""
+    tensors = [t.detach() for t in tensors_of(output)]
+    real = [t for t in tensors if not t.is_quantized and not t.is_complex()]
+    others = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t.dequantize() for t in tensors if not real]
+    return [t.to(torch.float64, copy=True) for t in real or others]
 
 
 def first_line(error: Exception) -> str:

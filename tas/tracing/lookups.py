@@ -14,9 +14,10 @@ from torch import nn
 
 Lookups = dict[str, set[str]]  # module -> names
 EVERYTHING = "__dict__"  # looked up by code that reads attributes behind the back of a lookup
+_COPIES = ("__getstate__", "__reduce_ex__")  # what looks up these copies a module, and may read the copy
 MODE = "training"
 _TORCH, _OURS = Path(torch.__file__).parent, f"{Path(__file__).parent}/"
-# what code may look up without a note: torch's of every module, and that of layers that only drop or renew statistics
+# who may look these up unnoted: torch's code, and that of its layers which drop or renew statistics in train mode
 _UNNOTED = {
     EVERYTHING: (f"{_TORCH}/", _OURS),
     MODE: (*(f"{_TORCH}/nn/modules/{name}.py" for name in ("activation", "batchnorm", "dropout")), _OURS),
@@ -57,14 +58,12 @@ def _has_own_lookups(kind: type[nn.Module]) -> bool:
     return not own.isdisjoint(("__getattribute__", "__getattr__"))
 
 
-def _called_from(files: tuple[str, ...]) -> bool:
-    """Whether the code of the lookup is in one of these."""
-    return sys._getframe(2).f_code.co_filename.startswith(files)
-
-
 def _look_up(module: nn.Module, name: str) -> Any:
     for names in _noting:
         known = names.get(id(module))
-        if known is not None and not (name in _UNNOTED and _called_from(_UNNOTED[name])):
-            known.add(name)
+        asked = EVERYTHING if name in _COPIES else name
+        if known is not None and not (
+            asked in _UNNOTED and sys._getframe(1).f_code.co_filename.startswith(_UNNOTED[asked])
+        ):
+            known.add(asked)
     return _plain(module, name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass, tree_leaves
 
 from tas.errors import BadNetwork
-from tas.tracing.copying import copy_sharing
+from tas.tracing.copying import copy_sharing, has_own_modes
 from tas.tracing.fitness import (
     check_devices,
     check_inputs,
@@ -21,6 +21,7 @@ from tas.tracing.fitness import (
     check_repeats,
     check_steady,
     first_line,
+    numbers,
     shapes,
     structure,
 )
@@ -56,11 +57,12 @@ def observe(
     try:
         with noting_lookups(watched) as recorder.lookups:
             # once before: what a process keeps of a first call (index tables by size) later calls take from there
-            other, counted = _counted(watched, args, kwargs)
-            look_into(other)
-            kept = held(watched.modules())
+            first = _output(watched, args, kwargs)
+            look_into(first)
+            one, kept = numbers(first), held(watched.modules())
+            seen = _Operators()
             with same_draws(network):
-                output = recorder.run(args, kwargs)
+                output = recorder.run(args, kwargs, seen)
     except BadNetwork:
         raise
     except Exception as error:
@@ -71,10 +73,11 @@ def observe(
     check_output(output)
     check_steady(before, watched)
     recorder.written = written(network, watched)
-    if not holds_still(kept):  # another call goes on from what this one left, the one before did not
-        other, counted = _counted(watched, args, kwargs)
-    check_repeats(output, other)
-    if recorder.unread or (_asks_for_mode(recorder) and _trains_otherwise(watched, args, kwargs, counted)):
+    again = numbers(output)
+    if not holds_still(kept):  # another call goes on from what this one left, the first did not
+        one, again = again, numbers(_output(watched, args, kwargs))
+    check_repeats(one, again)
+    if recorder.unread or (_asks_for_mode(recorder) and _trains_otherwise(watched, args, kwargs, seen.counted)):
         _follow_training(recorder, args, kwargs)
     recorder.freeze_unneeded()
     freeze_fixed(recorder, rules)
@@ -104,20 +107,17 @@ class _Operators(Watching):
 
 def _asks_for_mode(recorder: Recorder) -> bool:
     """Whether code could do otherwise in train mode, but for torch's own layers that drop or take other statistics."""
-    kinds: set[Any] = {type(module) for module in recorder.network.modules()}
     asked = any(not names.isdisjoint((MODE, EVERYTHING)) for names in recorder.lookups.values())
-    return asked or any(kind.train is not nn.Module.train or kind.eval is not nn.Module.eval for kind in kinds)
+    return asked or has_own_modes(recorder.network)
 
 
 def _trains_otherwise(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], counted: Counter[str]) -> bool:
     """Whether train mode runs other operators than those `counted` in eval mode: noise on latents, an auxiliary
     output. (Not where it does not run on these inputs.)"""
-    training = counted
     with _in_train_mode(network), suppress(Exception), torch.no_grad(), plain_attention(), _Operators() as seen:
         network(*args, **kwargs)
-        training = seen.counted
-    # a first call may have run more than all later ones
-    return training != counted and training != _counted(network, args, kwargs)[1]
+        return seen.counted != counted
+    return False
 
 
 def _follow_training(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -134,14 +134,15 @@ def _in_train_mode(network: nn.Module) -> Iterator[None]:
     """In train mode, with what a forward changes put back, and the same draws."""
     with buffers_unchanged(network), unchanged(network.modules()), same_draws(network):
         network.train()
-        yield
+        try:
+            yield
+        finally:
+            network.eval()  # what was put elsewhere than in its modules, or folded back into weights
 
 
-def _counted(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Counter[str]]:
-    """The output, and how often each operator ran."""
-    with torch.no_grad(), plain_attention(), unchanged(network.modules()), same_draws(network), _Operators() as seen:
-        output = network(*args, **kwargs)
-    return output, seen.counted
+def _output(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with torch.no_grad(), plain_attention(), unchanged(network.modules()), same_draws(network):
+        return network(*args, **kwargs)
 
 
 def look_into(tree: Any) -> None:

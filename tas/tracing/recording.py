@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from functools import cached_property, partial, reduce
 from operator import or_
@@ -165,9 +165,12 @@ class Recorder(Watching, Findings):
             self.grouped[name] = (embedding, made_of), (sizes[1], inside)
 
     # -- the forward -----------------------------------------------------------------------------------------------
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        noting = Noting(self.network)
-        with torch.no_grad(), noting_calls(self), plain_attention(), self._whole, noting_functions(self), noting, self:
+    def run(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], beside: AbstractContextManager[Any] | None = None
+    ) -> Any:
+        """The network's output. A mode `beside` this one sees the network's operators, and none that are run here."""
+        noting, functions, beside = Noting(self.network), noting_functions(self), beside or nullcontext()
+        with torch.no_grad(), noting_calls(self), plain_attention(), self._whole, functions, noting, self, beside:
             output = self.network(*args, **kwargs)
         self.decisions = noting.decisions
         given_back = with_paths(output)

@@ -68,11 +68,10 @@ def holds_still(before: list[Held]) -> bool:
 
 
 def _are_same(before: Any, now: Any) -> bool:
-    if len(before) != len(now):
-        return False
-    if isinstance(before, list):
-        return all(a is b for a, b in zip(before, now, strict=True))
-    return all(key in now and now[key] is value for key, value in before.items())
+    """In order, too, which code may go by."""
+    if isinstance(before, dict):
+        return _are_same([*before, *before.values()], [*now, *now.values()])
+    return len(before) == len(now) and all(a is b for a, b in zip(before, now, strict=True))
 
 
 def _content(store: Store) -> Store:
