@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tas.tracing.copying import has_own_modes
+
 
 def has_batch_norm(network: nn.Module) -> bool:
     """Whether any module of `network` keeps running batch statistics."""
@@ -22,11 +24,14 @@ def has_batch_norm(network: nn.Module) -> bool:
 
 @contextmanager
 def modes_restored(network: nn.Module) -> Iterator[None]:
-    """Give every module its own training flag back: a network may hold some modules in eval mode on purpose."""
+    """Give every module its own training flag back: a network may hold some modules in eval mode on purpose. Modules
+    with a `train` of their own hear of it: they may fold weights for eval mode."""
     flags = [(module, module.training) for module in network.modules()]
     try:
         yield
     finally:
+        if has_own_modes(network):
+            network.train(flags[0][1])
         for module, flag in flags:
             module.training = flag
 

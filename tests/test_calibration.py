@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tas.calibration import has_batch_norm, recalibrate, statistics
+from tas.calibration import has_batch_norm, modes_restored, recalibrate, statistics
 
 
 class Net(nn.Module):
@@ -116,3 +116,20 @@ def test_has_batch_norm_only_counts_norms_with_running_statistics() -> None:
     assert has_batch_norm(net())
     assert not has_batch_norm(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
     assert not has_batch_norm(nn.BatchNorm1d(2, track_running_stats=False))
+
+
+def test_modules_with_a_train_of_their_own_hear_that_the_mode_is_restored() -> None:
+    class Hears(nn.Linear):
+        heard = True
+
+        def train(self, mode: bool = True) -> "Hears":
+            self.heard = mode
+            return super().train(mode)
+
+    network = nn.Sequential(Hears(2, 2), nn.BatchNorm1d(2))
+    network[1].eval()
+    with modes_restored(network):
+        network.eval()
+        assert not network[0].heard
+    assert network[0].heard
+    assert [module.training for module in network.modules()] == [True, True, False]

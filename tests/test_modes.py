@@ -391,3 +391,42 @@ def test_weights_that_a_change_of_mode_folds_are_left_as_they_were(training: boo
     for mode in (training, not training):
         student = tas.extract(traced, traced.space.largest()).train(mode)
         assert torch.allclose(student(x), wanted, atol=1e-5)
+
+
+def _rebinds(average: nn.Parameter, weight: Tensor) -> None:
+    average.data = average.data * 0.9 + weight.data * 0.1
+
+
+def _writes_data(average: nn.Parameter, weight: Tensor) -> None:
+    average.data.mul_(0.9).add_(weight, alpha=0.1)
+
+
+def _writes(average: nn.Parameter, weight: Tensor) -> None:
+    average.mul_(0.9).add_(weight, alpha=0.1)
+
+
+@pytest.mark.parametrize("average", [_rebinds, _writes_data, _writes])
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_that_train_mode_averages_are_left_as_they_were(
+    average: Callable[[nn.Parameter, Tensor], None], training: bool
+) -> None:
+    """A momentum encoder: its weights follow those of another in every forward of train mode."""
+
+    @torch.no_grad()
+    def momentum(m: Any, x: Tensor) -> Tensor:
+        for mine, other in zip(m.slow.parameters(), m.fast.parameters(), strict=True):
+            if m.training:
+                average(mine, other)
+        return m.slow(x)
+
+    def encoder() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 6))
+
+    network = Net(lambda m, x: (m.fast(x) * momentum(m, x)).sum(1), fast=encoder(), slow=encoder()).train(training)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    traced = tas.trace(network, torch.randn(3, 4))
+    student = tas.extract(traced, traced.space.largest())
+    for name, tensor in before.items():
+        for each in (network, traced.network, student):
+            assert torch.equal(each.state_dict()[name], tensor), name
+    assert traced.space.choices

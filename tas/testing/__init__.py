@@ -34,7 +34,7 @@ from tas.tracing.copying import copy_sharing
 from tas.tracing.dynamic import decisions_of, hold
 from tas.tracing.fitness import first_line
 from tas.tracing.observing import look_into
-from tas.tracing.undoing import unchanged
+from tas.tracing.undoing import parameters_unchanged, unchanged
 from tas.tracing.watching import Watching
 
 __all__ = ["check_space", "randomize"]
@@ -170,7 +170,7 @@ def _require_trainable(network: nn.Module, inputs: Any) -> None:
     alone, (args, kwargs) = copy_sharing(network, list(network.parameters())).train(), as_call(inputs)
     step, mend = "forward", "give example inputs that it can be trained on, with targets say"
     try:
-        with same_noise(), without_checkpointing():
+        with parameters_unchanged(alone), same_noise(), without_checkpointing():
             output = alone(*args, **kwargs)
         step, mend = "backward", "mend that first; a tensor may be changed in place that the backward needs"
         laws.gradients(output, [p for p in alone.parameters() if p.requires_grad])
@@ -199,8 +199,10 @@ class _Precisions(Watching):
 
 def _rounding(network: nn.Module, inputs: Any) -> float:
     args, kwargs = as_call(inputs)
-    with torch.no_grad(), unchanged(network.modules()), _Precisions() as noted:
-        network.eval()(*args, **kwargs)
+    with modes_restored(network), torch.no_grad():
+        network.eval()
+        with unchanged(network.modules()), _Precisions() as noted:
+            network(*args, **kwargs)
     return noted.rounding
 
 

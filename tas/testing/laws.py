@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from tas import cost, sampling
+from tas.calibration import modes_restored
 from tas.distribution import ArchitectureDistribution, Draw, Pick, one_hot
 from tas.errors import Infeasible
 from tas.extraction import extract
@@ -105,8 +106,10 @@ def outputs_of(network: nn.Module, inputs: Any) -> Any:
     """In eval mode, with the same random numbers, leaving nothing behind: a cache of results with gradients could not
     be copied any more."""
     args, kwargs = as_call(inputs)
-    with unchanged(network.modules()), same_noise():
-        return network.eval()(*args, **kwargs)
+    with modes_restored(network):
+        network.eval()
+        with unchanged(network.modules()), same_noise():
+            return network(*args, **kwargs)
 
 
 def _is_its_student(supernet: Supernet, architecture: Architecture, inputs: Any, close: Close, law: str) -> Any:

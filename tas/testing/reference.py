@@ -24,7 +24,7 @@ from tas.tracing.callsites import CallSites
 from tas.tracing.copying import copy_sharing
 from tas.tracing.independent import independent_macs
 from tas.tracing.records import CallSite, Feed, Site
-from tas.tracing.undoing import buffers_unchanged, hooked
+from tas.tracing.undoing import buffers_unchanged, hooked, parameters_unchanged
 from tas.tracing.units import Group
 
 __all__ = ["drawn_wide", "independent_macs", "randomize", "same_noise", "without_noise"]
@@ -128,7 +128,7 @@ class _Wide:
             module.register_forward_hook(lambda *_, name=name: self._called.add(name))
             for name, module in network.named_modules()
         ]
-        with hooked(handles), torch.no_grad(), buffers_unchanged(network):
+        with hooked(handles), torch.no_grad(), buffers_unchanged(network), parameters_unchanged(network):
             self.run(inputs)
 
     def multiply(self, factors: Mapping[Site, Tensor]) -> None:

@@ -31,7 +31,7 @@ from tas.tracing.lookups import EVERYTHING, MODE, noting_lookups
 from tas.tracing.places import written
 from tas.tracing.recording import Recorder, is_real, plain_attention
 from tas.tracing.rules import Rules
-from tas.tracing.undoing import buffers_unchanged, held, holds_still, same_draws, unchanged
+from tas.tracing.undoing import buffers_unchanged, held, holds_still, parameters_unchanged, same_draws, unchanged
 from tas.tracing.watching import Watching
 
 # what dropout and drop path are made of; the counters of batch norms are sums of whole numbers
@@ -132,7 +132,8 @@ def _follow_training(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str
 @contextmanager
 def _in_train_mode(network: nn.Module) -> Iterator[None]:
     """In train mode, with what a forward changes put back, and the same draws."""
-    with buffers_unchanged(network), unchanged(network.modules()), same_draws(network):
+    kept = buffers_unchanged(network), parameters_unchanged(network), unchanged(network.modules())
+    with kept[0], kept[1], kept[2], same_draws(network):
         network.train()
         try:
             yield

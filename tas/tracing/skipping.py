@@ -16,7 +16,7 @@ from tas.tracing.records import Site
 from tas.tracing.regions import Region, leave_out
 from tas.tracing.slicing import unfused
 from tas.tracing.traced import Traced
-from tas.tracing.undoing import same_draws
+from tas.tracing.undoing import parameters_unchanged, same_draws
 
 
 def those_that_skip(check: Callable[[list[Region]], bool], regions: list[Region]) -> list[Region]:
@@ -71,7 +71,7 @@ def _is_constant(parameter: Tensor) -> bool:
 
 def _runs(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether it runs as it is, where code may ask for what is in a module that was left out."""
-    with torch.no_grad(), same_draws(network):
+    with torch.no_grad(), parameters_unchanged(network), same_draws(network):
         try:
             network(*args, **kwargs)
         except Exception:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tas.tracing.leaves import tensors_of
 from tas.tracing.places import MODULES_OWN
+from tas.tracing.watching import Watching
 
 Store = dict[Any, Any] | list[Any]
 Held = tuple[nn.Module, dict[str, Any], list[tuple[Any, Store]]]
@@ -95,6 +97,54 @@ def buffers_unchanged(network: nn.Module) -> Iterator[None]:
             for buffer, content in before:
                 if not torch.equal(buffer, content):  # one that was expanded cannot be written
                     buffer.copy_(content)
+
+
+@contextmanager
+def parameters_unchanged(network: nn.Module) -> Iterator[None]:
+    """Puts back what a forward does to parameters: averages of other weights, in train mode. Only what is written to is
+    copied."""
+    modules = [(module, dict(module._parameters)) for module in network.modules()]
+    parameters = [(parameter, parameter.data) for parameter in network.parameters()]
+    written = _Written(parameters)
+    try:
+        with written:
+            yield
+    finally:
+        for module, own in modules:
+            module._parameters.clear()
+            module._parameters.update(own)
+        with torch.no_grad():
+            for parameter, data in parameters:
+                if parameter.data_ptr() != data.data_ptr():
+                    parameter.data = data
+                if id(parameter) in written.content:
+                    data.copy_(written.content[id(parameter)])
+
+
+class _Written(Watching):
+    """Copies parameters right before an operator writes to them."""
+
+    def __init__(self, parameters: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+        super().__init__()
+        self.content: dict[int, Tensor] = {}
+        self._at: dict[int, list[tuple[int, Tensor]]] = {}
+        for parameter, data in parameters:
+            self._at.setdefault(_memory(data), []).append((id(parameter), data))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        for number, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[number] if number < len(args) else given.get(argument.name)
+                for tensor in tensors_of(value):
+                    for key, data in self._at.get(_memory(tensor), ()):
+                        if key not in self.content:
+                            self.content[key] = data.clone()
+        return func(*args, **given)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 @contextmanager
