@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tas.cost import macs
 from tas.exporting import load, save
 from tas.extraction import extract
 from tas.testing import check_space
@@ -346,3 +347,78 @@ def test_settings_of_a_layer_whose_weight_other_code_applies_follow() -> None:
     assert [choice.candidates[-1] for choice in traced.space.choices] == [8, 6]
     depthwise = extract(traced, traced.space.smallest()).layers[1]
     assert (depthwise.groups, depthwise.in_channels, depthwise.out_channels) == (depthwise.weight.shape[0],) * 3
+
+
+class Slots(nn.Module):
+    """Learned slots that look at the input for some steps; both counts are attributes, and may be equal."""
+
+    def __init__(self, slots: int, steps: int) -> None:
+        super().__init__()
+        self.slots, self.steps = slots, steps
+        self.start = nn.Parameter(torch.randn(1, 1, 12))
+        self.inner, self.query, self.turn, self.head = (
+            nn.Linear(5, 12),
+            nn.Linear(12, 12),
+            nn.GRUCell(12, 12),
+            nn.Linear(12, 4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = self.inner(x)
+        slots = self.start.expand(len(x), self.slots, -1)
+        for _ in range(self.steps):
+            weights = (self.query(slots) @ keys.transpose(1, 2)).softmax(1)
+            slots = self.turn((weights @ keys).flatten(0, 1), slots.flatten(0, 1)).unflatten(0, (len(x), -1))
+        return self.head(slots).sum(1)
+
+
+class Registers(nn.Module):
+    """Learned registers, as many as steps."""
+
+    def __init__(self, registers: int, steps: int) -> None:
+        super().__init__()
+        self.registers, self.steps = registers, steps
+        self.start, self.inner, self.head = nn.Parameter(torch.randn(registers, 12)), nn.Linear(5, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        seen = self.start.expand(len(x), self.registers, -1)
+        for _ in range(self.steps):
+            seen = torch.tanh(seen + (seen @ x.transpose(1, 2)).softmax(-1) @ x)
+        return self.head((seen * seen.sum(-1, keepdim=True)).sum(1))
+
+
+@pytest.mark.parametrize("kind", [Slots, Registers])
+def test_a_count_of_steps_is_no_size_that_it_equals(kind: Callable[[int, int], nn.Module]) -> None:
+    spaces = []
+    for steps in (4, 3):
+        traced = check_space(kind(4, steps), torch.randn(2, 7, 5))
+        assert extract(traced, traced.space.smallest()).steps == steps
+        spaces.append([(choice.name, choice.candidates) for choice in traced.space.choices])
+    assert spaces[0] == spaces[1] != []
+
+
+class Mixer(nn.Module):
+    """A mixer of state spaces: the middle part of the projection is a sum of sizes, split again further on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.state, self.heads = 32, 6, 4
+        self.first, self.out = nn.Linear(3, 16), nn.Linear(32, 5)
+        self.project = nn.Linear(16, 2 * self.inner + 2 * self.state + self.heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.inner, self.inner + 2 * self.state, self.heads]
+        gate, mixed, step = self.project(self.first(x)).split(parts, -1)
+        u, keys, queries = mixed.split([self.inner, self.state, self.state], -1)
+        u = u.unflatten(-1, (self.heads, -1))
+        scores = queries @ keys.transpose(1, 2)
+        y = torch.einsum("bls,bsh,bshp->blhp", scores, nn.functional.softplus(step), u)
+        return self.out(y.flatten(2) * nn.functional.silu(gate))
+
+
+def test_parts_that_are_sums_of_sizes_follow_them() -> None:
+    traced = check_space(Mixer(), torch.randn(2, 7, 3))
+    assert macs(traced.space, traced.space.smallest()) < 0.1 * macs(traced.space, traced.space.largest())
+    student = extract(traced, traced.space.smallest())
+    assert (student.heads, student.inner, student.state) == (1, 2, 1)

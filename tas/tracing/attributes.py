@@ -66,9 +66,11 @@ def candidates(
     chain = list(dict.fromkeys([*record.owners, *enclosing(record.module), *_holders(recorder, record)]))
     for name in chain[:3]:
         yield from _listed(recorder, network, name, record, kept)
-    for settings in (False, True):
+    # parts may be sums of sizes that are told apart further on: [inner + 2 * state, heads]
+    sizes = (changed, around) if record.operator == "split_with_sizes" else (changed,)
+    for axes, settings in product(sizes, (False, True)):
         for name in chain[:3]:
-            options = _options(recorder, network, name, changed, kept, settings)
+            options = _options(recorder, network, name, axes, kept, settings)
             yield from (list(rules) for rules in islice(product(*options), _COMBINATIONS) if len(rules) > 1)
     for name in chain:
         for rules in _options(recorder, network, name, around, kept):

@@ -182,7 +182,7 @@ class Identities:
             few, many = (left > 0).sum(1), (right > 0).sum(1)
             stuck = ((few != 1) & (many != 1)) | (few * many == 0)
             for side in (left[stuck], right[stuck]):
-                self.freeze(side, f"its factors do not match: {why}")
+                self.freeze(side, f"it would have to be two products of other sizes at once: {why}")
             width = max(left.shape[1], right.shape[1])
             left, right = (np.pad(side, ((0, 0), (0, width - side.shape[1])))[~stuck] for side in (left, right))
             swap = (few != 1)[~stuck, None]

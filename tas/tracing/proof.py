@@ -191,15 +191,15 @@ class _Proof:
         return None
 
     def _needed(self, before: dict[AttributeRule, int], found: Replay) -> list[AttributeRule]:
-        """Several rules found together, but for those without which the replay comes further: a shift of 3 is no number
-        of heads. These go back to what they were `before`."""
+        """Several rules found together, but for those without which the replay comes as far: a shift of 3 is no number
+        of heads, and 4 steps are not 4 registers. These go back to what they were `before`."""
         needed = list(before)
         for rule in needed[:] if len(needed) > 1 else []:
-            if found.error is None:
+            if found.error is None and not found.strayed:
                 break
             set_integer(self.network.get_submodule(rule.module), rule.key, before[rule])
             replay = self._replay()
-            if replay.error is None or replay.position > found.position:
+            if replay.comes_as_far_as(found):
                 needed.remove(rule)
                 found = replay
             else:

@@ -60,6 +60,12 @@ class Replay(Watching):
             lines = str(error).strip().splitlines()
             self.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
 
+    def comes_as_far_as(self, other: Replay) -> bool:
+        """Whether it fails no earlier, or not at all and strays nowhere else."""
+        if self.error is None:
+            return other.error is not None or self.strayed <= other.strayed
+        return other.error is not None and self.position >= other.position
+
     def _compare_literals(self) -> None:
         records = [record for record in self.recorder.records if record.operator == LITERAL]
         if len(records) == len(self._literals):
