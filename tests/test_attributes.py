@@ -356,19 +356,16 @@ class Slots(nn.Module):
         super().__init__()
         self.slots, self.steps = slots, steps
         self.start = nn.Parameter(torch.randn(1, 1, 12))
-        self.inner, self.query, self.turn, self.head = (
-            nn.Linear(5, 12),
-            nn.Linear(12, 12),
-            nn.GRUCell(12, 12),
-            nn.Linear(12, 4),
-        )
+        self.inner, self.norm, self.query = nn.Linear(5, 12), nn.LayerNorm(12), nn.Linear(12, 12)
+        self.turn, self.head = nn.GRUCell(12, 12), nn.Linear(12, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        keys = self.inner(x)
+        x = self.norm(self.inner(x))
+        width = x.shape[2]
         slots = self.start.expand(len(x), self.slots, -1)
         for _ in range(self.steps):
-            weights = (self.query(slots) @ keys.transpose(1, 2)).softmax(1)
-            slots = self.turn((weights @ keys).flatten(0, 1), slots.flatten(0, 1)).unflatten(0, (len(x), -1))
+            weights = (self.query(slots) @ x.transpose(1, 2)).softmax(1)
+            slots = self.turn((weights @ x).reshape(-1, width), slots.reshape(-1, width)).reshape(len(x), -1, width)
         return self.head(slots).sum(1)
 
 

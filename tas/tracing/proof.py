@@ -101,6 +101,9 @@ class _Proof:
             self.recorder.lookups[name] |= names
         while replay.error is not None or (replay.strayed and not self._equals_masked(replay)):
             found = self._mend(replay)
+            if found is None and (further := self._without_a_coincidence(replay)):
+                replay = further
+                continue
             if found is None:
                 record, error = replay.at(), replay.error or "its values differ from those of the masked network"
                 first = [] if replay.asked is None else [(replay.asked, self.kept)]
@@ -110,7 +113,7 @@ class _Proof:
             rules, replay = found
             self.new += rules
             self.doubted += rules
-        self._drop_coincidences(replay.strayed)
+        self._drop_coincidences(replay)
         return True
 
     def _told(self, record: Record, masks: Iterator[Array]) -> Iterator[Told]:
@@ -191,7 +194,7 @@ class _Proof:
         return None
 
     def _needed(self, before: dict[AttributeRule, int], found: Replay) -> list[AttributeRule]:
-        """Several rules found together, but for those without which the replay comes as far: a shift of 3 is no number
+        """Several rules found together, but for those without which the replay comes further: a shift of 3 is no number
         of heads, and 4 steps are not 4 registers. These go back to what they were `before`."""
         needed = list(before)
         for rule in needed[:] if len(needed) > 1 else []:
@@ -199,30 +202,53 @@ class _Proof:
                 break
             set_integer(self.network.get_submodule(rule.module), rule.key, before[rule])
             replay = self._replay()
-            if replay.comes_as_far_as(found):
+            if replay.comes_further_than(found):
                 needed.remove(rule)
                 found = replay
             else:
                 self._set([rule])
         return needed
 
-    def _drop_coincidences(self, strayed: set[int]) -> None:
+    def _without_a_coincidence(self, failed: Replay) -> Replay | None:
+        """The replay that comes further without a doubted rule, which is dropped: 4 steps that went with 4 slots are
+        missed only after the first of them."""
+        for group in self._doubted_groups():
+            self._reset(group)
+            replay = self._replay()
+            if replay.comes_further_than(failed):
+                self._drop(group)
+                self.disproved += group
+                return replay
+            self._set(group)
+        return None
+
+    def _drop_coincidences(self, found: Replay) -> None:
         """An attribute that merely had the same value goes back: where the replay holds without it, and compares as
         much."""
-        kinds = {(type(self.traced.network.get_submodule(r.module)), r.key): r for r in self.doubted}
+        groups = list(self._doubted_groups())
         self.doubted.clear()
-        for kind, key in kinds:
-            group = [
-                r for r in self.rules if r.key == key and type(self.traced.network.get_submodule(r.module)) is kind
-            ]
-            for rule in group:
-                set_integer(self.network.get_submodule(rule.module), rule.key, rule.was)
+        for group in groups:
+            self._reset(group)
             replay = self._replay()
-            if replay.error is None and replay.strayed <= strayed:
-                self.rules[:] = [r for r in self.rules if r not in group]
-                self.new = [r for r in self.new if r not in group]
+            if replay.error is None and (replay.strayed <= found.strayed or replay.compared > found.compared):
+                self._drop(group)
             else:
                 self._set(group)
+
+    def _doubted_groups(self) -> Iterator[list[AttributeRule]]:
+        """Of every class and key that doubted rules are about, the rules in force."""
+        modules: Any = dict(self.traced.network.named_modules())
+        for kind, key in dict.fromkeys((type(modules[rule.module]), rule.key) for rule in self.doubted):
+            group = [rule for rule in self.rules if rule.key == key and type(modules[rule.module]) is kind]
+            yield from [group] if group else []
+
+    def _reset(self, rules: list[AttributeRule]) -> None:
+        for rule in rules:
+            set_integer(self.network.get_submodule(rule.module), rule.key, rule.was)
+
+    def _drop(self, rules: list[AttributeRule]) -> None:
+        self.rules[:] = [rule for rule in self.rules if rule not in rules]
+        self.new = [rule for rule in self.new if rule not in rules]
 
     def _is_written(self, rule: AttributeRule) -> bool:
         return (rule.module, rule.key[0]) in self.recorder.written

@@ -62,7 +62,7 @@ def _follow_attribute(
     if asked is None or record.operator not in _VIEWS or len(asked) != len(record.outputs[0].shape):
         return False
     for span in reversed(_enclosing(recorder, record)):
-        for rule in [rule for rule in rules if rule.module == span.module and rule.was == rule.full]:
+        for rule in [rule for rule in rules if rule.module == span.module]:
             now = kept((rule.full, rule.rows))
             axes = enumerate(record.outputs[0].axes())
             dims = [d for d, axis in axes if axis[0] == rule.was and asked[d] == now != kept(axis)]
@@ -79,7 +79,7 @@ def _follow_attribute(
 
 def _follow(recorder: Recorder, record: Record, rule: AttributeRule, dim: int) -> bool:
     axes = record.outputs[0].axes()
-    if dim >= len(axes) or axes[dim][0] != rule.was or not recorder.carries(axes[dim][1]):
+    if dim >= len(axes) or not axes[dim][0] == rule.was == rule.full or not recorder.carries(axes[dim][1]):
         return False
     why = f"one attribute, {rule.named()}, is both sizes"
     return recorder.tie_counts(rule.rows, axes[dim][1], why)

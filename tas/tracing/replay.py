@@ -39,6 +39,7 @@ class Replay(Watching):
         self.recorder, self.kept = recorder, kept
         self.position, self.aligned = 0, True
         self.strayed: set[int] = set()
+        self.compared = 0  # operators
         self._aliases = 0  # up to where those of the record have been met
         self._calls: Counter[str] = Counter()
         self._unaligned: Counter[tuple[str, str]] = Counter()  # operators and their numbers since it strayed
@@ -60,11 +61,11 @@ class Replay(Watching):
             lines = str(error).strip().splitlines()
             self.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
 
-    def comes_as_far_as(self, other: Replay) -> bool:
-        """Whether it fails no earlier, or not at all and strays nowhere else."""
+    def comes_further_than(self, other: Replay) -> bool:
+        """Whether it fails later, or not at all; of two that do not fail, whether it compares more."""
         if self.error is None:
-            return other.error is not None or self.strayed <= other.strayed
-        return other.error is not None and self.position >= other.position
+            return other.error is not None or self.compared > other.compared
+        return other.error is not None and self.position > other.position
 
     def _compare_literals(self) -> None:
         records = [record for record in self.recorder.records if record.operator == LITERAL]
@@ -171,6 +172,7 @@ class Replay(Watching):
                 raise _Differs(f"it gives {tuple(tensor.shape)} where {wanted} was due")
         self._compare_numbers(record, numbers_in(record.operator, (args, kwargs)))
         self.position += 1
+        self.compared += 1
         self.asked = None
         return out
 

@@ -3,8 +3,8 @@
 A recurrent layer is an opaque operator on one machine and thousands of small ones, several a time step, on another.
 Attention with fewer keys' heads than queries' is one operator, or many that depend on how often a head is repeated.
 And `einsum`, which is many operators, computes a sum over one position as an elementwise product: whether it is running
-one is known here alone. Of `unflatten` with sizes that do not fit no operator would tell what was asked for: it raises
-before there is one.
+one is known here alone. Of `reshape` and `unflatten` with sizes that do not fit no operator would tell what was asked:
+they raise before there is one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 Observer = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _UNFLATTEN = (torch.unflatten, Tensor.unflatten)
+_RESHAPE = (torch.reshape, Tensor.reshape)
 _NAMES = {getattr(torch, name): name for name in (*_LAYERS, *(f"{layer}_cell" for layer in _LAYERS))}
 
 
@@ -43,6 +44,8 @@ class Whole(TorchFunctionMode):
             return in_pairs(partial(self.__torch_function__, func, types), *args)
         if func in _UNFLATTEN:
             _require_unflattened(*args, **(kwargs or {}))
+        if func in _RESHAPE:
+            _require_reshaped(*args, **(kwargs or {}))
         name = _name(func, kwargs or {})
         if name is None:
             self.summing = func is torch.einsum and sums_over_one(*args)
@@ -69,12 +72,23 @@ def _name(func: Any, options: dict[str, Any]) -> str | None:
 
 def _require_unflattened(input: Tensor, dim: int | str, sizes: Sequence[int]) -> None:
     """Raises as the operator `view` does where the sizes, one of which may be -1, do not fit."""
+    if not isinstance(dim, str):
+        before = range(input.dim())[dim]
+        if not _fit(input.shape[before], sizes):
+            input.view(*input.shape[:before], *sizes, *input.shape[before + 1 :])
+
+
+def _require_reshaped(input: Tensor, *sizes: Any, shape: Sequence[int] = ()) -> None:
+    """The same of the sizes, given one by one, in a tuple or by name."""
+    wanted = tuple(sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes or shape)
+    if not _fit(input.numel(), wanted):
+        input.view(wanted)
+
+
+def _fit(whole: int, sizes: Sequence[int]) -> bool:
+    """Whether so many positions come in these sizes, one of which may be -1; not asked where one is 0."""
     known = prod(size for size in sizes if size != -1)
-    if isinstance(dim, str) or not known:
-        return
-    before = range(input.dim())[dim]
-    if input.shape[before] % known if -1 in sizes else input.shape[before] != known:
-        input.view(*input.shape[:before], *sizes, *input.shape[before + 1 :])
+    return not known or (whole % known == 0 if -1 in sizes else whole == known)
 
 
 def is_of_several(equation: Any, *operands: Any) -> bool:
