@@ -82,12 +82,15 @@ def _measures(space: SearchSpace) -> list[str]:
 
 
 def feasibility(space: SearchSpace, budgets: Mapping[str, Budget] | None = None) -> dict[str, dict[str, Any]]:
-    """Costs of the smallest, a uniform and the largest architecture: uniform at each budget, else at half width; of
-    uniform ones also the smallest and the largest part of a width that is kept ("widths")."""
+    """Costs of the smallest architecture, of the smallest widths where blocks can go as well, of a uniform and the
+    largest architecture: uniform at each budget, else at half width; of uniform ones also the smallest and the largest
+    part of a width that is kept ("widths")."""
     budgets = budgets or {}
     middle = {row_name("uniform", label, budgets): uniform(space, budget) for label, budget in budgets.items()}
     middle = middle or {"uniform": space.uniform(0.5)}
-    rows = {"smallest": space.smallest(), **middle, "largest": space.largest()}
+    deep = {choice.kind for choice in space.choices} == {"width", "depth"}
+    narrow = {"smallest, with all blocks": space.uniform(0)} if deep else {}
+    rows = {"smallest": space.smallest(), **narrow, **middle, "largest": space.largest()}
     found: dict[str, dict[str, Any]] = {name: costs(space, architecture) for name, architecture in rows.items()}
     for name, architecture in middle.items():
         parts = [architecture[choice.name] / choice.size for choice in space.choices if choice.kind == "width"]

@@ -102,7 +102,7 @@ def test_plan_estimates_and_writes_nothing(shell: Shell, task: Path, tmp_path: P
     assert list(found["seconds"]) == ["original", "search", "distill", "together"]
     assert found["seconds"]["together"] == pytest.approx(sum(found["seconds"].values()) / 2)
     assert found["megabytes"] > 0
-    assert list(found["feasibility"]) == ["smallest", "uniform", "largest"]
+    assert list(found["feasibility"]) == ["smallest", "smallest, with all blocks", "uniform", "largest"]
     assert not list(tmp_path.iterdir())
 
 

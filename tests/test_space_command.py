@@ -187,8 +187,8 @@ def test_inputs_that_do_not_fit_are_one_line(shell: Shell, shapes: tuple[str, ..
 def test_bounds_show_the_original_beside_the_largest(shell: Shell) -> None:
     code, out, _ = shell(*TINY, "--set", "space.bound={stem.0: [2, 4]}")
     assert code == 0
-    assert [line.split()[1] for line in out.splitlines() if line.startswith("│ ")][-4:] == [
-        *("smallest", "uniform", "largest", "original")
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("│ ")][-5:] == [
+        *("smallest", "smallest,", "uniform", "largest", "original")
     ]
 
 
