@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tas.tracing.copying import has_own_modes
+from tas.tracing.copying import has_own_mode
 
 
 def has_batch_norm(network: nn.Module) -> bool:
@@ -30,8 +30,9 @@ def modes_restored(network: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        if has_own_modes(network):
-            network.train(flags[0][1])
+        for module, flag in flags:
+            if module.training != flag and has_own_mode(module):
+                module.train(flag)
         for module, flag in flags:
             module.training = flag
 

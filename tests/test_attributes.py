@@ -419,3 +419,25 @@ def test_parts_that_are_sums_of_sizes_follow_them() -> None:
     assert macs(traced.space, traced.space.smallest()) < 0.1 * macs(traced.space, traced.space.largest())
     student = extract(traced, traced.space.smallest())
     assert (student.heads, student.inner, student.state) == (1, 2, 1)
+
+
+class Turns(nn.Module):
+    """Goes another way where two numbers, which are no sizes, are not what they were; and where it is narrow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = self.q = 12
+        self.a, self.b, self.c, self.d = nn.Linear(4, 12), nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y = self.b((y + y.sigmoid() if y.shape[-1] < 6 else y).tanh())
+        y = self.c((y.abs().neg() if self.p != 12 else y).tanh())
+        return self.d((y.abs().neg() if self.q != 12 else y).tanh())
+
+
+def test_what_goes_another_way_where_it_is_narrow_keeps_its_sizes() -> None:
+    """No attribute is to blame: a proof that goes on trying without any would never end."""
+    traced = trace(Turns(), torch.randn(3, 4))
+    assert not traced.attribute_rules
+    assert any("computes something else" in size.reason for size in traced.space.kept)

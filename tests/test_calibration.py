@@ -118,18 +118,29 @@ def test_has_batch_norm_only_counts_norms_with_running_statistics() -> None:
     assert not has_batch_norm(nn.BatchNorm1d(2, track_running_stats=False))
 
 
+class Folds(nn.Linear):
+    """Counts how often its own `train` changes the mode."""
+
+    folded = False
+    changes = 0
+
+    def train(self, mode: bool = True) -> "Folds":
+        if mode == self.folded:
+            self.folded, self.changes = not mode, self.changes + 1
+        return super().train(mode)
+
+
 def test_modules_with_a_train_of_their_own_hear_that_the_mode_is_restored() -> None:
-    class Hears(nn.Linear):
-        heard = True
-
-        def train(self, mode: bool = True) -> "Hears":
-            self.heard = mode
-            return super().train(mode)
-
-    network = nn.Sequential(Hears(2, 2), nn.BatchNorm1d(2))
+    network = nn.Sequential(Folds(2, 2), nn.BatchNorm1d(2), nn.Sequential(Folds(2, 2)))
     network[1].eval()
+    network[2].eval()
+    before = [module.training for module in network.modules()]
     with modes_restored(network):
         network.eval()
-        assert not network[0].heard
-    assert network[0].heard
-    assert [module.training for module in network.modules()] == [True, True, False]
+        assert network[0].folded
+    assert not network[0].folded
+    assert network[2][0].folded
+    assert [module.training for module in network.modules()] == before
+    with modes_restored(network):
+        pass
+    assert (network[0].changes, network[2][0].changes) == (2, 1)

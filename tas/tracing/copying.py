@@ -31,12 +31,14 @@ def copy_sharing(network: nn.Module, shared: Collection[Tensor] = ()) -> nn.Modu
 
 
 def has_own_modes(network: nn.Module) -> bool:
+    """Whether any module is one of these."""
+    return any(map(has_own_mode, network.modules()))
+
+
+def has_own_mode(module: nn.Module) -> bool:
     """Whether a module has its own `train` or `eval`: they may keep the mode elsewhere, or fold weights into others."""
-    return any(
-        getattr(type(module), name) is not getattr(nn.Module, name) or name in vars(module)
-        for module in network.modules()
-        for name in ("train", "eval")
-    )
+    own = vars(module)
+    return any(getattr(type(module), name) is not getattr(nn.Module, name) or name in own for name in ("train", "eval"))
 
 
 def _copies_plainly(kind: type) -> bool:

@@ -132,8 +132,12 @@ def _follow_training(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str
 @contextmanager
 def _in_train_mode(network: nn.Module) -> Iterator[None]:
     """In train mode, with what a forward changes put back, and the same draws."""
-    kept = buffers_unchanged(network), parameters_unchanged(network), unchanged(network.modules())
-    with kept[0], kept[1], kept[2], same_draws(network):
+    with (
+        buffers_unchanged(network),
+        parameters_unchanged(network),
+        unchanged(network.modules()),
+        same_draws(network),
+    ):
         network.train()
         try:
             yield

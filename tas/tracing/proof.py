@@ -55,11 +55,11 @@ def prove(
             if any(np.array_equal(mask, known) for known in masks):
                 continue
         masks.append(mask)
-        under = replace(traced, attribute_rules=in_units(rules, units))
+        under, before = replace(traced, attribute_rules=in_units(rules, units)), list(rules)
         proof = _Proof(recorder, units, under, mask, rules, disproved, doubted)
         if not proof.holds(islice(more_masks(traced, 2), _ASKED)):
             return False
-        held, fresh = (1, 0) if proof.new else (held + 1, fresh)
+        held, fresh = (1, 0) if rules != before else (held + 1, fresh)
     return True
 
 
@@ -79,7 +79,6 @@ class _Proof:
         self.recorder, self.units, self.traced, self.mask = recorder, units, traced, mask
         self.rules, self.disproved = rules, disproved  # those in force; those that failed at some architecture
         self.doubted = doubted  # those in force that may be coincidences
-        self.new: list[AttributeRule] = []
         self.network = traced.cut(mask, share=not recorder.overwrites).eval()
         self._sizes: dict[int, tuple[Any, int]] = {}
 
@@ -111,7 +110,6 @@ class _Proof:
                 changed = give_way(self.recorder, record, partial(copy, told), self.kept, self.rules, error)
                 return not (changed or self._keep_everything(f"{error}: {record.where()}"))
             rules, replay = found
-            self.new += rules
             self.doubted += rules
         self._drop_coincidences(replay)
         return True
@@ -179,6 +177,8 @@ class _Proof:
             replay = self._replay()
             if replay.error is None or replay.position > failed.position:
                 joint, rules = rules, self._needed(dict(before), replay)
+                if not rules:
+                    continue
                 peers = [p for rule in rules for p in for_peers(self.recorder, original, rule, failed.at())]
                 peers = [
                     p
@@ -232,6 +232,7 @@ class _Proof:
             replay = self._replay()
             if replay.error is None and (replay.strayed <= found.strayed or replay.compared > found.compared):
                 self._drop(group)
+                found = replay
             else:
                 self._set(group)
 
@@ -248,7 +249,6 @@ class _Proof:
 
     def _drop(self, rules: list[AttributeRule]) -> None:
         self.rules[:] = [rule for rule in self.rules if rule not in rules]
-        self.new = [rule for rule in self.new if rule not in rules]
 
     def _is_written(self, rule: AttributeRule) -> bool:
         return (rule.module, rule.key[0]) in self.recorder.written

@@ -62,7 +62,7 @@ def _follow_attribute(
     if asked is None or record.operator not in _VIEWS or len(asked) != len(record.outputs[0].shape):
         return False
     for span in reversed(_enclosing(recorder, record)):
-        for rule in [rule for rule in rules if rule.module == span.module]:
+        for rule in [rule for rule in rules if rule.module == span.module and rule.was == rule.full]:
             now = kept((rule.full, rule.rows))
             axes = enumerate(record.outputs[0].axes())
             dims = [d for d, axis in axes if axis[0] == rule.was and asked[d] == now != kept(axis)]

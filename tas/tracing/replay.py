@@ -62,9 +62,9 @@ class Replay(Watching):
             self.error = f"{type(error).__name__}: {lines[0] if lines else ''}"
 
     def comes_further_than(self, other: Replay) -> bool:
-        """Whether it fails later, or not at all; of two that do not fail, whether it compares more."""
+        """Whether it fails later, or, where it does not fail, compares more."""
         if self.error is None:
-            return other.error is not None or self.compared > other.compared
+            return self.position > other.position or self.compared > other.compared
         return other.error is not None and self.position > other.position
 
     def _compare_literals(self) -> None:

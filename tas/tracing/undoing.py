@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -104,8 +104,8 @@ def parameters_unchanged(network: nn.Module) -> Iterator[None]:
     """Puts back what a forward does to parameters: averages of other weights, in train mode. Only what is written to is
     copied."""
     modules = [(module, dict(module._parameters)) for module in network.modules()]
-    parameters = [(parameter, parameter.data) for parameter in network.parameters()]
-    written = _Written(parameters)
+    parameters = [(parameter, parameter.data, parameter.requires_grad) for parameter in network.parameters()]
+    written = _Written({id(parameter): data for parameter, data, _ in parameters})
     try:
         with written:
             yield
@@ -114,22 +114,22 @@ def parameters_unchanged(network: nn.Module) -> Iterator[None]:
             module._parameters.clear()
             module._parameters.update(own)
         with torch.no_grad():
-            for parameter, data in parameters:
-                if parameter.data_ptr() != data.data_ptr():
-                    parameter.data = data
+            for parameter, data, learned in parameters:
+                parameter.data = data
+                parameter.requires_grad_(learned)
                 if id(parameter) in written.content:
                     data.copy_(written.content[id(parameter)])
 
 
 class _Written(Watching):
-    """Copies parameters right before an operator writes to them."""
+    """Copies tensors, known by keys, right before an operator writes to them."""
 
-    def __init__(self, parameters: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+    def __init__(self, tensors: Mapping[int, Tensor]) -> None:
         super().__init__()
         self.content: dict[int, Tensor] = {}
-        self._at: dict[int, list[tuple[int, Tensor]]] = {}
-        for parameter, data in parameters:
-            self._at.setdefault(_memory(data), []).append((id(parameter), data))
+        self._at: dict[int | None, list[tuple[int, Tensor]]] = {}
+        for key, tensor in tensors.items():
+            self._at.setdefault(_memory(tensor), []).append((key, tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
@@ -143,8 +143,8 @@ class _Written(Watching):
         return func(*args, **given)
 
 
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _memory(tensor: Tensor) -> int | None:
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None
 
 
 @contextmanager
