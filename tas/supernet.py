@@ -28,6 +28,7 @@ from tas.space import SearchSpace
 from tas.tracing import Traced, as_call
 from tas.tracing.copying import copy_sharing
 from tas.tracing.identity import Array, Rows
+from tas.tracing.leaves import memory_of
 from tas.tracing.regions import Removal
 from tas.tracing.slicing import Cut, apply_cut, unfused, write_cut
 from tas.tracing.undoing import unchanged
@@ -261,7 +262,7 @@ def _may_be_written(part: Tensor) -> bool:
 
 
 def _same_memory(part: Tensor, whole: Tensor) -> bool:
-    return part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    return memory_of(part) == memory_of(whole)
 
 
 @contextmanager

@@ -89,13 +89,13 @@ def difference(one: Any, other: Any, key: str = "") -> str:
 
 def _told(value: Any) -> str:
     """On one line, as YAML takes it; of sections, what they say."""
-    return json.dumps(_without_defaults(value), ensure_ascii=False)
+    return json.dumps(_without_nulls(value), ensure_ascii=False)
 
 
-def _without_defaults(value: Any) -> Any:
+def _without_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _without_defaults(part) for name, part in value.items() if part is not None}
-    return [_without_defaults(part) for part in value] if isinstance(value, list) else value
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 # what pydantic calls after JSON, in the words of YAML

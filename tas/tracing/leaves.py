@@ -15,6 +15,11 @@ def tensors_of(tree: Any) -> list[Tensor]:
     return [tree] if isinstance(tree, Tensor) else [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+def memory_of(tensor: Tensor) -> int:
+    """Where its numbers lie; views of one memory have one."""
+    return tensor.untyped_storage().data_ptr()
+
+
 def with_paths(output: Any) -> list[tuple[str, Tensor]]:
     """The tensors that a network gives back, each with the path to it, also those in objects that torch does not know
     how to look into."""

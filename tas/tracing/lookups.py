@@ -59,9 +59,9 @@ def _has_own_lookups(kind: type[nn.Module]) -> bool:
 
 
 def _look_up(module: nn.Module, name: str) -> Any:
+    asked = EVERYTHING if name in _COPIES else name
     for names in _noting:
         known = names.get(id(module))
-        asked = EVERYTHING if name in _COPIES else name
         if known is not None and not (
             asked in _UNNOTED and sys._getframe(1).f_code.co_filename.startswith(_UNNOTED[asked])
         ):

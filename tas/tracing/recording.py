@@ -21,7 +21,7 @@ from tas.tracing.calls import noting_calls, noting_functions
 from tas.tracing.dynamic import Decisions, Noting
 from tas.tracing.findings import Findings
 from tas.tracing.identity import Rows
-from tas.tracing.leaves import tensors_of, with_paths
+from tas.tracing.leaves import memory_of, tensors_of, with_paths
 from tas.tracing.literals import numbers_in
 from tas.tracing.lookups import EVERYTHING, Lookups
 from tas.tracing.places import Key, loose_tensors
@@ -211,7 +211,7 @@ class Recorder(Watching, Findings):
     @cached_property
     def overwrites(self) -> bool:
         """Whether the forward writes into a parameter."""
-        return any(_storage(parameter) in self._written for parameter in self.network.parameters())
+        return any(memory_of(parameter) in self._written for parameter in self.network.parameters())
 
     @property
     def unread(self) -> list[str]:
@@ -315,22 +315,22 @@ class Recorder(Watching, Findings):
         return found
 
     def _note_outputs(self, out: Any, inputs: list[Tensor], descends: int, in_place: bool) -> None:
-        storages = {_storage(tensor) for tensor in inputs}
+        storages = {memory_of(tensor) for tensor in inputs}
         for tensor in tensors_of(out):
             self._descends[tensor] = descends
             self._maker[tensor] = self.current.index
             if in_place:
-                self._written[_storage(tensor)] = (self.current.index, descends)
-            elif _storage(tensor) not in storages:
-                self._written.pop(_storage(tensor), None)  # new memory at an old address
+                self._written[memory_of(tensor)] = (self.current.index, descends)
+            elif memory_of(tensor) not in storages:
+                self._written.pop(memory_of(tensor), None)  # new memory at an old address
         self.current.outputs = tuple(self.value(tensor) for tensor in tensors_of(out))
 
     def value(self, tensor: Tensor) -> Value:
-        made_by = max(self._maker.get(tensor, -1), self._written.get(_storage(tensor), (-1, 0))[0])
+        made_by = max(self._maker.get(tensor, -1), self._written.get(memory_of(tensor), (-1, 0))[0])
         return Value(tuple(tensor.shape), tuple(self.rows(tensor)), made_by, is_real(tensor), self.sites(tensor))
 
     def ancestors(self, tensor: Tensor) -> int:
-        return int(self._descends.get(tensor, 0)) | self._written.get(_storage(tensor), (-1, 0))[1]
+        return int(self._descends.get(tensor, 0)) | self._written.get(memory_of(tensor), (-1, 0))[1]
 
 
 @contextmanager
@@ -355,7 +355,3 @@ def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def is_real(tensor: Tensor) -> bool:
     """Whether it holds numbers that a factor makes sense for: real or complex, as opposed to whole."""
     return tensor.dtype.is_floating_point or tensor.dtype.is_complex
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()

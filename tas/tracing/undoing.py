@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tas.tracing.leaves import tensors_of
+from tas.tracing.leaves import memory_of, tensors_of
 from tas.tracing.places import MODULES_OWN
 from tas.tracing.watching import Watching
 
@@ -144,7 +144,8 @@ class _Written(Watching):
 
 
 def _memory(tensor: Tensor) -> int | None:
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else None
+    """None of a sparse tensor, which has no one memory."""
+    return memory_of(tensor) if tensor.layout is torch.strided else None
 
 
 @contextmanager
